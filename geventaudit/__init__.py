@@ -1,0 +1,70 @@
+"""An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
+
+The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``connections``,
+``backoff``, ``notifications``, ``stats``, ``sender``, ``pipeline``, ``base``, ``client``. The receiving end is
+``agent``.
+"""
+
+from .backoff import Backoff
+from .base import BaseClient
+from .client import Client
+from .connections import TCP, Connection, DomainSocket, NoOp
+from .errors import (
+    AuditError,
+    ClientClosedError,
+    ConnectionFailedError,
+    FrameError,
+    QueueFullError,
+    ValidationError,
+)
+from .notifications import Notification, NotificationChannel, NotificationKind
+from .records import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Diagnostic,
+    Heartbeat,
+    Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    TargetResource,
+)
+from .schemas import MsgSchema, RecordSchema
+from .stats import Stats
+from .version import __version__
+
+__all__ = [
+    "TCP",
+    "AuditError",
+    "AuditType",
+    "Backoff",
+    "BaseClient",
+    "CallerIdentity",
+    "CallerIdentityType",
+    "Client",
+    "ClientClosedError",
+    "Connection",
+    "ConnectionFailedError",
+    "Diagnostic",
+    "DomainSocket",
+    "FrameError",
+    "Heartbeat",
+    "Msg",
+    "MsgSchema",
+    "NoOp",
+    "Notification",
+    "NotificationChannel",
+    "NotificationKind",
+    "OperationCategory",
+    "OperationResult",
+    "OperationType",
+    "QueueFullError",
+    "Record",
+    "RecordSchema",
+    "Stats",
+    "TargetResource",
+    "ValidationError",
+    "__version__",
+]

@@ -1,0 +1,290 @@
+"""The receiving end, for development and tests: an audit agent over a Unix socket or TCP.
+
+It is strict, and says what it refuses: a stream that is no Forward stream is closed, with the offset and the reason in
+the log; a message that breaks the rules is counted and told, and its stream goes on. A frame whose option has a
+``chunk`` is acknowledged once all of its messages were handed over.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import gevent
+from gevent import socket as gsocket
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from .connections import logger_name
+from .errors import FrameError, ValidationError, show
+from .records import AuditType, Diagnostic, Heartbeat, Msg
+from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
+from .wire import Decoder, Entry, Frame, ack_of, message_of
+
+__all__ = ["Agent", "AgentCounts", "Received", "Refused"]
+
+logger = logging.getLogger(logger_name + ".agent")
+
+_BACKLOG = 1024
+_READ_BYTES = 1 << 16
+
+
+class Received(NamedTuple):
+    """One message as it arrived."""
+
+    message: Msg | Heartbeat | Diagnostic
+    time: float
+    """When it happened, in seconds since 1970."""
+    service_tree_id: str | None
+
+
+class Refused(NamedTuple):
+    """One message that broke the rules."""
+
+    error: Exception
+    tag: str
+    time: float
+    body: dict[Any, Any]
+
+
+@dataclass(slots=True)
+class AgentCounts:
+    """What an agent has seen since it was made, restarts included."""
+
+    connections: int = 0
+    open_connections: int = 0
+    bytes: int = 0
+    frames: int = 0
+    messages: int = 0
+    """Valid messages, heartbeats included."""
+    heartbeats: int = 0
+    refused: int = 0
+    """Messages that broke the rules."""
+    broken_streams: int = 0
+    """Connections closed because what came was no frame, or because the callback raised."""
+    half_frames: int = 0
+    """Connections that ended in the middle of a frame."""
+    acks: int = 0
+
+
+class Agent:
+    """Listens, decodes, validates, and hands messages on.
+
+    :param address: the path of a Unix socket, or host and port (port 0 picks a free one, see :attr:`address`).
+    :param on_message: called with each valid message, one at a time for each connection. Raising closes that
+        connection without an acknowledgement.
+    :param on_refused: called with each message that broke the rules; without one they are logged.
+    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
+    :param max_frame_bytes: a longer frame closes its connection.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | tuple[str, int],
+        on_message: Callable[[Received], object],
+        *,
+        on_refused: Callable[[Refused], object] | None = None,
+        schema: RecordSchema | None = None,
+        max_frame_bytes: int = 8 << 20,
+    ) -> None:
+        self.address: str | tuple[str, int] = address if isinstance(address, tuple) else os.fspath(address)
+        self._on_message = on_message
+        self._on_refused = on_refused
+        self._schema = MsgSchema(record=schema)
+        self._max_frame_bytes = max_frame_bytes
+        self._counts = AgentCounts()
+        self._server: StreamServer | None = None
+        self._inode: int | None = None
+        self._connections: dict[Any, Any] = {}  # greenlet: socket
+        self._reading = Event()
+        self._reading.set()
+
+    # -- control -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Listen. A socket file that a dead agent left behind is replaced.
+
+        :raises OSError: the address cannot be had, or another agent listens there.
+        """
+        if self._server is not None:
+            raise RuntimeError("the agent runs already")
+        if isinstance(self.address, tuple):
+            listener = gsocket.create_server(
+                self.address, family=gsocket.AF_INET6 if ":" in self.address[0] else gsocket.AF_INET, backlog=_BACKLOG
+            )
+            self.address = (self.address[0], listener.getsockname()[1])
+        else:
+            listener = _listen_unix(self.address)
+            self._inode = os.stat(self.address).st_ino
+        self._server = StreamServer(listener, self._serve)
+        self._server.start()
+        return self
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Stop listening, tell all senders that this is the end, read what they have sent, and close.
+
+        :param timeout: seconds that reading what they have sent may take; with 0 it stays unread.
+        """
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        self._remove_file()
+        if timeout > 0 and self._reading.is_set():
+            for sock in list(self._connections.values()):
+                try:
+                    sock.shutdown(gsocket.SHUT_WR)
+                except OSError:
+                    pass  # that sender has gone already
+            gevent.joinall(list(self._connections), timeout=timeout)
+        self.hang_up()
+
+    def restart(self, timeout: float = 1.0) -> None:
+        """Stop, and listen again on the same address."""
+        self.stop(timeout)
+        self.start()
+
+    def hang_up(self) -> None:
+        """Close all connections at once, whatever is unread."""
+        gevent.killall(list(self._connections))
+
+    def stop_reading(self) -> None:
+        """Accept, and read nothing any more: what a stuck agent does."""
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._reading.set()
+
+    @property
+    def counts(self) -> AgentCounts:
+        """A snapshot of the counts."""
+        return replace(self._counts, open_connections=len(self._connections))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.address} {'running' if self._server else 'stopped'}>"
+
+    def _remove_file(self) -> None:
+        """Take the socket file away, if it is still this agent's."""
+        if isinstance(self.address, str):
+            try:
+                if os.stat(self.address).st_ino == self._inode:
+                    os.unlink(self.address)
+            except FileNotFoundError:
+                pass
+
+    # -- one connection ------------------------------------------------------------------------------------------------
+
+    def _serve(self, sock: Any, peer: Any) -> None:
+        if self._server is None:  # accepted, and stopped before this began
+            sock.close()
+            return
+        me = gevent.getcurrent()
+        self._counts.connections += 1
+        self._connections[me] = sock
+        decoder = Decoder(max_frame_bytes=self._max_frame_bytes)
+        try:
+            while data := self._read(sock):
+                self._counts.bytes += len(data)
+                for frame in decoder.feed(data):
+                    self._take(frame, sock)
+            if decoder.unfinished:
+                self._counts.half_frames += 1
+                logger.info("a sender hung up in the middle of a frame, %d bytes of it came", decoder.unfinished)
+        except FrameError as error:
+            self._counts.broken_streams += 1
+            logger.warning("closed a connection: %s", error)
+        except OSError as error:
+            logger.info("a connection broke: %s", error)
+        except Exception:
+            self._counts.broken_streams += 1
+            logger.exception("closed a connection: the callback raised")
+        finally:
+            del self._connections[me]
+            sock.close()
+
+    def _read(self, sock: Any) -> bytes:
+        while True:
+            self._reading.wait()
+            gsocket.wait_read(sock.fileno())
+            if self._reading.is_set():  # it may have been told to stop while it waited
+                data: bytes = sock.recv(_READ_BYTES)
+                return data
+
+    def _take(self, frame: Frame, sock: Any) -> None:
+        self._counts.frames += 1
+        for entry in frame.entries:
+            try:
+                received = self._validated(frame.tag, entry)
+            except (ValidationError, FrameError) as error:
+                self._refuse(Refused(error, frame.tag, entry.time, entry.body))
+            else:
+                self._counts.messages += 1
+                self._counts.heartbeats += isinstance(received.message, Heartbeat)
+                self._on_message(received)
+        if frame.problem:
+            raise FrameError(frame.problem, frame.offset)
+        if frame.chunk is not None:
+            sock.sendall(ack_of(frame.chunk))
+            self._counts.acks += 1
+
+    def _validated(self, tag: str, entry: Entry) -> Received:
+        if tag not in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE):
+            return Received(message_of(tag, entry.body), entry.time, None)
+        record = dict(entry.body)
+        service_tree_id = record.pop("env_ikey", None)
+        try:
+            msg = self._schema.load({"Type": TYPE_NAMES[AuditType(tag)], "Record": record})
+        except ValidationError as error:
+            raise ValidationError(by_record(error.messages)) from None
+        return Received(msg, entry.time, None if service_tree_id is None else service_tree_uuid(service_tree_id))
+
+    def _refuse(self, refused: Refused) -> None:
+        self._counts.refused += 1
+        if self._on_refused is not None:
+            self._on_refused(refused)
+        else:
+            logger.warning("refused a message (%s): %s", show(refused.tag), refused.error)
+
+
+def _listen_unix(path: str) -> Any:
+    listener = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
+                raise OSError(error.errno, f"{error.strerror}: {path}") from None
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_left_behind(path: str) -> bool:
+    """Whether *path* is a socket that nobody listens on."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    probe = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
+    probe.settimeout(0.0)
+    try:
+        return bool(probe.connect_ex(path) == errno.ECONNREFUSED)
+    finally:
+        probe.close()

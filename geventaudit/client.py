@@ -1,0 +1,127 @@
+"""The smart client: a factory for connections, whose failures are handled here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+
+from . import wire
+from .backoff import Backoff
+from .connections import Connection
+from .errors import ClientClosedError, ConnectionFailedError, show
+from .notifications import NotificationKind
+from .pipeline import BeforeSend, Pipeline, State
+from .records import Msg
+from .schemas import RecordSchema
+
+__all__ = ["Client"]
+
+
+class Client(Pipeline):
+    """Sends to an agent that comes and goes. Construct it anywhere, at any time: nothing starts before it is needed.
+
+    :param factory: called without arguments for each connection, in a greenlet of the client's; returns an open one, or
+        raises.
+    :param backoff: the delays between attempts. They begin anew after a connection that delivered something or lived
+        longer than the initial delay; an agent that accepts and hangs up at once is one that fails.
+    :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
+    :param queue_size: records that may wait to be written; at least 1.
+    :param heartbeat_interval: seconds from one heartbeat to the next.
+    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
+    :param max_frame_bytes: a record that needs more is refused.
+    :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
+        or None to leave it out. What it raises becomes a ValidationError.
+    :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Connection],
+        *,
+        backoff: Backoff | None = None,
+        service_tree_id: object | None = None,
+        queue_size: int = 2048,
+        heartbeat_interval: float = 1800.0,
+        schema: RecordSchema | None = None,
+        max_frame_bytes: int = wire.DEFAULT_MAX_FRAME_BYTES,
+        datetimes: wire.Datetimes = "extension",
+        before_send: BeforeSend | None = None,
+    ) -> None:
+        if not callable(factory):
+            raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
+        super().__init__(
+            service_tree_id=service_tree_id,
+            queue_size=queue_size,
+            heartbeat_interval=heartbeat_interval,
+            schema=schema,
+            max_frame_bytes=max_frame_bytes,
+            datetimes=datetimes,
+            before_send=before_send,
+        )
+        self._factory = factory
+        self._backoff = Backoff() if backoff is None else backoff
+        self._failures = 0  # in a row
+        self._last_error: ConnectionFailedError | None = None
+
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float = 0.0) -> None:
+        """Validate, encode and accept *msg*; it is written and delivered in the background.
+
+        :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait.
+        :raises ValidationError: it breaks the rules.
+        :raises QueueFullError: there was no room (in that time); the message is still the caller's.
+        :raises ClientClosedError: the client is closing or closed.
+        """
+        super().send(msg, timeout=timeout)
+
+    def connect(self, timeout: float = 10.0) -> None:
+        """Wait until there is a connection; for those who want to fail at start-up rather than wait for the agent.
+
+        The client goes on trying afterwards, whatever this says.
+
+        :param timeout: seconds; attempts are made according to the backoff meanwhile.
+        :raises ConnectionFailedError: there is none after that time; it says why the last attempt failed.
+        :raises ClientClosedError: the client is closing or closed.
+        """
+        if self._state in (State.NEW, State.RUNNING):
+            if self._running_sender().connected.wait(timeout):
+                return
+            if self._state is State.RUNNING:
+                cause = self._last_error
+                raise ConnectionFailedError(
+                    f"no connection within {timeout} s" + (f"; the last attempt: {cause}" if cause else "")
+                ) from cause
+        raise ClientClosedError(f"the client is {self._state.value}")
+
+    def _connect(self) -> Connection:
+        while True:
+            if self._failures:
+                gevent.sleep(self._backoff.delay(self._failures))
+            try:
+                connection = self._factory()
+                if not isinstance(connection, Connection):
+                    raise TypeError(f"the factory must return an open connection, returned {show(connection)}")
+            except (Exception, gevent.Timeout) as error:
+                self._failures += 1
+                self._counters.connect_failures += 1
+                self._last_error = _connect_error(error)
+                self._tell(NotificationKind.CONNECT_FAILED, self._last_error)
+            else:
+                self._tell(NotificationKind.CONNECTED)
+                return connection
+
+    def _lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> None:
+        self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1
+        self._last_error = error
+        self._tell(NotificationKind.CONNECTION_LOST, error)
+
+
+def _connect_error(error: BaseException) -> ConnectionFailedError:
+    if isinstance(error, ConnectionFailedError):
+        return error
+    failed = ConnectionFailedError(f"the factory failed: {error!r}")
+    failed.__cause__ = error
+    return failed

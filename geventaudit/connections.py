@@ -1,0 +1,334 @@
+"""Open ways to the agent, and what each can know about what it delivered.
+
+========================  ==========================================================================================
+connection                a frame counts as delivered when
+========================  ==========================================================================================
+:class:`DomainSocket`     the agent's process has read it from the socket (Linux; elsewhere: when it was written)
+:class:`TCP`              the kernel of the agent's host has acknowledged it (Linux; elsewhere: when it was written)
+:class:`NoOp`             at once; it goes nowhere
+========================  ==========================================================================================
+
+Anything with the methods of :class:`Connection` can stand in for these.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket as _constants
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+import gevent
+from gevent import monkey
+from gevent import socket as gsocket
+from gevent.event import Event
+
+from .errors import ConnectionFailedError
+
+__all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
+
+logger_name = "geventaudit"
+
+_MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/default_fluent.socket")
+
+
+@runtime_checkable
+class Connection(Protocol):
+    """One open way to an agent. Make one of your own by having these; no base class is needed.
+
+    A connection is open when its constructor returns, is used by one client, and is never used again after anything has
+    failed on it: the client closes it and asks its factory for another.
+    """
+
+    name: str
+    """What kind it is, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        """Write whole frames, one after the other, waiting as a greenlet does where it must.
+
+        :raises Exception: anything; the connection counts as broken then, with an unknown part of *frames* written.
+        """
+
+    def delivered(self) -> int:
+        """How many frames, counted from the first that was written, the far side has taken for certain.
+
+        Never falls, never waits, never raises. Where nothing is known, the number of frames written.
+        """
+
+    def wait_broken(self) -> None:
+        """Wait until the far side hangs up, and say why by raising; runs in a greenlet of its own.
+
+        :raises Exception: what happened. A connection that cannot break waits for ever.
+        """
+
+    def close(self) -> None:
+        """Let go of everything, at once. May be called more than once, and while another greenlet is writing."""
+
+
+class _Closing:
+    """``with`` support, for those who use a connection by hand."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _SocketConnection(_Closing):
+    """What Unix sockets and TCP have in common once they are connected."""
+
+    name: str
+
+    def __init__(self, sock: Any, where: str, write_timeout: float | None) -> None:
+        self._where = where
+        self._write_timeout = write_timeout
+        self._sock = sock
+        self._sock.settimeout(write_timeout)
+        self._hang_up = _HangUp(sock.fileno())
+        self._written = 0  # bytes
+        self._ends: deque[int] = deque()  # the position behind each frame that is not known to be delivered
+        self._delivered = 0  # frames
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._where}{' closed' if self._closed else ''}>"
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        """See :meth:`Connection.write`.
+
+        :raises ConnectionFailedError: when the agent hung up, or took no byte for ``write_timeout`` seconds.
+        """
+        self._check_open()
+        end = self._written
+        for frame in frames:
+            end += len(frame)
+            self._ends.append(end)
+        left = memoryview(frames[0] if len(frames) == 1 else b"".join(frames))
+        try:
+            while left:
+                sent = self._sock.send(left)
+                self._written += sent
+                left = left[sent:]
+        except TimeoutError as error:
+            self.close()
+            raise ConnectionFailedError(
+                f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise self._failure("could not write", error) from error
+        except BaseException:
+            # Whatever it was (a Timeout, a kill), part of a frame may be on the way: nothing can follow it.
+            self.close()
+            raise
+
+    def delivered(self) -> int:
+        if not self._closed:
+            taken = self._taken()
+            while self._ends and self._ends[0] <= taken:
+                self._ends.popleft()
+                self._delivered += 1
+        return self._delivered
+
+    def _taken(self) -> int:
+        """Bytes that the far side has certainly taken.
+
+        What the kernel still holds for the far side (TIOCOUTQ) includes the overhead of its buffers on a Unix socket,
+        so written minus held is a safe lower bound. When the far side closes, the kernel throws away what was not read,
+        and holds 0: the figure means nothing then, so the hang-up is looked for after the figure was taken.
+        """
+        held = _held_by_kernel(self._sock.fileno())
+        if held is None:
+            return self._written
+        return 0 if self._hang_up.seen() else self._written - held
+
+    def wait_broken(self) -> None:
+        """See :meth:`Connection.wait_broken`. What an agent says is read and means nothing.
+
+        :raises ConnectionFailedError: when the agent hung up, or the connection was closed.
+        """
+        self._check_open()
+        while True:
+            try:
+                data = self._sock.recv(4096)
+            except TimeoutError:
+                continue  # the socket's timeout is meant for writing
+            except OSError as error:
+                raise self._failure("broke", error) from error
+            if not data:
+                raise ConnectionFailedError(f"{self._where}: the agent hung up")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._sock.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionFailedError(f"{self._where}: the connection is closed")
+
+    def _failure(self, what: str, error: OSError) -> ConnectionFailedError:
+        return ConnectionFailedError(f"{self._where}: {what}: {error.strerror or error}")
+
+
+class DomainSocket(_SocketConnection):
+    """A connection over a Unix stream socket.
+
+    :param path: the agent's socket. Without one, the first of mdsd's two usual paths that exists, or the second.
+    :param timeout: seconds that connecting may take.
+    :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
+        ever.
+    :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
+    """
+
+    name = "UnixDomainSocket"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float | None = 10.0,
+        write_timeout: float | None = 15.0,
+    ) -> None:
+        self.path = usual_path() if path is None else os.fspath(path)
+        sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
+        try:
+            _connect_unix(sock, self.path, timeout)
+            super().__init__(sock, f"unix:{self.path}", write_timeout)
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+            sock.close()
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectionFailedError(f"unix:{self.path}: could not connect: {reason}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+class TCP(_SocketConnection):
+    """A connection over TCP, with keep-alive and without delay.
+
+    :param address: host name or address, and port. Names are resolved without blocking other greenlets.
+    :param timeout: seconds that resolving and connecting may take, for each address that the name has.
+    :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
+        ever.
+    :raises ConnectionFailedError: when there is no connection to be had; it names the address and the cause.
+    """
+
+    name = "TCP"
+
+    def __init__(
+        self, address: tuple[str, int], *, timeout: float | None = 10.0, write_timeout: float | None = 15.0
+    ) -> None:
+        host, port = address
+        where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+        try:
+            sock = gsocket.create_connection((host, port), timeout)
+        except (OSError, ValueError, OverflowError) as error:  # the latter two: names and ports that cannot be
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectionFailedError(f"{where}: could not connect: {reason}") from error
+        try:
+            if sock.getsockname() == sock.getpeername():
+                # Connecting to a local port that nobody listens on can pick that very port for this side.
+                raise ConnectionFailedError(f"{where}: could not connect: nobody listens (it met itself)")
+            sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
+            sock.setsockopt(_constants.SOL_SOCKET, _constants.SO_KEEPALIVE, 1)
+            super().__init__(sock, where, write_timeout)
+        except OSError as error:
+            sock.close()
+            raise ConnectionFailedError(f"{where}: could not connect: {error.strerror or error}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+class NoOp(_Closing):
+    """Goes nowhere: what is written counts as delivered and is gone. For tests, and for switching auditing off.
+
+    It says so in the log whenever one is made, so that auditing is never off without anybody noticing.
+    """
+
+    name = "NoOP"
+
+    def __init__(self) -> None:
+        self._written = 0
+        self._closed = Event()
+        logging.getLogger(logger_name).warning("audit records go nowhere: the connection is a NoOp")
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        if self._closed.is_set():
+            raise ConnectionFailedError("noop: the connection is closed")
+        self._written += len(frames)
+
+    def delivered(self) -> int:
+        return self._written
+
+    def wait_broken(self) -> None:
+        self._closed.wait()
+        raise ConnectionFailedError("noop: the connection is closed")
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+# -- the kernel's knowledge --------------------------------------------------------------------------------------------
+
+
+def usual_path() -> str:
+    return next((path for path in _MDSD_SOCKETS if os.path.exists(path)), _MDSD_SOCKETS[-1])
+
+
+def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
+    """Connect *sock*, also to an agent whose backlog is full: the kernel says "try again" then and gives no event."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock.settimeout(0.0)
+    pause = 0.001
+    while True:
+        code = sock.connect_ex(path)
+        if code == 0:
+            return
+        if code not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(code, os.strerror(code))
+        if deadline is not None and time.monotonic() + pause > deadline:
+            raise OSError(errno.ETIMEDOUT, f"the agent accepted nobody for {timeout} seconds")
+        gevent.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+    def _held_by_kernel(descriptor: int) -> int | None:
+        """Bytes written to the socket that the far side has not taken; None where the kernel does not tell."""
+        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
+        return int.from_bytes(answer, sys.byteorder)
+
+else:
+
+    def _held_by_kernel(descriptor: int) -> int | None:
+        return None
+
+
+class _HangUp:
+    """Whether the far side of a socket has closed, or shut down its writing. Does not wait."""
+
+    def __init__(self, descriptor: int) -> None:
+        # The unpatched poll(2): gevent's would switch to the hub, and this is asked between two statements.
+        self._poll = monkey.get_original("select", "poll")()
+        self._poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
+
+    def seen(self) -> bool:
+        return bool(self._poll.poll(0))

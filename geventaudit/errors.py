@@ -1,0 +1,108 @@
+"""What can go wrong, as exceptions.
+
+::
+
+    Exception
+     +-- AuditError                     everything this library raises on purpose
+          +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
+          +-- QueueFullError            no room on the queue; the message is still the caller's
+          +-- ClientClosedError         the client is closing or closed
+          +-- ConnectionFailedError     no connection to the agent, or it broke
+          +-- FrameError                bytes that are not a frame of this protocol
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import marshmallow
+from marshmallow.exceptions import SCHEMA
+
+__all__ = [
+    "AuditError",
+    "ClientClosedError",
+    "ConnectionFailedError",
+    "FrameError",
+    "QueueFullError",
+    "ValidationError",
+    "show",
+]
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 60
+_repr.maxlong = 30
+
+
+def show(value: object) -> str:
+    """*value* for an error message: its repr, short, whatever its ``__repr__`` does."""
+    try:
+        return _repr.repr(value)
+    except Exception:  # reprlib guards objects, but not their keys, nor integers too long to print
+        return f"an unprintable {type(value).__name__}"
+
+
+class AuditError(Exception):
+    """The root of everything that geventaudit raises on purpose."""
+
+
+class ValidationError(AuditError, marshmallow.ValidationError):
+    """A message breaks the rules; nothing was accepted.
+
+    It is a :class:`marshmallow.ValidationError`, so whoever catches that one catches this one.
+
+    ``messages`` is a dict of lists of texts, nested by wire path, as marshmallow makes it:
+    ``{"TargetResources": {"SubscriptionId": {0: {"Name": ["must not be empty"]}}}}``. ``str(error)`` is the same on one
+    line: ``TargetResources.SubscriptionId[0].Name: must not be empty``. What concerns no single field stands under
+    ``_schema``.
+    """
+
+    messages: Any
+
+    def __str__(self) -> str:
+        return "; ".join(f"{path}: {text}" if path else text for path, text in _flatten(self.messages, ""))
+
+
+def _flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The (path, text) pairs of nested messages, in their order."""
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield from _flatten(child, _join(path, key))
+    elif isinstance(node, list | tuple):
+        for child in node:
+            yield from _flatten(child, path)
+    else:
+        yield path, str(node)
+
+
+def _join(path: str, key: object) -> str:
+    if key == SCHEMA:
+        return path
+    if isinstance(key, str) and key.isidentifier():
+        return f"{path}.{key}" if path else key
+    return f"{path}[{key}]" if type(key) is int else f"{path}[{show(key)}]"
+
+
+class QueueFullError(AuditError):
+    """The queue had no room (within the timeout, where one was given). The message is still the caller's."""
+
+
+class ClientClosedError(AuditError):
+    """The client is closing or closed and takes no more messages."""
+
+
+class ConnectionFailedError(AuditError):
+    """No connection could be made, or it broke. The text names the address and the cause."""
+
+
+class FrameError(AuditError):
+    """Bytes that are not a frame of this protocol.
+
+    ``offset`` counts the bytes from the start of the stream to the frame that is wrong.
+    """
+
+    def __init__(self, reason: str, offset: int = 0) -> None:
+        super().__init__(f"{reason} (at byte {offset})")
+        self.reason = reason
+        self.offset = offset

@@ -1,0 +1,326 @@
+"""What both clients are: the way of a message into the queue, and the life of a client.
+
+::
+
+    NEW --start--> RUNNING --close--> CLOSING --drained, or out of time--> CLOSED
+     |                                                                        ^
+     +-------------------------------close------------------------------------+
+
+What they differ in, where a connection comes from and what its loss means, is theirs: :mod:`geventaudit.base` and
+:mod:`geventaudit.client`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import platform
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self, cast
+
+from gevent.event import Event
+from gevent.hub import get_hub
+
+from . import wire
+from .connections import Connection, logger_name
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, ValidationError, show
+from .notifications import NotificationChannel, NotificationKind, Notifier
+from .records import Heartbeat, Msg
+from .schemas import MsgSchema, RecordSchema, by_record
+from .sender import Sender
+from .stats import Counters, Rejection, Stats
+from .version import __version__
+
+__all__ = ["Pipeline", "State"]
+
+logger = logging.getLogger(logger_name)
+
+_EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
+_FULL_SECONDS = 1.0  # how often a full queue is told of
+
+
+class State(Enum):
+    """Where a client is in its life."""
+
+    NEW = "new"
+    RUNNING = "running"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_TRANSITIONS = {
+    State.NEW: {State.RUNNING, State.CLOSED},
+    State.RUNNING: {State.CLOSING},
+    State.CLOSING: {State.CLOSED},
+    State.CLOSED: set[State](),
+}
+
+BeforeSend = Callable[[Msg], Msg | None]
+
+
+class Pipeline:
+    """The common part of :class:`~geventaudit.BaseClient` and :class:`~geventaudit.Client`."""
+
+    def __init__(
+        self,
+        *,
+        service_tree_id: object | None,
+        queue_size: int,
+        heartbeat_interval: float,
+        schema: RecordSchema | None,
+        max_frame_bytes: int,
+        datetimes: wire.Datetimes,
+        before_send: BeforeSend | None,
+    ) -> None:
+        if not isinstance(queue_size, int) or queue_size < 1:
+            raise ValueError(f"queue_size must be a whole number of at least 1, got {show(queue_size)}")
+        if not heartbeat_interval > 0:
+            raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
+        if not isinstance(schema, RecordSchema | None):
+            raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
+        self._schema = MsgSchema(record=schema)
+        self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
+        self._queue_size = queue_size
+        self._heartbeat_interval = heartbeat_interval
+        self._before_send = before_send
+        self._state = State.NEW
+        self._sender: Sender | None = None
+        self._counters = Counters()
+        self._notifier = Notifier()
+        self._undelivered: list[Msg] = []
+        self._closed = Event()
+        self._told_full = -_FULL_SECONDS
+        self._full_untold = 0
+
+    # -- messages in ---------------------------------------------------------------------------------------------------
+
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float = 0.0) -> None:
+        """Validate, encode and accept *msg*; it is written and delivered in the background.
+
+        :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait.
+        """
+        sender = self._sender_to_accept()
+        frame = self._frame_of(msg)
+        if frame is None:
+            self._counters.rejected[Rejection.LEFT_OUT] += 1
+            return
+        try:
+            sender.put(frame, timeout)
+        except QueueFullError as error:
+            self._counters.rejected[Rejection.QUEUE_FULL] += 1
+            self._tell_full(error)
+            raise
+        except ClientClosedError:
+            self._counters.rejected[Rejection.CLOSED] += 1
+            raise
+
+    def _sender_to_accept(self) -> Sender:
+        if self._state is State.RUNNING or self._state is State.NEW:
+            return self._running_sender()
+        self._counters.rejected[Rejection.CLOSED] += 1
+        raise ClientClosedError(f"the client is {self._state.value}")
+
+    def _frame_of(self, msg: Any) -> bytes | None:
+        """The frame of *msg*; None when ``before_send`` left it out.
+
+        :raises ValidationError: whatever is wrong with it, and whatever a user's hook, schema or object raises.
+        """
+        now = time.time()
+        try:
+            try:
+                if self._before_send is not None:
+                    msg = self._before_send(self._schema.shape(msg))
+                    if msg is None:
+                        return None
+                return self._encoder.encode(self._schema.load(msg), now)
+            except ValidationError as error:
+                raise ValidationError(by_record(error.messages)) from None
+            except Exception as error:
+                raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
+        except ValidationError:
+            self._counters.rejected[Rejection.INVALID] += 1
+            raise
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything accepted before this call is delivered.
+
+        :param timeout: seconds to wait; None for as long as it takes.
+        :returns: whether it was delivered, as far as this kind of connection can know.
+        """
+        if self._sender is None:
+            return True
+        if self._is_beyond_help():
+            return self._counters.settled >= self._counters.accepted
+        self._sender.ensure_running()
+        return self._sender.flush(timeout)
+
+    def close(self, timeout: float = 20.0) -> list[Msg]:
+        """Take no more messages, let those accepted drain, and close the connection. May be called again.
+
+        :param timeout: seconds that draining may take.
+        :returns: the messages that were not delivered; each is handed back once.
+        """
+        if self._state is State.NEW:
+            self._move_to(State.CLOSED)
+            self._notifier.end()
+        elif self._state is State.RUNNING:
+            self._move_to(State.CLOSING)
+            try:
+                self._drain(timeout)
+            finally:  # a Timeout or a kill that ends the waiting ends the client all the same
+                self._finish()
+        elif self._state is State.CLOSING:  # another greenlet is at it
+            self._closed.wait(timeout)
+        undelivered, self._undelivered = self._undelivered, []
+        return undelivered
+
+    def _drain(self, timeout: float) -> None:
+        sender = cast(Sender, self._sender)
+        deadline = time.monotonic() + timeout
+        # More than once: whoever was waiting for room when closing began may still get it.
+        while self._counters.settled < self._counters.accepted and not self._is_beyond_help():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            sender.ensure_running()
+            sender.flush(left)
+
+    def _finish(self) -> None:
+        sender = cast(Sender, self._sender)
+        sender.stop()
+        frames = sender.take_undelivered()
+        self._counters.dropped += len(frames)
+        self._move_to(State.CLOSED)
+        _running.discard(self)
+        self._undelivered = [cast(Msg, wire.decode(frame)[0]) for frame in frames]
+        if frames:
+            self._tell(
+                NotificationKind.DROPPED,
+                ClientClosedError(f"closed before {len(frames)} records were delivered"),
+                tuple(self._undelivered),
+            )
+        self._tell(NotificationKind.CLOSED)
+        self._notifier.end()
+        self._closed.set()
+        sender.join(1.0)
+
+    def stats(self) -> Stats:
+        """The numbers of this client, now."""
+        sender = self._sender
+        if sender is None:
+            return self._counters.snapshot(queued=0, in_flight=0, in_flight_bytes=0, connected=False)
+        records, size = sender.in_flight
+        return self._counters.snapshot(
+            queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected.is_set()
+        )
+
+    def notify(self) -> NotificationChannel:
+        """The channel on which this client tells what happens to it; always the same. See :class:`NotificationKind`."""
+        return self._notifier.channel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.value}>"
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _running_sender(self) -> Sender:
+        """The sender, started where it was not, or where somebody killed its greenlet."""
+        if self._sender is None:
+            self._sender = Sender(
+                queue_size=self._queue_size,
+                connect=self._connect,
+                lost=self._lost,
+                heartbeat=self._heartbeat,
+                heartbeat_interval=self._heartbeat_interval,
+                counters=self._counters,
+            )
+            self._move_to(State.RUNNING)
+            _drain_at_exit(self)
+        self._sender.ensure_running()
+        return self._sender
+
+    def _connect(self) -> Connection:
+        raise NotImplementedError
+
+    def _lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> None:
+        raise NotImplementedError
+
+    def _is_beyond_help(self) -> bool:
+        """Whether waiting for deliveries makes no sense."""
+        return False
+
+    def _move_to(self, state: State) -> None:
+        if state not in _TRANSITIONS[self._state]:
+            raise AssertionError(f"a client cannot go from {self._state.value} to {state.value}")
+        self._state = state
+
+    def _heartbeat(self, destination: str) -> bytes:
+        beat = Heartbeat(
+            service_id=self._encoder.service_tree_id or "",
+            audit_version=__version__,
+            os_version=platform.release(),
+            language=f"python{platform.python_version()}",
+            destination=destination,
+        )
+        return self._encoder.encode(beat, time.time())
+
+    def _tell(
+        self,
+        kind: NotificationKind,
+        error: BaseException | None = None,
+        undelivered: tuple[Msg, ...] = (),
+        missed: int = 0,
+    ) -> None:
+        """One event, to whoever reads the channel and to the log."""
+        self._notifier.tell(kind, error, undelivered, missed)
+        if error is None:
+            logger.info("%s", kind.value)
+        else:
+            logger.warning("%s: %s", kind.value, error)
+
+    def _tell_full(self, error: QueueFullError) -> None:
+        now = time.monotonic()
+        if now - self._told_full < _FULL_SECONDS:
+            self._full_untold += 1
+            return
+        untold, self._full_untold = self._full_untold, 0
+        self._told_full = now
+        self._tell(NotificationKind.QUEUE_FULL, error, missed=untold)
+
+
+# -- interpreter exit --------------------------------------------------------------------------------------------------
+
+_running: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+_registered = False
+
+
+def _drain_at_exit(client: Pipeline) -> None:
+    """Give *client* a chance to drain when the interpreter exits without closing it."""
+    global _registered
+    if not _registered:
+        _registered = True
+        atexit.register(_drain_all)
+    _running.add(client)
+
+
+def _drain_all() -> None:
+    deadline = time.monotonic() + _EXIT_SECONDS
+    hub = get_hub()
+    for client in list(_running):
+        if client._sender is not None and client._sender.hub is hub:
+            client.close(timeout=max(deadline - time.monotonic(), 0.0))

@@ -1,0 +1,472 @@
+"""The rules: what a message must be, stated once, as marshmallow schemas.
+
+Whatever else checks them is derived from these schemas. The rules are those of the audit protocol's reference
+implementation, which the golden data in ``tests/golden`` records, and a few that are stricter on purpose: no
+enumeration value outside the members, no unspecified address in any spelling, no ``null`` for a list.
+
+Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates, the
+address in its canonical spelling, custom data as :mod:`geventaudit.values` describes. What is loaded is never changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import marshmallow
+from marshmallow import fields, validates_schema
+
+from .errors import ValidationError, show
+from .records import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    TargetResource,
+)
+from .values import normal_form, surrogate_problem
+
+__all__ = [
+    "TYPE_NAMES",
+    "CallerIdentitySchema",
+    "MsgSchema",
+    "RecordSchema",
+    "TargetResourceSchema",
+    "canonical_address",
+    "service_tree_uuid",
+    "sorted_categories",
+    "sorted_identities",
+    "sorted_levels",
+]
+
+TYPE_NAMES: dict[AuditType, str] = {
+    AuditType.DATA_PLANE: "DataPlane",
+    AuditType.CONTROL_PLANE: "ControlPlane",
+    AuditType.HEARTBEAT: "Heartbeat",
+    AuditType.DIAGNOSTIC: "Diagnostic",
+}
+"""What the types are called in mappings."""
+
+_SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+
+_CATEGORY_NUMBERS = {member: number for number, member in enumerate(OperationCategory)}
+_IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdentityType)}
+
+_T = TypeVar("_T")
+
+# Unicode White_Space. str.isspace() differs: it has U+001C to U+001F, which are not in it.
+_BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*")
+
+_REQUIRED = "is required"
+_EMPTY = "must not be empty"
+_BLANK_PROBLEM = "must not be blank"
+
+
+def sorted_categories(categories: Iterable[OperationCategory]) -> list[OperationCategory]:
+    """*categories* as the wire has them: by their number, each once."""
+    return sorted(set(categories), key=_CATEGORY_NUMBERS.__getitem__)
+
+
+def sorted_identities(identities: Mapping[CallerIdentityType, _T]) -> list[tuple[CallerIdentityType, _T]]:
+    """The items of *identities* as the wire has them: by the number of their type."""
+    return sorted(identities.items(), key=lambda item: _IDENTITY_NUMBERS[item[0]])
+
+
+def sorted_levels(levels: Iterable[str]) -> list[str]:
+    """*levels* as the wire has them: by their UTF-8 bytes (which is by code point), each once."""
+    return sorted(set(levels))
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def canonical_address(text: str) -> tuple[str, str | None]:
+    """The spelling of an address on the wire, and what forbids it as a caller's address (or None).
+
+    :raises ValueError: when it is no IP address.
+    """
+    bare, percent, zone = text.partition("%")
+    address = ip_address(bare)
+    if percent and (not zone or isinstance(address, IPv4Address)):
+        raise ValueError(f"{show(text)} has an empty zone, or a zone without being IPv6")
+    plain: IPv4Address | IPv6Address = address
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        # str() of a mapped address is hexadecimal before Python 3.13; the wire has it dotted.
+        plain = address.ipv4_mapped
+        bare = f"::ffff:{plain}"
+    else:
+        bare = str(address)
+    problem = None
+    for kind in ("unspecified", "loopback", "multicast"):
+        if getattr(plain, f"is_{kind}"):
+            problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address, got {text}"
+    return bare + percent + zone, problem
+
+
+def service_tree_uuid(value: object) -> str:
+    """A service tree id in its canonical spelling.
+
+    :raises ValidationError: when it is no UUID, or the nil UUID.
+    """
+    try:
+        uuid = value if isinstance(value, UUID) else UUID(cast(str, value))
+    except (ValueError, TypeError, AttributeError):
+        uuid = UUID(int=0)
+    if uuid.int == 0:
+        problem = f"the service tree id must be a UUID and not the nil UUID, got {show(value)}"
+        raise ValidationError({"env_ikey": [problem]})
+    return str(uuid)
+
+
+# -- fields ------------------------------------------------------------------------------------------------------------
+
+_COMMON_MESSAGES: dict[str, str | list[Any] | dict[Any, Any]] = {"required": _REQUIRED, "null": "must not be null"}
+
+
+class _Text(fields.Field[str]):
+    """Text that UTF-8 can write; not empty where it is required."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def __init__(self, *, required: bool = False, may_be_blank: bool = True, **kwargs: Any) -> None:
+        if not required:
+            kwargs.setdefault("load_default", "")
+        super().__init__(required=required, **kwargs)
+        self.may_be_blank = may_be_blank
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise ValidationError(f"must be text, got {show(value)} ({type(value).__name__})")
+        text: str = str.__str__(value)
+        if self.required and not text:
+            raise ValidationError(_EMPTY)
+        if not self.may_be_blank and _BLANK.fullmatch(text):
+            raise ValidationError(_BLANK_PROBLEM)
+        if not text.isascii() and (problem := surrogate_problem(text)):
+            raise ValidationError(problem)
+        return text
+
+
+class _Member(fields.Field[StrEnum]):
+    """A member of an enumeration, or its name on the wire."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def __init__(self, enum: type[StrEnum], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.enum = enum
+        self.by_value: dict[str, StrEnum] = {member.value: member for member in enum}
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
+        return str(value)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> StrEnum:
+        if isinstance(value, StrEnum) and not isinstance(value, self.enum):
+            member = None
+        else:
+            member = self.by_value.get(value) if isinstance(value, str) else None
+        if member is None:
+            raise ValidationError(f"must be one of {', '.join(self.by_value)}; got {show(value)}")
+        return member
+
+
+class _Items(fields.Field[list[Any]]):
+    """A list (or tuple, or set where order means nothing), each item by the rules of *inner*."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def __init__(
+        self,
+        inner: fields.Field[Any],
+        *,
+        order: Callable[[Iterable[Any]], list[Any]] | None = None,
+        may_be_empty: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.inner = inner
+        self.order = order
+        self.may_be_empty = may_be_empty
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> list[Any]:
+        return [self.inner._serialize(item, attr, obj, **kwargs) for item in value]
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list | tuple if self.order is None else list | tuple | set | frozenset):
+            raise ValidationError(f"must be a list, got {show(value)} ({type(value).__name__})")
+        if not value and not self.may_be_empty:
+            raise ValidationError(_EMPTY)
+        result: list[Any] = []
+        errors: dict[int, Any] = {}
+        for index, item in enumerate(value):
+            try:
+                result.append(self.inner.deserialize(item))
+            except marshmallow.ValidationError as error:
+                errors[index] = error.messages
+        if errors:
+            raise ValidationError(errors)
+        return result if self.order is None else self.order(result)
+
+
+class _Groups(fields.Field[dict[Any, Any]]):
+    """A mapping of lists. Unlike marshmallow's Dict, its errors stand at the path that they have on the wire."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def __init__(self, key: fields.Field[Any], items: fields.Field[Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.key = key
+        self.items = items
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> dict[str, Any]:
+        return {
+            self.key._serialize(key, attr, obj, **kwargs): self.items._serialize(items, attr, obj, **kwargs)
+            for key, items in value.items()
+        }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise ValidationError(f"must be a mapping, got {show(value)} ({type(value).__name__})")
+        if not value:
+            raise ValidationError(_EMPTY)
+        result: dict[Any, Any] = {}
+        errors: dict[Any, Any] = {}
+        for key, items in value.items():
+            try:
+                plain_key = self.key.deserialize(key)
+            except marshmallow.ValidationError as error:
+                errors[key] = [f"(its key) {text}" for text in error.messages]
+                continue
+            try:
+                result[plain_key] = self.items.deserialize(items)
+            except marshmallow.ValidationError as error:
+                errors[str(plain_key)] = error.messages
+        if errors:
+            raise ValidationError(errors)
+        return result
+
+
+class _Address(fields.Field[str]):
+    """The caller's address: text or an ``ipaddress`` object; not unspecified, loopback or multicast."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if isinstance(value, IPv4Address | IPv6Address):
+            value = str(value)
+        if not isinstance(value, str):
+            raise ValidationError(f"must be an IP address, got {show(value)} ({type(value).__name__})")
+        if not value:
+            raise ValidationError(_EMPTY)
+        if problem := surrogate_problem(value):
+            raise ValidationError(problem)
+        try:
+            text, forbidden = canonical_address(str.__str__(value))
+        except ValueError:
+            raise ValidationError(f"must be an IP address (without port or brackets), got {show(value)}") from None
+        if forbidden:
+            raise ValidationError(forbidden)
+        return text
+
+
+class _CustomData(fields.Field[dict[str, Any]]):
+    """A mapping with text keys, of anything that MessagePack can carry; null is an empty one."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().deserialize({} if value is None else value, *args, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValidationError(f"must be a mapping with text keys, got {show(value)} ({type(value).__name__})")
+        return normal_form(value)
+
+
+class _Type(fields.Field[AuditType]):
+    """The type of a message: an AuditType, or its name in mappings."""
+
+    default_error_messages = _COMMON_MESSAGES
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
+        return TYPE_NAMES[value]
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> AuditType:
+        name = TYPE_NAMES[value] if isinstance(value, AuditType) else value
+        if isinstance(name, str) and name in _SENDABLE:
+            return _SENDABLE[name]
+        own = isinstance(value, AuditType) or (isinstance(name, str) and name in TYPE_NAMES.values())
+        problem = f"must be {' or '.join(_SENDABLE)}, got {show(name)}"
+        raise ValidationError(f"{problem} (only the library itself sends it)" if own else problem)
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+class _TypedSchema(marshmallow.Schema):
+    """A schema that loads a mapping, or an object of the class it describes, into such an object.
+
+    Names on the wire are the field names in camel case; a field that says ``data_key`` keeps its own.
+    """
+
+    error_messages = {"unknown": "is not a field of this protocol", "type": "must be a mapping"}  # noqa: RUF012
+    describes: type[Any]
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        if field_obj.data_key is None:
+            field_obj.data_key = "".join(part.capitalize() for part in field_name.split("_"))
+
+    def load(self, data: Any, *, many: bool | None = None, **kwargs: Any) -> Any:
+        """The object that *data* describes, in normal form.
+
+        :param data: a mapping by wire names, or an object of the described class; a list of them with ``many=True``.
+        :raises ValidationError: with everything that is wrong with it.
+        """
+        many = self.many if many is None else many
+        try:
+            loaded = super().load(self._as_mappings(data, many), many=many, **kwargs)
+        except ValidationError:
+            raise
+        except marshmallow.ValidationError as error:
+            raise ValidationError(error.messages, data=error.data, valid_data=error.valid_data) from None
+        return [self._build(each) for each in loaded] if many else self._build(loaded)
+
+    def validate(self, data: Any, *, many: bool | None = None, **kwargs: Any) -> dict[Any, Any]:
+        """What is wrong with *data*, as nested messages by wire path; empty when nothing is."""
+        many = self.many if many is None else many
+        return super().validate(self._as_mappings(data, many), many=many, **kwargs)
+
+    def _as_mappings(self, data: Any, many: bool) -> Any:
+        if many and isinstance(data, Sequence) and not isinstance(data, str):
+            return [self._as_mapping(each) for each in data]
+        return self._as_mapping(data)
+
+    def _as_mapping(self, data: Any) -> Any:
+        if isinstance(data, self.describes):
+            return {field.data_key: getattr(data, name) for name, field in self.load_fields.items()}
+        return data
+
+    def _build(self, loaded: Any) -> Any:
+        return self.describes(**loaded) if isinstance(loaded, dict) else loaded
+
+
+class CallerIdentitySchema(_TypedSchema):
+    """The rules of a :class:`~geventaudit.CallerIdentity`."""
+
+    describes = CallerIdentity
+    identity = _Text(required=True)
+    description = _Text(required=True)
+
+
+class TargetResourceSchema(_TypedSchema):
+    """The rules of a :class:`~geventaudit.TargetResource`."""
+
+    describes = TargetResource
+    name = _Text(required=True)
+    cluster = _Text()
+    data_center = _Text()
+    region = _Text()
+
+
+class RecordSchema(_TypedSchema):
+    """The rules of a :class:`~geventaudit.Record`.
+
+    Loads a mapping by wire names, or a ``Record``, into a ``Record`` in normal form. Make a subclass for stricter rules
+    (marshmallow's validators and hooks work as usual; the fields go by their snake_case names) and pass an instance to
+    the client. A record has no other fields than these: what else there is belongs into ``custom_data``.
+
+    :raises TypeError: when a subclass adds a field that a record does not have, or takes one away.
+    """
+
+    describes = Record
+    operation_name = _Text(required=True)
+    operation_categories = _Items(_Member(OperationCategory), order=sorted_categories, required=True)
+    operation_category_description = _Text()
+    operation_type = _Member(OperationType, load_default=OperationType.UNKNOWN)
+    operation_result = _Member(OperationResult, load_default=OperationResult.UNKNOWN)
+    operation_result_description = _Text()
+    operation_access_level = _Text(required=True)
+    caller_agent = _Text(required=True)
+    caller_ip_address = _Address(required=True)
+    caller_identities = _Groups(_Member(CallerIdentityType), _Items(fields.Nested(CallerIdentitySchema)), required=True)
+    caller_access_levels = _Items(_Text(may_be_blank=False), order=sorted_levels, required=True)
+    target_resources = _Groups(
+        _Text(may_be_blank=False), _Items(fields.Nested(TargetResourceSchema), may_be_empty=True), required=True
+    )
+    custom_data = _CustomData(load_default=dict)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        names = {field.name for field in dataclass_fields(Record)}
+        if strange := set(self.declared_fields) ^ names:
+            raise TypeError(
+                f"{type(self).__name__} must have the fields of a Record, neither more nor less; these differ: "
+                f"{', '.join(sorted(strange))} (more belongs into custom_data)"
+            )
+
+    # The two rules that look at more than one field still speak when other fields are wrong: all errors at once.
+
+    @validates_schema(skip_on_field_errors=False)
+    def _other_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if OperationCategory.OTHER in data.get("operation_categories", ()) and not data.get(
+            "operation_category_description", True
+        ):
+            raise ValidationError({"OperationCategoryDescription": ["is required with the category OCOther"]})
+
+    @validates_schema(skip_on_field_errors=False)
+    def _failure_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        failed = data.get("operation_result") == OperationResult.FAILURE
+        if failed and not data.get("operation_result_description", True):
+            raise ValidationError({"OperationResultDescription": ["is required with the result Failure"]})
+
+
+class MsgSchema(_TypedSchema):
+    """The rules of a :class:`~geventaudit.Msg`: ``{"Type": "ControlPlane", "Record": {"OperationName": ...}}``.
+
+    :param record: the schema of the record, where it has stricter rules than :class:`RecordSchema`.
+    """
+
+    describes = Msg
+    type = _Type(required=True)
+    record = fields.Nested(RecordSchema, required=True, error_messages=_COMMON_MESSAGES)
+
+    def __init__(self, *, record: RecordSchema | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if record is not None:
+            cast(Any, self.fields["record"]).nested = record
+
+    def shape(self, data: Any) -> Msg:
+        """The Msg that a mapping describes, its values not validated yet (they are when it is loaded); a Msg as it is.
+
+        :raises ValidationError: when its keys are not those of a message; everything else that is wrong is named too.
+        """
+        if isinstance(data, Msg):
+            return data
+        names = {field.data_key: name for name, field in cast(Any, self.fields["record"]).schema.load_fields.items()}
+        try:
+            kind, values = data["Type"], data["Record"]
+            if len(data) == 2 and kind in TYPE_NAMES.values():
+                record = Record(**{names[key]: value for key, value in values.items()})
+                return Msg(next(each for each, name in TYPE_NAMES.items() if name == kind), record)
+        except (KeyError, TypeError, AttributeError):
+            pass
+        return cast(Msg, self.load(data))
+
+
+def by_record(messages: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A message's errors by the paths of its record: those of the record on top, beside those of its type."""
+    flat = {key: value for key, value in messages.items() if key != "Record"}
+    of_record = messages.get("Record", {})
+    flat.update(of_record if isinstance(of_record, Mapping) else {"Record": of_record})
+    return flat

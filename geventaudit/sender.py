@@ -1,0 +1,315 @@
+"""From the queue to the wire: the queue, the in-flight window, and the sender greenlet between them.
+
+A frame is in exactly one place: on the queue, in the window (written, not known to be taken by the agent), or among
+those to be resent. It leaves the queue into the window *before* it is written, and the window only when the connection
+says that it was delivered. When a connection breaks, the window goes first over the next one, in the old order. So
+nothing is lost between queue and agent, the order of first arrivals is kept, and a few frames may arrive twice.
+
+Only the sender greenlet reads the queue and writes to the connection. What it needs from its owner are two callables:
+one gives the next open connection (and may take its time), one is told that a connection was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event
+from gevent.queue import Empty, Full, Queue
+
+from .connections import Connection, logger_name
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, show
+from .stats import Counters
+
+__all__ = ["MAX_BATCH_BYTES", "Sender"]
+
+logger = logging.getLogger(logger_name)
+
+MAX_BATCH_BYTES = 1 << 16
+"""Frames are joined up to this many bytes (one frame more may begin below it) and written at once; between two batches
+the sender lets other greenlets run."""
+
+# How soon to ask again whether the agent has taken what is in flight; the kernel gives no event for it. Seconds.
+_FIRST_LOOK = 0.001
+_LAST_LOOK = 0.05
+
+
+class Sender:
+    """The queue, the window and the greenlet of one client. Bound to the hub it was made in.
+
+    :param queue_size: records that may wait to be written.
+    :param connect: gives the next open connection; called in the sender greenlet, may wait there.
+    :param lost: told why a connection was lost, how many frames it had delivered, and how many seconds it had lived;
+        called in the sender greenlet.
+    :param heartbeat: makes the heartbeat's frame for a connection of that name.
+    :param heartbeat_interval: seconds from one heartbeat to the next on a connection.
+    :param counters: counted up here.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_size: int,
+        connect: Callable[[], Connection],
+        lost: Callable[[ConnectionFailedError, int, float], None],
+        heartbeat: Callable[[str], bytes],
+        heartbeat_interval: float,
+        counters: Counters,
+    ) -> None:
+        self._connect = connect
+        self._lost = lost
+        self._heartbeat = heartbeat
+        self._heartbeat_interval = heartbeat_interval
+        self._counters = counters
+
+        self._queue: Queue[bytes] = Queue(queue_size)
+        self._resend: deque[bytes] = deque()
+        self._window: deque[bytes | None] = deque()  # None stands for a heartbeat: never resent
+        self._window_records = 0
+        self._window_bytes = 0
+
+        self.hub = gevent.get_hub()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._stopped = False
+        self._wake = Event()
+        self._asleep = False
+        self._flushes: list[tuple[int, Event]] = []
+
+        self._connection: Connection | None = None
+        self._watcher: gevent.Greenlet[..., None] | None = None
+        self._error: BaseException | None = None  # what the watcher saw happen to the connection
+        self._popped = 0  # frames of this connection that have left the window
+        self.connected = Event()
+        """Set while there is a connection."""
+
+    # -- the client's side ---------------------------------------------------------------------------------------------
+
+    def put(self, frame: bytes, timeout: float) -> None:
+        """Accept *frame*, or say that there is no room (within *timeout* seconds).
+
+        :raises QueueFullError: when there is none; nothing was accepted.
+        :raises ClientClosedError: when the sender was stopped while this waited; nothing was accepted.
+        """
+        try:
+            if timeout > 0:
+                self._queue.put(frame, True, timeout)
+                if self._stopped:  # whoever stopped it took all that was accepted; this came later and is not
+                    raise ClientClosedError("the client was closed while send() waited for room")
+            else:
+                self._queue.put(frame, False)
+        except Full:
+            raise QueueFullError(
+                f"the queue is full ({self._queue.maxsize} records)" + (f" after {timeout} s" if timeout > 0 else "")
+            ) from None
+        self._counters.accepted += 1
+        if self._asleep:
+            self._wake.set()
+
+    def ensure_running(self) -> None:
+        """Start the greenlet, or start it again after somebody killed it."""
+        if not self._greenlet and not self._stopped:
+            self._greenlet = gevent.spawn(self._run)
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until all that was accepted so far is delivered; False when it was not, for whatever reason."""
+        target = self._counters.accepted
+        given_up = self._counters.dropped + self._counters.recovered
+        if self._counters.settled >= target:
+            return True
+        entry = (target, Event())
+        self._flushes.append(entry)
+        try:
+            entry[1].wait(timeout)
+        finally:
+            self._flushes.remove(entry)
+        return self._counters.settled >= target and self._counters.dropped + self._counters.recovered == given_up
+
+    def give_up_flushes(self) -> None:
+        """Let everybody go who waits in :meth:`flush`."""
+        for _, event in self._flushes:
+            event.set()
+
+    def renew(self) -> None:
+        """Part with the present connection, if there is one, and ask for the next."""
+        if self._connection is not None:
+            self._error = ConnectionFailedError("the connection was replaced")
+            self._connection.close()  # lets a write that waits end
+            self._wake.set()
+
+    def take_undelivered(self) -> list[bytes]:
+        """Take away all frames that are not delivered, in their order; they are the caller's then."""
+        self._window_to_resend()
+        frames = list(self._resend)
+        self._resend.clear()
+        while True:
+            try:
+                frames.append(self._queue.get_nowait())
+            except Empty:
+                return frames
+
+    def stop(self) -> None:
+        """End the greenlet and the connection, for good. Does not wait; what is undelivered can be taken afterwards."""
+        self._stopped = True
+        self._queue.maxsize = None  # type: ignore[misc]  # whoever waits for room in put() is let go, to find out that it is too late
+        if self._greenlet:
+            self._greenlet.kill(block=False)
+        self._drop_connection()
+        self.give_up_flushes()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the greenlet to be gone after :meth:`stop`."""
+        if self._greenlet is not None:
+            self._greenlet.join(timeout)
+
+    @property
+    def queued(self) -> int:
+        """Records that wait to be written, or to be written once more."""
+        return self._queue.qsize() + len(self._resend)
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """Records that are written and not known to be delivered, and the bytes of their frames."""
+        return self._window_records, self._window_bytes
+
+    # -- the greenlet --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._connection = self._connect()
+            since = time.monotonic()
+            lost: BaseException | None = None
+            try:
+                if not self._stopped:  # a factory may have swallowed the kill
+                    self._adopt(self._connection)
+                    self._serve(self._connection)
+            except (Exception, gevent.Timeout) as error:
+                # A Timeout is a BaseException: one that a factory started and forgot may go off here.
+                lost = error
+            finally:
+                self._drop_connection()
+            if lost is not None and not self._stopped:
+                self._lost(_as_connection_error(lost), self._popped, time.monotonic() - since)
+
+    def _adopt(self, connection: Connection) -> None:
+        self._error = None
+        self._popped = 0
+        self._watcher = gevent.spawn(self._watch, connection)
+        self._counters.connects += 1
+        self.connected.set()
+
+    def _watch(self, connection: Connection) -> None:
+        """In a greenlet of its own: notice that the agent hung up, also while there is nothing to send."""
+        try:
+            connection.wait_broken()
+            error: BaseException = ConnectionFailedError(f"{show(connection)}: broke without saying why")
+        except (Exception, gevent.Timeout) as problem:
+            error = problem
+        if connection is self._connection:
+            self._error = error
+            self._wake.set()
+
+    def _serve(self, connection: Connection) -> None:
+        heartbeat_due: float | None = None  # none before a record has gone out
+        look = _FIRST_LOOK
+        while True:
+            if self._error is not None:
+                raise self._error
+            self._settle(connection)
+            if batch := self._next_batch():
+                connection.write(batch)
+                self._counters.written += len(batch)
+                look = _FIRST_LOOK
+                if heartbeat_due is None:
+                    heartbeat_due = self._send_heartbeat(connection)
+                gevent.sleep(0)
+                continue
+            if heartbeat_due is not None and time.monotonic() >= heartbeat_due:
+                heartbeat_due = self._send_heartbeat(connection)
+            timeout = None if heartbeat_due is None else max(heartbeat_due - time.monotonic(), 0.0)
+            if self._window:
+                timeout = look if timeout is None else min(look, timeout)
+                look = min(look * 2, _LAST_LOOK)
+            self._sleep(timeout)
+
+    def _sleep(self, timeout: float | None) -> None:
+        """Until there is something to do, or *timeout*. No greenlet ran since this one looked, so nothing is missed."""
+        self._wake.clear()
+        self._asleep = True
+        try:
+            self._wake.wait(timeout)
+        finally:
+            self._asleep = False
+
+    def _next_batch(self) -> list[bytes]:
+        """The next frames to write, now in the window."""
+        batch: list[bytes] = []
+        size = 0
+        while self._resend and size < MAX_BATCH_BYTES:
+            batch.append(self._resend.popleft())
+            size += len(batch[-1])
+        self._counters.resent += len(batch)
+        while size < MAX_BATCH_BYTES:
+            try:
+                batch.append(self._queue.get_nowait())
+            except Empty:
+                break
+            size += len(batch[-1])
+        self._window.extend(batch)
+        self._window_records += len(batch)
+        self._window_bytes += size
+        return batch
+
+    def _send_heartbeat(self, connection: Connection) -> float:
+        """Write one; when the next is due."""
+        self._window.append(None)
+        connection.write([self._heartbeat(connection.name)])
+        self._counters.heartbeats += 1
+        return time.monotonic() + self._heartbeat_interval
+
+    def _settle(self, connection: Connection) -> None:
+        """Take out of the window what the connection says was delivered."""
+        fresh = min(connection.delivered() - self._popped, len(self._window))
+        if fresh <= 0:
+            return
+        self._popped += fresh
+        records = 0
+        for _ in range(fresh):
+            frame = self._window.popleft()
+            if frame is not None:
+                records += 1
+                self._window_bytes -= len(frame)
+        self._window_records -= records
+        self._counters.delivered += records
+        for target, event in self._flushes:
+            if self._counters.settled >= target:
+                event.set()
+
+    def _drop_connection(self) -> None:
+        """Let go of the connection; what was in flight over it is to be resent. Safe to call at any time."""
+        connection, self._connection = self._connection, None
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.kill(block=False)
+        self.connected.clear()
+        self._window_to_resend()
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception:
+                logger.exception("a connection could not be closed")
+
+    def _window_to_resend(self) -> None:
+        self._resend.extendleft(frame for frame in reversed(self._window) if frame is not None)
+        self._window.clear()
+        self._window_records = self._window_bytes = 0
+
+
+def _as_connection_error(error: BaseException) -> ConnectionFailedError:
+    if isinstance(error, ConnectionFailedError):
+        return error
+    failed = ConnectionFailedError(f"the connection broke: {error!r}")
+    failed.__cause__ = error
+    return failed

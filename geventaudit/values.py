@@ -1,0 +1,200 @@
+"""Custom values: what MessagePack can carry, and the one form in which it is carried.
+
+:func:`normal_form` turns what people put into ``custom_data`` into plain ``dict``, ``list``, ``str``, ``bytes``,
+``int``, ``float``, ``bool``, ``None``, aware UTC ``datetime`` and MessagePack's own two value types, so that a decoded
+record equals the one that was accepted. Everything else is refused with its path, and so is what would hurt to carry:
+too deep, into itself, too much. Packing itself is :mod:`geventaudit.wire`'s; only the value types of msgpack are known
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
+from uuid import UUID
+
+from msgpack import ExtType, Timestamp
+
+from .errors import ValidationError, show
+
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "exact_datetime", "normal_form", "surrogate_problem"]
+
+MAX_DEPTH = 64
+"""Levels of nesting, the custom data itself being the first. Receivers recurse; none should have to go deeper."""
+
+MAX_VALUES = 1 << 20
+"""Values in one record's custom data. Each takes a byte at the least, so this is beyond the default frame limit; it
+stops a small structure that shares its parts from unfolding into billions."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AS_TEXT = (UUID, Decimal, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
+
+
+def surrogate_problem(text: str) -> str | None:
+    """What is wrong with *text* as UTF-8 (only a lone surrogate can be), or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"must be text that UTF-8 can write, got the lone surrogate U+{ord(text[error.start]):04X} "
+            f"at position {error.start}"
+        )
+    return None
+
+
+def exact_datetime(timestamp: Timestamp) -> datetime | Timestamp:
+    """The UTC datetime that says the same as *timestamp*; *timestamp* itself where none does."""
+    if timestamp.nanoseconds % 1000:
+        return timestamp
+    try:
+        return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanoseconds // 1000)
+    except OverflowError:
+        return timestamp
+
+
+def normal_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    """*data* as it is carried; *data* itself stays untouched.
+
+    :raises ValidationError: with everything that cannot be carried, by its path.
+    """
+    walk = _Walk(data)
+    result = walk.mapping(data, top=True)
+    if walk.errors:
+        raise ValidationError(walk.errors)
+    return result
+
+
+class _Walk:
+    """One pass over one record's custom data: the path to here, what is open above, what was wrong."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.errors: dict[Any, Any] = {}
+        self._path: list[Any] = []
+        self._open = {id(data)}
+        self._room = MAX_VALUES
+
+    def value(self, value: Any) -> Any:
+        self._room -= 1
+        if self._room < 0:
+            if self._room == -1:
+                self._refuse(f"must hold at most {MAX_VALUES} values in all")
+            return None
+        kind = type(value)
+        if kind is str:
+            return self._text(value)
+        if kind is bool or kind is float or value is None or kind is bytes:
+            return value
+        if kind is int:
+            return self._integer(value)
+        if isinstance(value, Enum):  # before str and int: members of a StrEnum and an IntEnum are those too
+            return self._text(value.value if isinstance(value.value, str) else value.name)
+        if isinstance(value, datetime):
+            return self._moment(value)
+        if isinstance(value, _AS_TEXT):
+            return self._text(str(value))
+        if isinstance(value, Timestamp | ExtType):  # before tuple: an ExtType is one
+            return self._native(value)
+        if isinstance(value, Mapping | list | tuple | Set):
+            return self._container(value)
+        if isinstance(value, str):
+            return self._text(str.__str__(value))
+        if isinstance(value, int):
+            return self._integer(int(value))
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
+        return self._refuse(f"must be a value that MessagePack can carry, got {show(value)} ({kind.__name__})")
+
+    def mapping(self, data: Mapping[Any, Any], *, top: bool = False) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        for key, value in data.items():
+            self._path.append(key)
+            plain = self._key(key, top)
+            if plain is not _NO_KEY:
+                if plain in result:
+                    self._refuse(f"must be unique, but another key is written as {show(plain)} too")
+                result[plain] = self.value(value)
+            self._path.pop()
+            if self._room < 0:
+                break
+        return result
+
+    def _key(self, key: Any, top: bool) -> Any:
+        if top and not isinstance(key, str):
+            self._refuse(f"must have text as its key, got {show(key)} ({type(key).__name__})")
+            return _NO_KEY
+        if not isinstance(key, str | bytes | int | float | UUID | Enum | None):
+            self._refuse(f"must have a plain value as its key, got {show(key)} ({type(key).__name__})")
+            return _NO_KEY
+        plain = self.value(key)
+        return _NO_KEY if plain is None and key is not None else plain
+
+    def _container(self, value: Any) -> Any:
+        # The custom data itself is one level that the path does not show, and the value stands below the path's last.
+        if len(self._path) >= MAX_DEPTH:
+            return self._refuse(f"must not be nested deeper than {MAX_DEPTH} levels")
+        if id(value) in self._open:
+            return self._refuse("must not contain itself")
+        self._open.add(id(value))
+        try:
+            if isinstance(value, Mapping):
+                return self.mapping(value)
+            items = []
+            for index, item in enumerate(value):
+                self._path.append(index)
+                items.append(self.value(item))
+                self._path.pop()
+                if self._room < 0:
+                    break
+            return _sorted(items) if isinstance(value, Set) else items
+        finally:
+            self._open.discard(id(value))
+
+    def _text(self, text: str) -> Any:
+        if not text.isascii() and (problem := surrogate_problem(text)):
+            return self._refuse(problem)
+        return text
+
+    def _integer(self, value: int) -> Any:
+        if -(1 << 63) <= value < 1 << 64:
+            return value
+        return self._refuse("must be an integer of at most 64 bits (write it as text)")
+
+    def _moment(self, value: datetime) -> Any:
+        if value.utcoffset() is None:
+            return self._refuse("must be an aware datetime, got a naive one (give it a tzinfo)")
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            return self._refuse("must be a datetime within the years 1 to 9999 in UTC")
+
+    def _native(self, value: Any) -> Any:
+        if isinstance(value, Timestamp) and not -(1 << 63) <= value.seconds < 1 << 63:
+            return self._refuse("must be a timestamp of at most 64 bits of seconds")
+        return exact_datetime(value) if isinstance(value, Timestamp) else value
+
+    def _refuse(self, problem: str) -> None:
+        node = self.errors
+        for step in self._path[:-1]:
+            node = node.setdefault(step, {})
+            if isinstance(node, list):  # a refused key, with more to say below it
+                return
+        last = self._path[-1] if self._path else "_schema"
+        if isinstance(texts := node.setdefault(last, []), list):
+            texts.append(problem)
+
+
+_NO_KEY = object()
+
+
+def _sorted(items: list[Any]) -> list[Any]:
+    """*items* of a set in an order that does not depend on hashing: their own, or else by type and text."""
+    try:
+        return sorted(items)
+    except TypeError:
+        return sorted(items, key=lambda item: (type(item).__name__, repr(item)))

@@ -1,0 +1,396 @@
+"""Messages to frames and back. Pure: no I/O, no clock; the one place that packs and unpacks MessagePack.
+
+A frame is one message in the *Forward* mode of the Fluent protocol::
+
+    [tag, [[unix seconds, body]], {"TimeFormat": "DateTime"}]
+
+The tag is the value of the :class:`~geventaudit.AuditType`; the body is a map with its keys in the order that the
+reference implementation of the audit protocol writes. That order, and every spelling in a body, is recorded in
+``tests/golden``.
+
+A receiver may meet more than one entry in a frame, options of any kind, and frames in pieces: :class:`Decoder` takes
+a stream as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgpack
+
+from .errors import FrameError, ValidationError, show
+from .records import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Diagnostic,
+    Heartbeat,
+    Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    TargetResource,
+)
+from .schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
+from .values import exact_datetime
+
+__all__ = [
+    "DEFAULT_MAX_FRAME_BYTES",
+    "Datetimes",
+    "Decoder",
+    "Encoder",
+    "Entry",
+    "Frame",
+    "Message",
+    "ack_of",
+    "decode",
+    "encode",
+    "message_of",
+]
+
+DEFAULT_MAX_FRAME_BYTES = 1 << 20
+"""1 MiB. Fluent Bit closes the connection on a frame above 6,144,000 bytes."""
+
+Datetimes: TypeAlias = Literal["extension", "text"]
+"""How times in custom data are written: MessagePack's timestamp extension (as the reference does), or ISO 8601 text."""
+
+Message: TypeAlias = Msg | Heartbeat | Diagnostic
+
+_OPTION = {"TimeFormat": "DateTime"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+# -- out ---------------------------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Makes frames, each by the same settings.
+
+    :param service_tree_id: written as ``env_ikey`` into every record; left out when None.
+    :param datetimes: see :data:`Datetimes`.
+    :param max_frame_bytes: a longer frame is refused.
+    :raises ValidationError: when the service tree id is no UUID, or the nil UUID.
+    """
+
+    def __init__(
+        self,
+        service_tree_id: object | None = None,
+        *,
+        datetimes: Datetimes = "extension",
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+    ) -> None:
+        if datetimes not in ("extension", "text"):
+            raise ValueError(f"datetimes must be 'extension' or 'text', got {show(datetimes)}")
+        if max_frame_bytes < 1:
+            raise ValueError(f"max_frame_bytes must be at least 1, got {show(max_frame_bytes)}")
+        self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
+        self.max_frame_bytes = max_frame_bytes
+        # A Packer keeps its buffer, so one is kept. It is never entered twice: packing runs no code but these hooks.
+        self._pack = msgpack.Packer(default=_as_extension if datetimes == "extension" else _as_text).pack
+
+    def encode(self, message: Message, unix_time: float) -> bytes:
+        """The frame of *message*.
+
+        :param unix_time: when it happened, in seconds since 1970; fractions are dropped, as the wire has none.
+        :raises ValidationError: when it cannot be packed, or the frame is longer than ``max_frame_bytes``. Messages
+            that the schema accepted fail for their length only.
+        """
+        try:
+            tag, body = self._parts(message)
+            frame: bytes = self._pack((tag, ((math.floor(unix_time), body),), _OPTION))
+        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
+            # msgpack's errors have no common base; the others come from records that no schema has seen.
+            raise ValidationError({"_schema": [f"must be a valid message: {error}"]}) from error
+        if len(frame) > self.max_frame_bytes:
+            raise ValidationError(
+                {"_schema": [f"must fit into a frame of {self.max_frame_bytes} bytes, takes {len(frame)}"]}
+            )
+        return frame
+
+    def _parts(self, message: Message) -> tuple[str, dict[str, Any]]:
+        if isinstance(message, Msg):
+            return AuditType(message.type).value, _record_body(message.record, self.service_tree_id)
+        if isinstance(message, Heartbeat):
+            return AuditType.HEARTBEAT.value, {
+                "AsmAuditServiceId": message.service_id,
+                "AuditVersion": message.audit_version,
+                "OsVersion": message.os_version,
+                "Language": message.language,
+                "Destination": message.destination,
+            }
+        if isinstance(message, Diagnostic):
+            return AuditType.DIAGNOSTIC.value, {}
+        raise TypeError(f"got {show(message)} ({type(message).__name__})")
+
+
+def _record_body(record: Record, service_tree_id: str | None) -> dict[str, Any]:
+    body: dict[str, Any] = {} if service_tree_id is None else {"env_ikey": service_tree_id}
+    body["CallerIpAddress"] = canonical_address(str(record.caller_ip_address))[0]
+    body["CallerIdentities"] = {
+        kind: [{"Identity": one.identity, "Description": one.description} for one in identities]
+        for kind, identities in sorted_identities(record.caller_identities)
+    }
+    body["OperationCategories"] = sorted_categories(record.operation_categories)
+    if record.custom_data:
+        body["CustomData"] = record.custom_data
+    body["TargetResources"] = {
+        kind: [
+            {"Name": one.name, "Cluster": one.cluster, "DataCenter": one.data_center, "Region": one.region}
+            for one in targets
+        ]
+        for kind, targets in record.target_resources.items()
+    }
+    body["CallerAccessLevels"] = sorted_levels(record.caller_access_levels)
+    body["OperationAccessLevel"] = record.operation_access_level
+    body["OperationName"] = record.operation_name
+    body["OperationResultDescription"] = record.operation_result_description
+    body["CallerAgent"] = record.caller_agent
+    body["OperationCategoryDescription"] = record.operation_category_description
+    body["OperationType"] = record.operation_type
+    body["OperationResult"] = record.operation_result
+    return body
+
+
+def _as_extension(value: Any) -> Any:
+    """What MessagePack does not pack by itself: an aware datetime, exactly (floats would round it)."""
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        seconds, microseconds = divmod((value - _EPOCH) // _MICROSECOND, 1_000_000)
+        return msgpack.Timestamp(seconds, microseconds * 1000)
+    raise TypeError(f"MessagePack cannot carry {show(value)} ({type(value).__name__})")
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value.isoformat()
+    return _as_extension(value)
+
+
+def encode(
+    message: Message,
+    unix_time: float,
+    service_tree_id: object | None = None,
+    *,
+    datetimes: Datetimes = "extension",
+    max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+) -> bytes:
+    """One frame. For many, make one :class:`Encoder`.
+
+    :raises ValidationError: see :meth:`Encoder.encode`.
+    """
+    return Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes).encode(message, unix_time)
+
+
+def ack_of(chunk: str) -> bytes:
+    """What an agent answers to a frame with that ``chunk``."""
+    answer: bytes = msgpack.packb({"ack": chunk})
+    return answer
+
+
+# -- in ----------------------------------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """One event of a frame: its time in seconds since 1970, and its body as it came."""
+
+    time: float
+    body: dict[Any, Any]
+
+
+class Frame(NamedTuple):
+    """One unpacked frame of the Forward mode.
+
+    ``problem`` says what is wrong with it beyond these entries: they came before the one that is no entry. Agents keep
+    them, send no acknowledgement, and close the connection.
+    """
+
+    tag: str
+    entries: list[Entry]
+    option: dict[Any, Any]
+    offset: int
+    """Where it began in its stream, in bytes."""
+    problem: str | None = None
+
+    @property
+    def chunk(self) -> str | None:
+        """The token that the sender wants back as ``{"ack": chunk}``, or None."""
+        chunk = self.option.get("chunk")
+        return chunk if isinstance(chunk, str) else None
+
+
+class Decoder:
+    """Takes the bytes of a stream as they come and gives the frames that are complete.
+
+    :param max_frame_bytes: the most that one unfinished frame may hold.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
+        self._unpacker = _unpacker(max_frame_bytes)
+        self._start = 0
+        self.max_frame_bytes = max_frame_bytes
+        self.received = 0
+        """Bytes fed so far."""
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the frame that is not complete yet; 0 between frames."""
+        return self.received - self._start
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that *data* completes; iterate to the end before feeding more.
+
+        :raises FrameError: at the first thing that is not a frame. The stream is lost then: where the next frame would
+            begin cannot be known.
+        """
+        self.received += len(data)
+        try:
+            self._unpacker.feed(data)
+        except msgpack.BufferFull:
+            raise FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start) from None
+        while True:
+            try:
+                value = self._unpacker.unpack()
+            except msgpack.OutOfData:
+                if self.unfinished > self.max_frame_bytes:
+                    raise FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start) from None
+                return
+            except Exception as error:  # msgpack's errors have no common base
+                raise FrameError(f"not MessagePack: {error or type(error).__name__}", self._start) from error
+            offset, self._start = self._start, self._unpacker.tell()
+            yield _frame_of(value, offset)
+
+
+def _unpacker(max_bytes: int) -> Any:
+    # Text must be UTF-8. Nothing may be longer than the frame that holds it; the buffer has room for one read more.
+    return msgpack.Unpacker(
+        raw=False,
+        strict_map_key=False,
+        timestamp=0,
+        max_buffer_size=max_bytes + (1 << 20),
+        max_str_len=max_bytes,
+        max_bin_len=max_bytes,
+        max_ext_len=max_bytes,
+        max_array_len=max_bytes,
+        max_map_len=max_bytes,
+    )
+
+
+def _frame_of(value: Any, offset: int) -> Frame:
+    if not isinstance(value, list):
+        raise FrameError(f"a frame must be an array, got {show(value)}", offset)
+    if not 2 <= len(value) <= 3:
+        raise FrameError(f"a frame must have 2 or 3 elements, has {len(value)}", offset)
+    tag, entries, option = value if len(value) == 3 else (*value, None)
+    if not isinstance(tag, str):
+        raise FrameError(f"the tag must be text, got {show(tag)}", offset)
+    if not isinstance(entries, list):
+        raise FrameError(
+            f"the entries must be an array (only the Forward mode is spoken here), got {show(entries)}", offset
+        )
+    if not isinstance(option, dict | None):
+        raise FrameError(f"the option must be a map, got {show(option)}", offset)
+    good: list[Entry] = []
+    problem = None
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, list) or len(entry) != 2:
+            problem = f"entry {index} must be an array of a time and a map, got {show(entry)}"
+            break
+        time, body = entry
+        seconds = _seconds_of(time)
+        if seconds is None:
+            problem = f"the time of entry {index} must be a number or an EventTime, got {show(time)}"
+            break
+        if not isinstance(body, dict):
+            problem = f"the record of entry {index} must be a map, got {show(body)}"
+            break
+        good.append(Entry(seconds, body))
+    return Frame(tag, good, option or {}, offset, problem)
+
+
+def _seconds_of(time: Any) -> float | None:
+    if isinstance(time, int | float) and not isinstance(time, bool):
+        return time
+    if isinstance(time, msgpack.ExtType) and time.code == 0 and len(time.data) == 8:
+        # Fluent's EventTime: two big-endian 32-bit numbers, seconds and nanoseconds.
+        return int.from_bytes(time.data[:4], "big") + int.from_bytes(time.data[4:], "big") / 1e9
+    return None
+
+
+def decode(frame: bytes) -> tuple[Message, int]:
+    """The one message in *frame*, and its time in seconds since 1970: what :func:`encode` was given.
+
+    The message is not validated; :class:`~geventaudit.MsgSchema` does that.
+
+    :raises FrameError: when it is anything else than one whole frame with one message.
+    """
+    decoder = Decoder(max_frame_bytes=max(len(frame), 1))
+    frames = list(decoder.feed(frame))
+    if len(frames) != 1 or decoder.unfinished:
+        raise FrameError(f"must be one whole frame, got {len(frames)} and {decoder.unfinished} bytes of another")
+    if problem := frames[0].problem:
+        raise FrameError(problem)
+    if len(frames[0].entries) != 1:
+        raise FrameError(f"must have one entry, has {len(frames[0].entries)}")
+    entry = frames[0].entries[0]
+    return message_of(frames[0].tag, entry.body), math.floor(entry.time)
+
+
+def message_of(tag: str, body: Mapping[Any, Any]) -> Message:
+    """The message that a tag and a body stand for, not validated.
+
+    :raises FrameError: for a tag of no audit type, and for a body that does not have the shape of its message.
+    """
+    try:
+        kind = AuditType(tag)
+        if kind is AuditType.HEARTBEAT:
+            return Heartbeat(
+                service_id=body["AsmAuditServiceId"],
+                audit_version=body["AuditVersion"],
+                os_version=body["OsVersion"],
+                language=body["Language"],
+                destination=body["Destination"],
+            )
+        if kind is AuditType.DIAGNOSTIC:
+            return Diagnostic()
+        return Msg(kind, _record_of(body))
+    except KeyError as error:
+        raise FrameError(f"{tag}: the body has no {error}") from None
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FrameError(f"{show(tag)}: {error}") from None
+
+
+def _record_of(body: Mapping[Any, Any]) -> Record:
+    return Record(
+        operation_name=body["OperationName"],
+        operation_categories=[OperationCategory(each) for each in body["OperationCategories"]],
+        operation_category_description=body["OperationCategoryDescription"],
+        operation_type=OperationType(body["OperationType"]),
+        operation_result=OperationResult(body["OperationResult"]),
+        operation_result_description=body["OperationResultDescription"],
+        operation_access_level=body["OperationAccessLevel"],
+        caller_agent=body["CallerAgent"],
+        caller_ip_address=body["CallerIpAddress"],
+        caller_identities={
+            CallerIdentityType(kind): [CallerIdentity(one["Identity"], one["Description"]) for one in identities]
+            for kind, identities in body["CallerIdentities"].items()
+        },
+        caller_access_levels=list(body["CallerAccessLevels"]),
+        target_resources={
+            kind: [TargetResource(one["Name"], one["Cluster"], one["DataCenter"], one["Region"]) for one in targets]
+            for kind, targets in body["TargetResources"].items()
+        },
+        custom_data=_with_datetimes(body.get("CustomData", {})),
+    )
+
+
+def _with_datetimes(value: Any) -> Any:
+    """Unpacked custom data with its timestamps as datetimes, where a datetime can say the same."""
+    if isinstance(value, dict):
+        return {key: _with_datetimes(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_datetimes(each) for each in value]
+    return exact_datetime(value) if isinstance(value, msgpack.Timestamp) else value
