@@ -114,13 +114,10 @@ class Agent:
         """
         if self._server is not None:
             raise RuntimeError("the agent runs already")
+        listener = _listen_tcp(self.address) if isinstance(self.address, tuple) else _listen_unix(self.address)
         if isinstance(self.address, tuple):
-            listener = gsocket.create_server(
-                self.address, family=gsocket.AF_INET6 if ":" in self.address[0] else gsocket.AF_INET, backlog=_BACKLOG
-            )
             self.address = (self.address[0], listener.getsockname()[1])
         else:
-            listener = _listen_unix(self.address)
             self._inode = os.stat(self.address).st_ino
         self._server = StreamServer(listener, self._serve)
         self._server.start()
@@ -259,6 +256,19 @@ class Agent:
             self._on_refused(refused)
         else:
             logger.warning("refused a message (%s): %s", show(refused.tag), refused.error)
+
+
+def _listen_tcp(address: tuple[str, int]) -> Any:
+    family, kind, _, _, resolved = gsocket.getaddrinfo(*address, type=gsocket.SOCK_STREAM)[0]
+    listener = gsocket.socket(family, kind)
+    try:
+        listener.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEADDR, 1)
+        listener.bind(resolved)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _listen_unix(path: str) -> Any:

@@ -87,9 +87,10 @@ class Client(Pipeline):
         :raises ClientClosedError: the client is closing or closed.
         """
         if self._state in (State.NEW, State.RUNNING):
-            if self._running_sender().connected.wait(timeout):
-                return
+            happened = self._running_sender().connected_or_over.wait(timeout)
             if self._state is State.RUNNING:
+                if happened:
+                    return
                 cause = self._last_error
                 raise ConnectionFailedError(
                     f"no connection within {timeout} s" + (f"; the last attempt: {cause}" if cause else "")

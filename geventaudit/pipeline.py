@@ -218,7 +218,7 @@ class Pipeline:
             return self._counters.snapshot(queued=0, in_flight=0, in_flight_bytes=0, connected=False)
         records, size = sender.in_flight
         return self._counters.snapshot(
-            queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected.is_set()
+            queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected
         )
 
     def notify(self) -> NotificationChannel:

@@ -82,8 +82,8 @@ class Sender:
         self._watcher: gevent.Greenlet[..., None] | None = None
         self._error: BaseException | None = None  # what the watcher saw happen to the connection
         self._popped = 0  # frames of this connection that have left the window
-        self.connected = Event()
-        """Set while there is a connection."""
+        self.connected_or_over = Event()
+        """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
     # -- the client's side ---------------------------------------------------------------------------------------------
 
@@ -157,6 +157,7 @@ class Sender:
         if self._greenlet:
             self._greenlet.kill(block=False)
         self._drop_connection()
+        self.connected_or_over.set()
         self.give_up_flushes()
 
     def join(self, timeout: float) -> None:
@@ -168,6 +169,11 @@ class Sender:
     def queued(self) -> int:
         """Records that wait to be written, or to be written once more."""
         return self._queue.qsize() + len(self._resend)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -198,7 +204,7 @@ class Sender:
         self._popped = 0
         self._watcher = gevent.spawn(self._watch, connection)
         self._counters.connects += 1
-        self.connected.set()
+        self.connected_or_over.set()
 
     def _watch(self, connection: Connection) -> None:
         """In a greenlet of its own: notice that the agent hung up, also while there is nothing to send."""
@@ -293,7 +299,8 @@ class Sender:
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.kill(block=False)
-        self.connected.clear()
+        if not self._stopped:
+            self.connected_or_over.clear()
         self._window_to_resend()
         if connection is not None:
             try:

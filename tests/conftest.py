@@ -1,0 +1,52 @@
+"""Fixtures for all tests. They run unpatched, and once more under ``python -m gevent.monkey``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import helpers
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+def pytest_report_header() -> str:
+    return f"gevent {gevent.__version__}, {'monkey-patched' if helpers.PATCHED else 'not patched'}"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name: the path of a Unix socket ends at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ga-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def socket_path(folder: Path) -> str:
+    return str(folder / "agent.sock")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_over() -> Iterator[None]:
+    """No test, and so no part of the library, leaves a greenlet or a descriptor behind."""
+    gevent.get_hub()
+    gevent.sleep(0)
+    greenlets, descriptors = helpers.greenlets(), helpers.descriptors()
+    yield
+    helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
+    helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_test_waits_for_ever() -> Iterator[None]:
+    """A hang ends the run with the stacks of all greenlets instead of waiting for somebody to notice."""
+    import faulthandler
+
+    faulthandler.dump_traceback_later(840, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,141 @@
+"""What custom data may hold, and how it is carried."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import ipaddress
+import uuid
+from collections import OrderedDict
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from msgpack import ExtType, Timestamp
+
+from geventaudit import ValidationError
+from geventaudit.values import MAX_DEPTH, MAX_VALUES, normal_form
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Name(enum.StrEnum):
+    BLUE = "blue"
+
+
+class Text(str):
+    __slots__ = ()
+
+
+UTC = dt.UTC
+CEST = dt.timezone(dt.timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("given", "carried"),
+    [
+        ((1, 2), [1, 2]),
+        ({3, 1, 2}, [1, 2, 3]),
+        (frozenset({"b", "a"}), ["a", "b"]),
+        ({1, "a", None}, [None, 1, "a"]),
+        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Level.HIGH, "HIGH"),
+        (Name.BLUE, "blue"),
+        (decimal.Decimal("1.50"), "1.50"),
+        (ipaddress.ip_address("10.0.0.1"), "10.0.0.1"),
+        (ipaddress.ip_network("10.0.0.0/8"), "10.0.0.0/8"),
+        (bytearray(b"x"), b"x"),
+        (memoryview(b"x"), b"x"),
+        (Text("x"), "x"),
+        (OrderedDict(a=(1,)), {"a": [1]}),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        ({1: "a", None: "b", b"c": 2}, {1: "a", None: "b", b"c": 2}),
+        (dt.datetime(2026, 1, 1, 2, tzinfo=CEST), dt.datetime(2026, 1, 1, tzinfo=UTC)),
+        (Timestamp(1, 1000), dt.datetime(1970, 1, 1, 0, 0, 1, 1, tzinfo=UTC)),
+        (Timestamp(1, 1), Timestamp(1, 1)),
+        (Timestamp(2**60, 0), Timestamp(2**60, 0)),
+        (ExtType(5, b"x"), ExtType(5, b"x")),
+        (-(2**63), -(2**63)),
+        (2**64 - 1, 2**64 - 1),
+    ],
+)
+def test_carried(given: Any, carried: Any) -> None:
+    plain = normal_form({"v": given})["v"]
+    assert plain == carried
+    assert type(plain) is type(carried)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dt.datetime(2026, 1, 1), "naive"),  # noqa: DTZ001
+        (dt.date(2026, 1, 1), "cannot|must be a value that MessagePack can carry"),
+        (dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-1))), "years 1 to 9999"),
+        (object(), "must be a value that MessagePack can carry"),
+        (print, "must be a value"),
+        (2**64, "64 bits"),
+        (-(2**63) - 1, "64 bits"),
+        ("\ud800", r"lone surrogate U\+D800 at position 0"),
+        ({(1, 2): 3}, "plain value as its key"),
+        ({dt.datetime(2026, 1, 1, tzinfo=UTC): 3}, "plain value as its key"),
+        (Timestamp(2**63, 0), "64 bits"),
+    ],
+)
+def test_refused(given: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as caught:
+        normal_form({"a": {"b": [0, given]}})
+    assert caught.value.messages["a"]["b"][1]
+    assert str(caught.value).startswith("a.b[1]")
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """Custom data of so many levels, itself being the first."""
+    data: Any = 1
+    for _ in range(levels - 1):
+        data = [data]
+    return {"v": data}
+
+
+def test_depth() -> None:
+    normal_form(nested(MAX_DEPTH))
+    with pytest.raises(ValidationError, match="deeper than 64 levels"):
+        normal_form(nested(MAX_DEPTH + 1))
+    with pytest.raises(ValidationError, match="deeper than 64 levels"):
+        normal_form(nested(100_000))
+
+
+def test_into_itself() -> None:
+    data: dict[str, Any] = {"a": 1}
+    data["self"] = data
+    with pytest.raises(ValidationError) as caught:
+        normal_form(data)
+    assert caught.value.messages == {"self": ["must not contain itself"]}
+    inner: list[Any] = []
+    inner.append({"up": inner})
+    with pytest.raises(ValidationError, match=r"v\[0\]\.up: must not contain itself"):
+        normal_form({"v": inner})
+
+
+def test_shared_parts_are_fine_until_they_explode() -> None:
+    shared = [1, 2]
+    assert normal_form({"v": [shared, shared]}) == {"v": [[1, 2], [1, 2]]}
+    bomb: Any = 1
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    with pytest.raises(ValidationError, match=str(MAX_VALUES)):
+        normal_form({"v": bomb})
+
+
+def test_keys_that_become_the_same_text() -> None:
+    with pytest.raises(ValidationError, match="unique"):
+        normal_form({"v": {Name.BLUE: 1, uuid.UUID(int=7): 2, str(uuid.UUID(int=7)): 3}})
+
+
+def test_everything_wrong_is_told() -> None:
+    with pytest.raises(ValidationError) as caught:
+        normal_form({"a": object(), "b": [2**70, {"c": "\ud800"}], "ok": 1})
+    assert set(caught.value.messages) == {"a", "b"}
+    assert set(caught.value.messages["b"]) == {0, 1}

@@ -1,0 +1,207 @@
+"""Frames: what is made, and what is made of what comes in."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgpack
+import pytest
+from helpers import SERVICE_TREE_ID, message, record
+
+from geventaudit import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Heartbeat,
+    Msg,
+    OperationCategory,
+    ValidationError,
+    wire,
+)
+from geventaudit.wire import Decoder, FrameError, decode, encode
+
+EXAMPLE = {"TimeFormat": "DateTime"}
+
+
+def body_of(frame: bytes) -> Any:
+    return msgpack.unpackb(frame, timestamp=3)[1][0][1]
+
+
+def test_the_frame_of_the_example() -> None:
+    tag, entries, option = msgpack.unpackb(encode(message(), 1717243200.9, SERVICE_TREE_ID))
+    assert tag == "AsmAuditCP"
+    assert option == EXAMPLE
+    ((time, body),) = entries
+    assert time == 1717243200
+    assert list(body) == [
+        "env_ikey", "CallerIpAddress", "CallerIdentities", "OperationCategories", "CustomData", "TargetResources",
+        "CallerAccessLevels", "OperationAccessLevel", "OperationName", "OperationResultDescription", "CallerAgent",
+        "OperationCategoryDescription", "OperationType", "OperationResult",
+    ]  # fmt: skip
+
+
+def test_without_service_tree_id_and_custom_data_their_keys_are_absent() -> None:
+    body = body_of(encode(message(custom_data={}), 0))
+    assert "env_ikey" not in body
+    assert "CustomData" not in body
+
+
+def test_sorted_and_each_once_and_the_callers_objects_untouched() -> None:
+    categories = [OperationCategory.EUII, OperationCategory.OTHER, OperationCategory.EUII]
+    levels = ["b", "é", "a", "b", "\U0001f600", "\uffff"]
+    identities = {CallerIdentityType.SYSTEM: [CallerIdentity("s", "d")], CallerIdentityType.UPN: []}
+    msg = message(operation_categories=categories, caller_access_levels=levels, caller_identities=identities)
+    body = body_of(encode(msg, 0))
+    assert body["OperationCategories"] == ["OCOther", "EUII"]
+    assert body["CallerAccessLevels"] == ["a", "b", "é", "\uffff", "\U0001f600"]
+    assert list(body["CallerIdentities"]) == ["UPN", "System"]
+    assert categories == [OperationCategory.EUII, OperationCategory.OTHER, OperationCategory.EUII]
+    assert levels == ["b", "é", "a", "b", "\U0001f600", "\uffff"]
+    assert list(identities) == [CallerIdentityType.SYSTEM, CallerIdentityType.UPN]
+
+
+def test_times_are_exact_in_both_forms() -> None:
+    moment = dt.datetime(1969, 12, 31, 23, 59, 59, 500001, tzinfo=dt.UTC)
+    msg = message(custom_data={"t": moment})
+    assert body_of(encode(msg, 0))["CustomData"]["t"] == moment
+    frame = encode(msg, 0)
+    assert decode(frame)[0] == msg
+    assert body_of(encode(msg, 0, datetimes="text"))["CustomData"]["t"] == "1969-12-31T23:59:59.500001+00:00"
+
+
+@pytest.mark.parametrize(("given", "written"), [(-1.5, -2), (0, 0), (1.999, 1), (17179869184.0, 17179869184)])
+def test_fractions_of_a_second_are_dropped_downward(given: float, written: int) -> None:
+    assert decode(encode(message(), given))[1] == written
+
+
+def test_a_frame_above_the_limit() -> None:
+    frame = encode(message(), 0)
+    assert encode(message(), 0, max_frame_bytes=len(frame)) == frame
+    with pytest.raises(ValidationError, match=f"must fit into a frame of {len(frame) - 1} bytes, takes {len(frame)}"):
+        encode(message(), 0, max_frame_bytes=len(frame) - 1)
+    with pytest.raises(ValidationError, match="1048576 bytes"):
+        encode(message(custom_data={"long": "x" * (1 << 20)}), 0)
+
+
+@pytest.mark.parametrize("changes", [{"custom_data": {"o": object()}}, {"operation_categories": ["Nonsense"]},
+                                     {"caller_ip_address": "nowhere"}, {"custom_data": {"n": 2**64}},
+                                     {"caller_identities": None}, {"target_resources": {"T": [None]}}])  # fmt: skip
+def test_what_no_schema_has_seen_is_a_validation_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="must be a valid message"):
+        encode(message(**changes), 0)
+
+
+@pytest.mark.parametrize("given", ["", "x", "00000000-0000-0000-0000-000000000000", 5, b"x", "é"])
+def test_a_service_tree_id_that_is_none(given: Any) -> None:
+    with pytest.raises(ValidationError, match="must be a UUID and not the nil UUID"):
+        encode(message(), 0, given)
+
+
+def test_a_service_tree_id_is_written_in_one_spelling() -> None:
+    assert body_of(encode(message(), 0, "{" + SERVICE_TREE_ID.upper() + "}"))["env_ikey"] == SERVICE_TREE_ID
+
+
+def test_an_unknown_choice_of_datetimes() -> None:
+    with pytest.raises(ValueError, match="'extension' or 'text'"):
+        encode(message(), 0, datetimes="iso")  # type: ignore[arg-type]
+
+
+def test_heartbeat() -> None:
+    beat = Heartbeat("id", "1.0", "6.1", "python3.11.7", "TCP")
+    frame = encode(beat, 5)
+    assert msgpack.unpackb(frame)[0] == "AsmAuditHB"
+    assert decode(frame) == (beat, 5)
+
+
+def frame_with(**parts: Any) -> bytes:
+    tag, time, body, option = (parts.get(name, default) for name, default in (
+        ("tag", "AsmAuditCP"), ("time", 5), ("body", {"a": 1}), ("option", EXAMPLE)))  # fmt: skip
+    entries = parts.get("entries", [[time, body]])
+    return bytes(msgpack.packb([tag, entries] if option == "absent" else [tag, entries, option]))
+
+
+@pytest.mark.parametrize("option", [EXAMPLE, {}, None, "absent", {"chunk": "abc", "size": 1}])
+def test_options_that_agents_take(option: Any) -> None:
+    (frame,) = Decoder().feed(frame_with(option=option))
+    assert frame.entries == [(5, {"a": 1})]
+    assert frame.chunk == ("abc" if option == {"chunk": "abc", "size": 1} else None)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [(5, 5), (5.5, 5.5), (-1, -1), (msgpack.ExtType(0, b"\0\0\0\5\x1d\xcd\x65\0"), 5.5)]
+)
+def test_times_that_agents_take(time: Any, seconds: float) -> None:
+    (frame,) = Decoder().feed(frame_with(time=time))
+    assert frame.entries[0].time == seconds
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (frame_with(tag=b"AsmAuditCP"), "tag must be text"),
+        (frame_with(tag=5), "tag must be text"),
+        (frame_with(option=[]), "option must be a map"),
+        (frame_with(option="x"), "option must be a map"),
+        (frame_with(entries=b"packed"), "entries must be an array"),
+        (frame_with(entries=5), "entries must be an array"),
+        (msgpack.packb({"a": 1}), "frame must be an array"),
+        (msgpack.packb(5), "frame must be an array"),
+        (msgpack.packb(["tag"]), "2 or 3 elements, has 1"),
+        (msgpack.packb(["tag", [], {}, 1]), "2 or 3 elements, has 4"),
+        (b"\xc1", "not MessagePack"),
+        (b"\x92\xa1\xff\x90", "not MessagePack"),
+        (b"GET / HTTP/1.1\r\n", "frame must be an array"),
+        (b"\x91" * 5000, "not MessagePack"),
+    ],
+)
+def test_streams_that_are_closed(frame: bytes, words: str) -> None:
+    good = frame_with()
+    decoder, got = Decoder(), []
+    with pytest.raises(FrameError, match=words) as caught:  # noqa: PT012
+        for each in decoder.feed(good + frame):
+            got.append(each)
+    assert len(got) == 1, "the good frame before it is kept"
+    assert caught.value.offset == len(good)
+
+
+@pytest.mark.parametrize("bad", [["text", {}], [None, {}], [True, {}], [msgpack.Timestamp(5), {}], [5, []], [5], 5])
+def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
+    (frame,) = Decoder().feed(frame_with(entries=[[5, {"a": 1}], bad, [6, {"b": 1}]]))
+    assert frame.entries == [(5, {"a": 1})]
+    assert frame.problem is not None
+    assert "entry 1" in frame.problem
+
+
+def test_a_frame_above_the_decoders_limit() -> None:
+    decoder = Decoder(max_frame_bytes=1000)
+    assert len(list(decoder.feed(frame_with(body={"a": "x" * 900})))) == 1
+    with pytest.raises(FrameError, match="more than 1000 bytes"):
+        list(decoder.feed(frame_with(body={"a": "x" * 2000})[:1500]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"", "one whole frame"),
+        (encode(message(), 0)[:-1], "one whole frame"),
+        (encode(message(), 0) * 2, "one whole frame"),
+        (frame_with(entries=[]), "one entry"),
+        (frame_with(entries=[[5, {}], [6, {}]]), "one entry"),
+        (frame_with(body={}), "has no 'OperationName'"),
+        (frame_with(tag="Nonsense"), "Nonsense"),
+        (frame_with(entries=[[5, 6]]), "record of entry 0"),
+    ],
+)
+def test_what_decode_refuses(frame: bytes, words: str) -> None:
+    with pytest.raises(FrameError, match=words):
+        decode(frame)
+
+
+def test_decode_gives_plain_types() -> None:
+    msg, _ = decode(encode(message(), 0))
+    assert isinstance(msg, Msg)
+    assert type(msg.type) is AuditType
+    assert msg == message()
+    assert msg.record == record()
+    assert wire.ack_of("x") == msgpack.packb({"ack": "x"})
