@@ -130,10 +130,16 @@ class Agent:
         """
         if self._server is None:
             return
-        server, self._server = self._server, None
+        server = self._server
+        drain = timeout > 0 and self._reading.is_set()
+        if drain:
+            while (waiting := server.do_read()) is not None:  # connected, not accepted yet
+                server.do_handle(*waiting)
+            gevent.sleep(0)
+        self._server = None
         server.close()
         self._remove_file()
-        if timeout > 0 and self._reading.is_set():
+        if drain:
             for sock in list(self._connections.values()):
                 try:
                     sock.shutdown(gsocket.SHUT_WR)

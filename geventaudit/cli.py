@@ -42,7 +42,7 @@ from .records import (
     Record,
     TargetResource,
 )
-from .schemas import MsgSchema
+from .schemas import MsgSchema, by_record
 from .version import __version__
 
 __all__ = ["main"]
@@ -270,7 +270,13 @@ def _each_message(path: str, use: Callable[[Any], object]) -> tuple[int, int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    good, bad = _each_message(arguments.file, MsgSchema().load)
+    def load(message: Any) -> None:
+        try:
+            _schema.load(message)
+        except ValidationError as error:
+            raise ValidationError(by_record(error.messages)) from None  # the paths that send would show
+
+    good, bad = _each_message(arguments.file, load)
     print(f"{good} valid, {bad} refused")
     return 1 if bad else 0
 

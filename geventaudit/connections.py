@@ -136,6 +136,7 @@ class _SocketConnection(_Closing):
             raise
 
     def delivered(self) -> int:
+        """See :meth:`Connection.delivered`."""
         if not self._closed:
             taken = self._taken()
             while self._ends and self._ends[0] <= taken:
@@ -172,6 +173,7 @@ class _SocketConnection(_Closing):
                 raise ConnectionFailedError(f"{self._where}: the agent hung up")
 
     def close(self) -> None:
+        """See :meth:`Connection.close`."""
         if not self._closed:
             self._closed = True
             self._sock.close()
@@ -268,18 +270,22 @@ class NoOp(_Closing):
         logging.getLogger(logger_name).warning("audit records go nowhere: the connection is a NoOp")
 
     def write(self, frames: Sequence[bytes]) -> None:
+        """See :meth:`Connection.write`."""
         if self._closed.is_set():
             raise ConnectionFailedError("noop: the connection is closed")
         self._written += len(frames)
 
     def delivered(self) -> int:
+        """See :meth:`Connection.delivered`."""
         return self._written
 
     def wait_broken(self) -> None:
+        """See :meth:`Connection.wait_broken`: when it is closed."""
         self._closed.wait()
         raise ConnectionFailedError("noop: the connection is closed")
 
     def close(self) -> None:
+        """See :meth:`Connection.close`."""
         self._closed.set()
 
 

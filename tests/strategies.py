@@ -36,8 +36,8 @@ not_blank = st.builds("{}x{}".format, text, text)
 
 integers = st.integers(-(2**63), 2**64 - 1)
 moments = st.datetimes(
-    min_value=dt.datetime(2, 1, 1),  # noqa: DTZ001
-    max_value=dt.datetime(9998, 12, 31),  # noqa: DTZ001
+    min_value=dt.datetime(2, 1, 1),
+    max_value=dt.datetime(9998, 12, 31),
     timezones=st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=-7, minutes=-30))]),
 )
 scalars = (

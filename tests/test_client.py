@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import platform
 import subprocess
@@ -75,7 +76,9 @@ def test_the_example_of_the_readme_arrives_as_it_was_sent(agent: Agent, got: lis
     )
 
 
-def test_a_mapping_arrives_too_and_needs_no_service_tree_id(agent: Agent, got: list[Received], socket_path: str) -> None:
+def test_a_mapping_arrives_too_and_needs_no_service_tree_id(
+    agent: Agent, got: list[Received], socket_path: str
+) -> None:
     with client_of(socket_path) as client:
         client.send({"Type": "DataPlane", "Record": mapping()})
         assert client.flush(10)
@@ -477,9 +480,7 @@ def test_dropped_messages_come_back_decoded(socket_path: str) -> None:
     assert [each.undelivered for each in dropped] == [(message(1), message(2))]
 
 
-def test_the_log_has_no_line_per_record(
-    agent: Agent, socket_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_has_no_line_per_record(agent: Agent, socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "geventaudit"), client_of(socket_path, queue_size=50) as client:
         for number in range(200):
             try:
@@ -510,7 +511,7 @@ def test_an_agent_that_hangs_up_at_once_is_not_hammered(socket_path: str) -> Non
         client = Client(lambda: DomainSocket(socket_path), backoff=Backoff(initial=0.05, maximum=10, jitter=0))
         client.send(message(1))
         eventually(lambda: len(accepted) >= 4)
-        gaps = [later - earlier for earlier, later in zip(accepted, accepted[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(accepted)]
         assert gaps[2] > gaps[0], "the delays grow although connecting succeeds"
         assert client.close(timeout=0) == [message(1)]
         slamming.kill()

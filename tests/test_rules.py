@@ -164,7 +164,7 @@ def test_addresses_are_written_in_one_spelling(given: Any, written: str) -> None
 
 
 @pytest.mark.parametrize(
-    "address", ["1.2.3.4:80", "[::1]", "localhost", "fe80::1%", "1.2.3.4%eth0", "1.2.3.4/8", "::/0", "١.2.3.4"]
+    "address", ["1.2.3.4:80", "[::1]", "localhost", "fe80::1%", "1.2.3.4%eth0", "1.2.3.4/8", "::/0", "\u0661.2.3.4"]
 )
 def test_what_is_no_address(address: str) -> None:
     assert messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0].startswith("must be an IP address")

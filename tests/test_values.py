@@ -71,7 +71,7 @@ def test_carried(given: Any, carried: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (dt.datetime(2026, 1, 1), "naive"),  # noqa: DTZ001
+        (dt.datetime(2026, 1, 1), "naive"),
         (dt.date(2026, 1, 1), "cannot|must be a value that MessagePack can carry"),
         (dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-1))), "years 1 to 9999"),
         (object(), "must be a value that MessagePack can carry"),

@@ -1,0 +1,254 @@
+"""The receiving end: strict, clear, and hard to bring down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket as std_socket
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgpack
+import pytest
+from gevent import socket
+from helpers import SERVICE_TREE_ID, eventually, mapping, message
+
+from geventaudit import Diagnostic, Heartbeat, Msg, RecordSchema, ValidationError, wire
+from geventaudit.agent import Agent, Received, Refused
+
+
+@pytest.fixture
+def got() -> list[Received]:
+    return []
+
+
+@pytest.fixture
+def refused() -> list[Refused]:
+    return []
+
+
+@pytest.fixture
+def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Any:
+    with Agent(socket_path, got.append, on_refused=refused.append) as agent:
+        yield agent
+
+
+def connect(agent: Agent) -> Any:
+    if isinstance(agent.address, tuple):
+        return socket.create_connection(agent.address, timeout=10)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(agent.address)
+    return sock
+
+
+def frame(number: int = 0, option: Any = None, **changes: Any) -> bytes:
+    body = {"env_ikey": SERVICE_TREE_ID, **mapping(CustomData={"n": number}, **changes)}
+    return bytes(msgpack.packb(["AsmAuditCP", [[5, body]], option or {}]))
+
+
+def test_messages_of_all_kinds(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(wire.encode(message(), 7, SERVICE_TREE_ID))
+        sock.sendall(wire.encode(Heartbeat("a", "b", "c", "d", "TCP"), 8))
+        sock.sendall(wire.encode(Diagnostic(), 9))
+        eventually(lambda: len(got) == 3)
+    assert got[0] == Received(message(), 7, SERVICE_TREE_ID)
+    assert [type(each.message) for each in got] == [Msg, Heartbeat, Diagnostic]
+    assert agent.counts.messages == 3
+    assert agent.counts.heartbeats == 1
+    eventually(lambda: agent.counts.open_connections == 0)
+
+
+def test_a_byte_at_a_time_and_many_at_once(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        for byte in frame(1):
+            sock.sendall(bytes([byte]))
+        sock.sendall(b"".join(frame(n) for n in range(2, 52)))
+        eventually(lambda: len(got) == 51)
+
+
+def test_rule_breakers_are_told_and_the_stream_goes_on(
+    agent: Agent, got: list[Received], refused: list[Refused]
+) -> None:
+    with connect(agent) as sock:
+        sock.sendall(frame(1, CallerIpAddress="127.0.0.1", Extra="x"))
+        sock.sendall(msgpack.packb(["Nonsense", [[5, {}]]]))
+        sock.sendall(msgpack.packb(["AsmAuditHB", [[5, {}]]]))
+        sock.sendall(msgpack.packb(["AsmAuditCP", [[5, {"env_ikey": "x", **mapping()}]]]))
+        sock.sendall(frame(2))
+        eventually(lambda: len(got) == 1)
+    assert agent.counts.refused == 4
+    assert isinstance(refused[0].error, ValidationError)
+    assert set(refused[0].error.messages) == {"CallerIpAddress", "Extra"}
+    assert "Nonsense" in str(refused[1].error)
+    assert "AsmAuditServiceId" in str(refused[2].error)
+    assert "UUID" in str(refused[3].error)
+
+
+def test_rule_breakers_are_logged_without_a_callback(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Agent(socket_path, print) as agent, connect(agent) as sock:
+        sock.sendall(frame(1, OperationName=""))
+        eventually(lambda: agent.counts.refused == 1)
+    assert "OperationName: must not be empty" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xc1", b"\x93\xa1x\x05\x80", os.urandom(100) + b"\xc1"]
+)
+def test_garbage_costs_its_own_connection_only(
+    agent: Agent, got: list[Received], garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), connect(agent) as honest, connect(agent) as sock:
+        honest.sendall(frame(1)[:50])
+        sock.sendall(frame(2) + garbage)
+        try:
+            assert sock.recv(1) == b"", "closed"
+        except ConnectionResetError:
+            pass  # closed with some of it unread
+        honest.sendall(frame(1)[50:])
+        eventually(lambda: len(got) == 2)
+    assert agent.counts.broken_streams == 1
+    assert f"at byte {len(frame(2))}" in caplog.text
+
+
+def test_good_entries_before_a_bad_one_are_kept_without_an_ack(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(msgpack.packb(["AsmAuditCP", [[5, mapping()], ["text", mapping()]], {"chunk": "c"}]))
+        assert sock.recv(100) == b""
+    assert len(got) == 1
+    assert agent.counts.acks == 0
+
+
+def test_a_half_frame(agent: Agent, got: list[Received], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        with connect(agent) as sock:
+            sock.sendall(frame(1) + frame(2)[:100])
+        eventually(lambda: agent.counts.half_frames == 1)
+    assert "100 bytes" in caplog.text
+    assert len(got) == 1
+
+
+def test_acks(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(frame(1, {"chunk": "first"}) + frame(2) + frame(3, {"chunk": "second"}))
+        unpacker = msgpack.Unpacker()
+        acks: list[Any] = []
+        while len(acks) < 2:
+            unpacker.feed(sock.recv(100))
+            acks += unpacker
+    assert acks == [{"ack": "first"}, {"ack": "second"}]
+    assert agent.counts.acks == 2
+
+
+def test_a_callback_that_raises_closes_without_an_ack(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    def raises(received: Received) -> None:
+        raise ZeroDivisionError("the disk is full")
+
+    with Agent(socket_path, raises) as agent, connect(agent) as sock:
+        sock.sendall(frame(1, {"chunk": "c"}))
+        assert sock.recv(10) == b""
+        assert agent.counts.broken_streams == 1
+    assert "the disk is full" in caplog.text
+
+
+def test_a_stricter_schema(socket_path: str, refused: list[Refused]) -> None:
+    import marshmallow
+
+    class Stricter(RecordSchema):
+        @marshmallow.validates("operation_name")
+        def _never(self, value: str, **kwargs: Any) -> None:
+            raise marshmallow.ValidationError("never good")
+
+    agent = Agent(socket_path, print, on_refused=refused.append, schema=Stricter())
+    with agent, connect(agent) as sock:
+        sock.sendall(frame(1))
+        eventually(lambda: refused)
+    assert "never good" in str(refused[0].error)
+
+
+def test_thousands_of_connections(agent: Agent, got: list[Received]) -> None:
+    socks = []
+    for number in range(2000):
+        sock = connect(agent)
+        sock.sendall(frame(number))
+        socks.append(sock)
+    eventually(lambda: len(got) == 2000)
+    assert agent.counts.open_connections == 2000
+    for sock in socks:
+        sock.close()
+    eventually(lambda: agent.counts.open_connections == 0)
+
+
+def test_stop_reading_and_resume(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(frame(1))
+        eventually(lambda: len(got) == 1)
+        agent.stop_reading()
+        sock.sendall(frame(2))
+        gevent.sleep(0.05)
+        assert len(got) == 1
+        agent.resume_reading()
+        eventually(lambda: len(got) == 2)
+
+
+def test_hang_up_leaves_it_listening(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(frame(1))
+        eventually(lambda: len(got) == 1)
+        agent.hang_up()
+        assert sock.recv(1) == b""
+    with connect(agent) as sock:
+        sock.sendall(frame(2))
+        eventually(lambda: len(got) == 2)
+
+
+def test_stop_reads_what_was_sent(agent: Agent, got: list[Received]) -> None:
+    with connect(agent) as sock:
+        sock.sendall(b"".join(frame(n) for n in range(200)))
+
+        def hang_up_when_told() -> None:
+            assert sock.recv(1) == b""
+            sock.close()
+
+        polite = gevent.spawn(hang_up_when_told)
+        agent.stop(timeout=10)
+        polite.get(timeout=10)
+    assert len(got) == 200
+
+
+def test_restart_on_the_same_address(got: list[Received], folder: Path) -> None:
+    for address in (str(folder / "s"), ("127.0.0.1", 0)):
+        with Agent(address, got.append) as agent:
+            before = agent.address
+            for _ in range(3):
+                agent.restart()
+            assert agent.address == before
+            connect(agent).close()
+
+
+def test_the_socket_file(socket_path: str, folder: Path) -> None:
+    left_behind = std_socket.socket(std_socket.AF_UNIX)
+    left_behind.bind(socket_path)
+    left_behind.close()
+    with Agent(socket_path, print), pytest.raises(OSError, match="in use"):
+        Agent(socket_path, print).start()
+    assert not os.path.exists(socket_path), "it is taken away at the end"
+    plain = folder / "plain"
+    plain.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        Agent(str(plain), print).start()
+    assert plain.read_text() == "precious"
+    with Agent(socket_path, print):
+        os.unlink(socket_path)
+        Path(socket_path).write_text("somebody else's")
+    assert os.path.exists(socket_path)
+
+
+def test_starting_twice(agent: Agent) -> None:
+    with pytest.raises(RuntimeError, match="runs already"):
+        agent.start()
+    agent.stop()
+    agent.stop()
+    assert "stopped" in repr(agent)

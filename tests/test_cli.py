@@ -1,0 +1,213 @@
+"""The command line, as a person uses it: processes, pipes, signals, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket as std_socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import subprocess
+from helpers import eventually, free_port, mapping
+
+from geventaudit import __version__
+
+GOOD = {"Type": "ControlPlane", "Record": mapping()}
+BAD = {"Type": "ControlPlane", "Record": mapping(OperationName="")}
+
+
+def command(*arguments: str, **options: Any) -> Any:
+    return subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "geventaudit", *arguments],
+        stdin=options.pop("stdin", subprocess.PIPE),
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def run(*arguments: str, given: bytes = b"", **options: Any) -> tuple[int, str, str]:
+    with command(*arguments, **options) as process:
+        out, err = process.communicate(given, timeout=60)
+    return process.returncode, (out or b"").decode(), err.decode()
+
+
+def lines(*messages: Any) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in messages)
+
+
+@pytest.fixture
+def listening(socket_path: str, folder: Path) -> Any:
+    process = command("listen", "--unix", socket_path, "--output", str(folder / "out.jsonl"))
+    with process:
+        assert process.stderr.readline().startswith(b"listening on")
+        yield process
+        if process.poll() is None:
+            process.kill()
+
+
+def test_listen_and_send(listening: Any, socket_path: str, folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(lines(GOOD, GOOD) + b"\n  \n" + lines(GOOD))
+    status, out, err = run("send", str(file), "--unix", socket_path)
+    assert (status, out, err) == (0, "3 delivered, 0 not delivered, 0 refused\n", "")
+    first = listening.stdout.readline().decode()
+    assert "ControlPlane CreateUser Success: user@example.com from 192.0.2.7 on SubscriptionId/res1" in first
+    eventually(lambda: len((folder / "out.jsonl").read_text().splitlines()) == 3)
+    stored = json.loads((folder / "out.jsonl").read_text().splitlines()[0])
+    assert stored["Type"] == "ControlPlane"
+    assert stored["Record"]["CustomData"] == {"ticket": 4711}
+    assert "env_ikey" not in stored
+    listening.send_signal(signal.SIGTERM)
+    rest = listening.communicate(timeout=30)
+    assert listening.returncode == 0
+    assert b"4 messages received, 0 refused" in rest[1], "three and a heartbeat"
+
+
+def test_send_from_a_pipe_that_is_slow(listening: Any, socket_path: str, folder: Path) -> None:
+    with command("send", "-", "--unix", socket_path) as process:
+        process.stdin.write(lines(GOOD))
+        process.stdin.flush()
+        eventually(lambda: (folder / "out.jsonl").read_text().count("\n") == 1, "it does not wait for the end")
+        out, err = process.communicate(lines(GOOD), timeout=30)
+    assert (process.returncode, out) == (0, b"2 delivered, 0 not delivered, 0 refused\n"), err
+
+
+def test_refused_lines_are_named(listening: Any, socket_path: str) -> None:
+    given = lines(GOOD, BAD) + b"not json\n[1]\n" + lines({**GOOD, "Type": "Heartbeat"}) + b'{"a": "\xff"}\n'
+    status, out, err = run("send", "-", "--unix", socket_path, given=given)
+    assert status == 1
+    assert out == "1 delivered, 0 not delivered, 5 refused\n"
+    complaints = err.splitlines()
+    assert complaints[0] == "line 2: OperationName: must not be empty"
+    assert complaints[1].startswith("line 3: not JSON: ")
+    assert complaints[2] == "line 4: must be a mapping"
+    assert complaints[3].startswith("line 5: Type: must be DataPlane or ControlPlane")
+    assert complaints[4].startswith("line 6: not JSON: ")
+
+
+def test_check(folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(lines(GOOD, BAD, GOOD))
+    status, out, err = run("check", str(file))
+    assert (status, out) == (1, "2 valid, 1 refused\n")
+    assert err == "line 2: OperationName: must not be empty\n"
+    status, out, err = run("check", "-", given=lines(GOOD))
+    assert (status, out, err) == (0, "1 valid, 0 refused\n", "")
+
+
+def test_over_tcp() -> None:
+    port = free_port()
+    with command("listen", "--tcp", f"127.0.0.1:{port}") as listening:
+        assert listening.stderr.readline() == f"listening on 127.0.0.1:{port}\n".encode()
+        status, out, _ = run("send", "-", "--tcp", f"127.0.0.1:{port}", given=lines(GOOD))
+        assert (status, out) == (0, "1 delivered, 0 not delivered, 0 refused\n")
+        assert b"CreateUser" in listening.stdout.readline()
+        listening.send_signal(signal.SIGINT)
+        listening.communicate(timeout=30)
+        assert listening.returncode == 0
+
+
+def test_refused_messages_are_shown_by_the_listener(listening: Any, socket_path: str) -> None:
+    import msgpack
+
+    with std_socket.socket(std_socket.AF_UNIX) as sock:
+        sock.connect(socket_path)
+        sock.sendall(msgpack.packb(["AsmAuditCP", [[5, BAD["Record"]]]]))
+        assert listening.stderr.readline() == b"refused 'AsmAuditCP': OperationName: must not be empty\n"
+
+
+def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_path: str) -> None:
+    evil = {"Type": "ControlPlane", "Record": mapping(OperationName="a\x1b[31m\nb\x9b")}
+    run("send", "-", "--unix", socket_path, given=lines(evil))
+    assert b"a\\x1b[31m\\x0ab\\x9b" in listening.stdout.readline()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required"),
+        (["nonsense"], "nonsense"),
+        (["listen", "--nonsense"], "--nonsense"),
+        (["listen", "--tcp", "nowhere"], "must be HOST:PORT, got 'nowhere'"),
+        (["listen", "--tcp", "h:99999"], "must be HOST:PORT"),
+        (["listen", "--unix", "/nonexistent/x.sock"], "cannot listen on /nonexistent/x.sock"),
+        (["listen", "--unix", "a", "--tcp", "h:1"], "not allowed with"),
+        (["listen", "--unix", "unused.sock", "--output", "/nonexistent/x"], "cannot write /nonexistent/x"),
+        (["send"], "FILE"),
+        (["send", "/nonexistent", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
+        (["send", "-", "--tcp", "127.0.0.1:1"], "tcp:127.0.0.1:1: could not connect: Connection refused"),
+        (["send", "-", "--timeout", "soon"], "must be a number of seconds, got 'soon'"),
+        (["send", "-", "--service-tree-id", "x"], "must be a UUID"),
+        (["check", "/nonexistent"], "cannot read /nonexistent: No such file or directory"),
+        (["check", "/"], "cannot read /: Is a directory"),
+        (["demo", "--records", "0"], "must be at least 1"),
+        (["demo", "--records", "x"], "invalid int value"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(arguments: list[str], words: str, folder: Path) -> None:
+    status, out, err = run(*arguments, cwd=folder)
+    assert status == 2, err
+    assert out == ""
+    assert err.startswith("geventaudit: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_while_the_agent_is(listening: Any, socket_path: str) -> None:
+    status, out, err = run("send", "/nonexistent", "--unix", socket_path)
+    assert (status, out, err) == (2, "", "geventaudit: cannot read /nonexistent: No such file or directory\n")
+
+
+def test_an_agent_that_never_reads_is_reported(socket_path: str) -> None:
+    with std_socket.socket(std_socket.AF_UNIX) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        began = time.monotonic()
+        status, out, _ = run("send", "-", "--unix", socket_path, "--timeout", "0.3", given=lines(GOOD))
+        assert (status, out) == (1, "0 delivered, 1 not delivered, 0 refused\n")
+        assert time.monotonic() - began < 30
+
+
+def test_nobody_reads_the_output(socket_path: str) -> None:
+    read, write = os.pipe()
+    with command("listen", "--unix", socket_path, stdout=write) as listening:
+        os.close(write)
+        os.close(read)
+        assert listening.stderr.readline().startswith(b"listening on")
+        run("send", "-", "--unix", socket_path, "--timeout", "0.2", given=lines(GOOD))
+        _, err = listening.communicate(timeout=30)
+    assert listening.returncode == 1
+    assert b"Exception ignored" not in err
+
+
+def test_a_full_disk_is_reported_and_nothing_is_called_stored(socket_path: str) -> None:
+    with command("listen", "--unix", socket_path, "--output", "/dev/full") as listening:
+        assert listening.stderr.readline().startswith(b"listening on")
+        run("send", "-", "--unix", socket_path, "--timeout", "0.2", given=lines(GOOD))
+        _, err = listening.communicate(timeout=30)
+    assert listening.returncode == 1
+    assert b"cannot store: [Errno 28] No space left" in err
+
+
+def test_demo() -> None:
+    status, out, err = run("demo", "--records", "3000")
+    assert status == 0, err
+    table = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if line.startswith("  ") and line[-1].isdigit())
+    figures = {name.strip(): int(value) for name, value in table.items() if name.strip()[0].isalpha()}
+    assert figures["accepted"] == figures["delivered"] == 3000
+    assert figures["lost"] == 0
+    assert out.count("the agent was restarted") == 2
+    assert out.count("RotateKey") == 3
+
+
+def test_help_and_version() -> None:
+    assert run("--version") == (0, f"geventaudit {__version__}\n", "")
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(name in out for name in ("listen", "send", "check", "demo"))

@@ -1,0 +1,65 @@
+"""What the README shows is true."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import subprocess
+from helpers import SERVICE_TREE_ID, eventually, message
+
+from geventaudit import TCP, Backoff, Client, DomainSocket, Msg, Stats
+from geventaudit.agent import Agent
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_quick_start_sends_exactly_its_record(socket_path: str) -> None:
+    """As printed, but for the path: the usual one belongs to mdsd."""
+    (quick_start,) = (block for block in BLOCKS if "CreateUser" in block)
+    got: list[Any] = []
+    with Agent(socket_path, got.append):
+        redirect = f"import geventaudit.connections as c; c._MDSD_SOCKETS = ({socket_path!r},)\n"
+        program = quick_start.replace("import geventaudit\n", "import geventaudit\n" + redirect)
+        process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        with process:
+            output = process.communicate(timeout=60)
+        assert (process.returncode, output) == (0, (b"", b""))
+        eventually(lambda: len(got) == 2)
+    assert got[0].message == message()
+    assert got[0].service_tree_id == SERVICE_TREE_ID
+
+
+def test_every_python_block_compiles() -> None:
+    assert len(BLOCKS) == 3
+    for block in BLOCKS:
+        compile(block, "README.md", "exec")
+
+
+@pytest.mark.parametrize("owner", [Client, DomainSocket, TCP, Backoff])
+def test_the_options_and_their_defaults(owner: type[Any]) -> None:
+    for name, parameter in inspect.signature(owner).parameters.items():
+        if name in ("factory", "address"):
+            continue
+        assert name in README, name
+        if isinstance(parameter.default, float):
+            assert f"{name}={parameter.default}" in README or f"| `{name}` | {parameter.default} |" in README, name
+        elif isinstance(parameter.default, int):
+            assert f"| `{name}` | {parameter.default} |" in README, name
+
+
+def test_every_number_of_stats_is_named() -> None:
+    for name in Stats.__dataclass_fields__:
+        assert re.search(rf"\b{name}\b", README), name
+
+
+def test_the_example_message_is_the_readmes() -> None:
+    assert isinstance(message(), Msg)
+    assert len(README.splitlines()[0]) < 40

@@ -1,0 +1,106 @@
+"""Typed uses of the public API: checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from uuid import UUID
+
+import geventaudit
+from geventaudit import (
+    TCP,
+    AuditType,
+    Backoff,
+    BaseClient,
+    CallerIdentity,
+    CallerIdentityType,
+    Client,
+    Connection,
+    DomainSocket,
+    Msg,
+    MsgSchema,
+    NoOp,
+    NotificationKind,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    RecordSchema,
+    Stats,
+    TargetResource,
+    ValidationError,
+)
+
+
+def factory() -> DomainSocket:
+    return DomainSocket()
+
+
+def other_factory() -> Connection:
+    return TCP(("127.0.0.1", 24224), timeout=5.0, write_timeout=None)
+
+
+class MySchema(RecordSchema):
+    pass
+
+
+class MyConnection:
+    name = "Mine"
+
+    def write(self, frames: object) -> None: ...
+    def delivered(self) -> int:
+        return 0
+
+    def wait_broken(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def mine() -> MyConnection:
+    return MyConnection()
+
+
+def before_send(msg: Msg) -> Msg | None:
+    return None if msg.type is AuditType.DATA_PLANE else Msg(msg.type, msg.record.replace(caller_agent="x"))
+
+
+def uses() -> None:
+    record = Record(
+        operation_name="CreateUser",
+        operation_categories=[OperationCategory.USER_MANAGEMENT],
+        operation_type=OperationType.CREATE,
+        operation_result=OperationResult.SUCCESS,
+        caller_ip_address=ip_address("192.0.2.7"),
+        caller_identities={CallerIdentityType.UPN: [CallerIdentity("user@example.com", "the caller")]},
+        caller_access_levels=("Reader",),
+        target_resources={"SubscriptionId": [TargetResource("res1", region="westeurope")]},
+        custom_data={"ticket": 4711},
+    )
+    with Client(
+        factory,
+        backoff=Backoff(initial=0.5),
+        service_tree_id=UUID(int=1),
+        schema=MySchema(),
+        datetimes="text",
+        before_send=before_send,
+    ) as client:
+        client.connect(timeout=5)
+        client.send(Msg(AuditType.CONTROL_PLANE, record))
+        client.send({"Type": "ControlPlane", "Record": {"OperationName": "x"}}, timeout=1.0)
+        delivered: bool = client.flush(timeout=5.0)
+        stats: Stats = client.stats()
+        count: int = stats.delivered + stats.rejected["invalid"] + delivered
+        for notification in client.notify():
+            if notification.kind is NotificationKind.DROPPED:
+                count += len(notification.undelivered)
+        left: list[Msg] = client.close(timeout=1.0)
+        count += len(left)
+    Client(other_factory)
+    Client(mine)
+    Client(NoOp)
+    base = BaseClient(NoOp(), queue_size=5)
+    recovered: list[Msg] = base.recover()
+    base.reset(NoOp())
+    error: geventaudit.ConnectionFailedError | None = base.error
+    try:
+        MsgSchema().load({})
+    except ValidationError as problem:
+        print(problem.messages, recovered, error)
