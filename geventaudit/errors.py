@@ -77,11 +77,12 @@ def _flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _join(path: str, key: object) -> str:
-    if key == SCHEMA:
-        return path
-    if isinstance(key, str) and key.isidentifier():
-        return f"{path}.{key}" if path else key
-    return f"{path}[{key}]" if type(key) is int else f"{path}[{show(key)}]"
+    if isinstance(key, str):
+        if key == SCHEMA:
+            return path
+        if key.isidentifier():
+            return f"{path}.{key}" if path else key
+    return f"{path}[{show(key)}]"
 
 
 class QueueFullError(AuditError):

@@ -31,9 +31,16 @@ def socket_path(folder: Path) -> str:
     return str(folder / "agent.sock")
 
 
+# Looking through all objects for greenlets takes a while; these open nothing.
+PURE = {"test_golden", "test_rules", "test_values", "test_wire", "test_backoff", "test_layout", "test_typing"}
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left_over() -> Iterator[None]:
+def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test, and so no part of the library, leaves a greenlet or a descriptor behind."""
+    if request.module.__name__.rpartition(".")[2] in PURE:
+        yield
+        return
     gevent.get_hub()
     gevent.sleep(0)
     greenlets, descriptors = helpers.greenlets(), helpers.descriptors()

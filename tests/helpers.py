@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket as std_socket
 import sys
 import time
@@ -115,8 +116,14 @@ class Receiver:
         )
         assert self.process.stdout.readline() == b"ready\n"
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+    def pause(self) -> None:
+        """Let it read nothing more; when this returns, all that it read is stored."""
+        self.process.send_signal(signal.SIGUSR1)
+        assert self.process.stdout.readline() == b"paused\n"
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGUSR2)
+        assert self.process.stdout.readline() == b"reading\n"
 
     def end(self, number: int) -> None:
         """Signal it and wait for its end."""

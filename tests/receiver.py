@@ -4,7 +4,7 @@
 
 Appends the number (CustomData.n) of each record that it read to OUT, a line each, a write for each read. Signals:
 
-- SIGUSR1: read nothing more (and go on accepting nothing).
+- SIGUSR1: read nothing more and accept nobody; says "paused" on standard output when all that was read is stored.
 - SIGUSR2: read again.
 - SIGTERM over a Unix socket: exit at once, with unread data in the socket. Over TCP: shut down its writing, read
   everything to the end of each stream, then exit.
@@ -62,8 +62,11 @@ def take(sock, unpacker):
         os.write(store, "".join(f"{number}\n" for number in numbers).encode())
 
 
-draining = False
+draining = paused = False
 while True:
+    if ("pause" in flags) != paused:
+        paused = not paused
+        print("paused" if paused else "reading", flush=True)
     if draining and not any(key.data not in ("wakeup", "listener") for key in selector.get_map().values()):
         sys.exit(0)
     ready = selector.select()

@@ -61,7 +61,7 @@ def restart_under_load(receiver: Receiver, client: Client, sending: Any) -> None
     for restart in range(RESTARTS):
         target = RECORDS * (restart + 1) // (RESTARTS + 1)
         eventually(lambda target=target: client.stats().accepted >= target, "sending goes on", timeout=120)
-        receiver.signal(signal.SIGUSR1)
+        receiver.pause()
         eventually(lambda: client.stats().in_flight > 10, "unread data in the socket")
         receiver.end(signal.SIGTERM)
         receiver.start()
@@ -92,7 +92,7 @@ def test_a_killed_agent_loses_only_what_it_had_read(folder: Path) -> None:
         sending = gevent.spawn(send_all, client, 20_000)
         for restart in range(10):
             eventually(lambda restart=restart: client.stats().accepted >= 1800 * (restart + 1))
-            receiver.signal(signal.SIGUSR1)
+            receiver.pause()
             eventually(lambda: client.stats().in_flight > 10)
             receiver.end(signal.SIGKILL)
             receiver.start()
@@ -175,14 +175,14 @@ def test_an_agent_that_never_reads(folder: Path) -> None:
 def test_when_it_reads_again_everything_arrives(folder: Path) -> None:
     with receiving(folder) as receiver:
         receiver.start()
-        receiver.signal(signal.SIGUSR1)
+        receiver.pause()
         client = client_of(receiver, queue_size=3000)
         for number in range(3000):
             client.send(message(number))
         eventually(lambda: client.stats().in_flight > 0)
         gevent.sleep(0.2)
         assert client.stats().queued > 0
-        receiver.signal(signal.SIGUSR2)
+        receiver.resume()
         assert client.flush(30)
         client.close()
         receiver.end(signal.SIGTERM)

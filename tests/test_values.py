@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from msgpack import ExtType, Timestamp
+from strategies import Hostile
 
 from geventaudit import ValidationError
 from geventaudit.values import MAX_DEPTH, MAX_VALUES, normal_form
@@ -132,6 +133,13 @@ def test_shared_parts_are_fine_until_they_explode() -> None:
 def test_keys_that_become_the_same_text() -> None:
     with pytest.raises(ValidationError, match="unique"):
         normal_form({"v": {Name.BLUE: 1, uuid.UUID(int=7): 2, str(uuid.UUID(int=7)): 3}})
+
+
+@pytest.mark.parametrize("key", [10**5000, Hostile()], ids=["an integer too long to print", "an object"])
+def test_keys_that_cannot_be_printed(key: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        normal_form({"v": {key: object()}})
+    assert str(caught.value).startswith("v[")
 
 
 def test_everything_wrong_is_told() -> None:
