@@ -45,6 +45,12 @@ selector.register(listener, selectors.EVENT_READ, "listener")
 print("ready", flush=True)
 
 
+def accept():
+    sock, _ = listener.accept()
+    sock.setblocking(True)
+    selector.register(sock, selectors.EVENT_READ, msgpack.Unpacker(raw=False, strict_map_key=False))
+
+
 def take(sock, unpacker):
     data = sock.recv(65536)
     if not data:
@@ -76,6 +82,12 @@ while True:
         draining = True
         flags.discard("pause")
         selector.unregister(listener)
+        listener.setblocking(False)
+        while True:  # who is connected and not accepted yet has data here too, acknowledged by the kernel
+            try:
+                accept()
+            except BlockingIOError:
+                break
         listener.close()
         for key in list(selector.get_map().values()):
             if key.data != "wakeup":
@@ -90,8 +102,7 @@ while True:
         elif "pause" in flags:
             selector.select(0.01)
         elif key.data == "listener":
-            sock, _ = listener.accept()
-            selector.register(sock, selectors.EVENT_READ, msgpack.Unpacker(raw=False, strict_map_key=False))
+            accept()
         else:
             try:
                 take(key.fileobj, key.data)
