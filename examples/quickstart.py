@@ -7,11 +7,11 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import os  # noqa: E402
-import tempfile  # noqa: E402
+import os
+import tempfile
 
-import geventaudit  # noqa: E402
-from geventaudit import (  # noqa: E402
+import geventaudit
+from geventaudit import (
     AuditType,
     CallerIdentity,
     CallerIdentityType,
@@ -22,7 +22,7 @@ from geventaudit import (  # noqa: E402
     Record,
     TargetResource,
 )
-from geventaudit.agent import Agent  # noqa: E402
+from geventaudit.agent import Agent
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ class BaseClient(Pipeline):
         :raises QueueFullError: there was no room (in that time).
         :raises ClientClosedError: the client is closing or closed.
         """
-        if self._error is not None and self._state is State.RUNNING:
+        if self._error is not None and self._state in (State.NEW, State.RUNNING):
             self._counters.rejected[Rejection.BROKEN] += 1
             raise ConnectionFailedError(str(self._error)) from self._error
         super().send(msg, timeout=timeout)
@@ -113,6 +113,13 @@ class BaseClient(Pipeline):
         return undelivered
 
     close.__doc__ = Pipeline.close.__doc__
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child: the connection is the parent's; :meth:`reset` gives the child one of its own."""
+        super().after_fork_in_child()
+        self._next = None
+        self._given = Event()
+        self._error = ConnectionFailedError("the connection is the parent process's; reset() gives this one its own")
 
     def _connect(self) -> Connection:
         while self._next is None:

@@ -97,6 +97,12 @@ class Client(Pipeline):
                 ) from cause
         raise ClientClosedError(f"the client is {self._state.value}")
 
+    def after_fork_in_child(self) -> None:
+        """In a forked child: start anew, with a connection of its own at the first ``send``."""
+        super().after_fork_in_child()
+        self._failures = 0
+        self._last_error = None
+
     def _connect(self) -> Connection:
         while True:
             if self._failures:

@@ -30,6 +30,7 @@ from gevent import monkey
 from gevent import socket as gsocket
 from gevent.event import Event
 
+from . import fork
 from .errors import ConnectionFailedError
 
 __all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
@@ -69,7 +70,11 @@ class Connection(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of everything, at once. May be called more than once, and while another greenlet is writing."""
+        """Let go of everything, at once. May be called more than once, and while another greenlet is writing.
+
+        It is called in forked children too, for a connection that is the parent's: close, and neither write nor shut
+        down anything.
+        """
 
 
 class _Closing:
@@ -102,6 +107,7 @@ class _SocketConnection(_Closing):
         self._ends: deque[int] = deque()  # the position behind each frame that is not known to be delivered
         self._delivered = 0  # frames
         self._closed = False
+        fork.track(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where}{' closed' if self._closed else ''}>"
@@ -177,6 +183,10 @@ class _SocketConnection(_Closing):
         if not self._closed:
             self._closed = True
             self._sock.close()
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the socket, which is the parent's; the parent's connection is not touched by that."""
+        self.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -111,6 +111,10 @@ class Notifier:
         self._backlog.append(Notification(datetime.now(UTC), kind, error, undelivered, missed))
         self._serve_waiting_readers()
 
+    def forget(self) -> None:
+        """In a forked child: what was told, was told to the parent."""
+        self._backlog.clear()
+
     def end(self) -> None:
         """Nothing more comes: readers get what is left, then the end."""
         self._ended = True

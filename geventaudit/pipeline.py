@@ -6,6 +6,8 @@
      |                                                                        ^
      +-------------------------------close------------------------------------+
 
+A forked child begins at NEW again, unless the client was closing or closed.
+
 What they differ in, where a connection comes from and what its loss means, is theirs: :mod:`geventaudit.base` and
 :mod:`geventaudit.client`.
 """
@@ -25,7 +27,7 @@ from typing import Any, Self, cast
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import wire
+from . import fork, wire
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, ValidationError, show
 from .notifications import NotificationChannel, NotificationKind, Notifier
@@ -104,11 +106,14 @@ class Pipeline:
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
         :param timeout: seconds to wait for room on the queue; 0 does not wait.
         """
-        sender = self._sender_to_accept()
+        if self._state is State.CLOSING or self._state is State.CLOSED:
+            raise self._closed_error()
         frame = self._frame_of(msg)
         if frame is None:
             self._counters.rejected[Rejection.LEFT_OUT] += 1
             return
+        # Only now: a hook in _frame_of may have waited, and the client been closed, or the process forked, meanwhile.
+        sender = self._running_sender()
         try:
             sender.put(frame, timeout)
         except QueueFullError as error:
@@ -119,11 +124,9 @@ class Pipeline:
             self._counters.rejected[Rejection.CLOSED] += 1
             raise
 
-    def _sender_to_accept(self) -> Sender:
-        if self._state is State.RUNNING or self._state is State.NEW:
-            return self._running_sender()
+    def _closed_error(self) -> ClientClosedError:
         self._counters.rejected[Rejection.CLOSED] += 1
-        raise ClientClosedError(f"the client is {self._state.value}")
+        return ClientClosedError(f"the client is {self._state.value}")
 
     def _frame_of(self, msg: Any) -> bytes | None:
         """The frame of *msg*; None when ``before_send`` left it out.
@@ -182,19 +185,20 @@ class Pipeline:
         return undelivered
 
     def _drain(self, timeout: float) -> None:
-        sender = cast(Sender, self._sender)
         deadline = time.monotonic() + timeout
         # More than once: whoever was waiting for room when closing began may still get it.
         while self._counters.settled < self._counters.accepted and not self._is_beyond_help():
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._sender is None:
                 break
-            sender.ensure_running()
-            sender.flush(left)
+            self._sender.ensure_running()
+            self._sender.flush(left)
 
     def _finish(self) -> None:
+        if self._state is State.CLOSED:  # this is a forked child's copy of a call that closes the parent's client
+            return
         sender = cast(Sender, self._sender)
-        sender.stop()
+        sender.stop("the client was closed")
         frames = sender.take_undelivered()
         self._counters.dropped += len(frames)
         self._move_to(State.CLOSED)
@@ -239,7 +243,12 @@ class Pipeline:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _running_sender(self) -> Sender:
-        """The sender, started where it was not, or where somebody killed its greenlet."""
+        """The sender, started where it was not, or where somebody killed its greenlet.
+
+        :raises ClientClosedError: the client is closing or closed.
+        """
+        if self._state is State.CLOSING or self._state is State.CLOSED:
+            raise self._closed_error()
         if self._sender is None:
             self._sender = Sender(
                 queue_size=self._queue_size,
@@ -251,8 +260,24 @@ class Pipeline:
             )
             self._move_to(State.RUNNING)
             _drain_at_exit(self)
+            fork.track(self)
         self._sender.ensure_running()
         return self._sender
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child: start anew. Connection, queue, window and counters are the parent's, and stay there."""
+        sender, self._sender = self._sender, None
+        self._counters = Counters()
+        self._undelivered = []
+        self._full_untold = 0
+        self._notifier.forget()
+        if self._state is State.RUNNING:
+            self._state = State.NEW
+        elif self._state is State.CLOSING:
+            self._state = State.CLOSED
+            self._closed.set()
+        if sender is not None:
+            sender.stop("the process was forked")
 
     def _connect(self) -> Connection:
         raise NotImplementedError

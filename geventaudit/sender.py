@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.queue import Empty, Full, Queue
 
 from .connections import Connection, logger_name
@@ -73,7 +74,9 @@ class Sender:
 
         self.hub = gevent.get_hub()
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        self._stopped = False
+        self._stopped = ""  # why, once it is
+        self._turn = BoundedSemaphore(1)  # whose turn it is to wait for room
+        self._room = Event()
         self._wake = Event()
         self._asleep = False
         self._flushes: list[tuple[int, Event]] = []
@@ -94,19 +97,36 @@ class Sender:
         :raises ClientClosedError: when the sender was stopped while this waited; nothing was accepted.
         """
         try:
-            if timeout > 0:
-                self._queue.put(frame, True, timeout)
-                if self._stopped:  # whoever stopped it took all that was accepted; this came later and is not
-                    raise ClientClosedError("the client was closed while send() waited for room")
-            else:
-                self._queue.put(frame, False)
+            self._queue.put(frame, False)
         except Full:
-            raise QueueFullError(
-                f"the queue is full ({self._queue.maxsize} records)" + (f" after {timeout} s" if timeout > 0 else "")
-            ) from None
+            if timeout <= 0:
+                raise QueueFullError(f"the queue is full ({self._queue.maxsize} records)") from None
+            self._put_when_there_is_room(frame, timeout)
         self._counters.accepted += 1
         if self._asleep:
             self._wake.set()
+
+    def _put_when_there_is_room(self, frame: bytes, timeout: float) -> None:
+        """One at a time, in the order of their coming, so that nobody waits for ever.
+
+        Not with ``Queue.put(timeout=...)``: what waits there could get onto the queue after the sender was stopped.
+        """
+        deadline = time.monotonic() + timeout
+        if self._turn.acquire(timeout=timeout):
+            try:
+                while not self._stopped:
+                    try:
+                        self._queue.put(frame, False)
+                        return
+                    except Full:
+                        self._room.clear()
+                        if not self._room.wait(deadline - time.monotonic()):
+                            break
+            finally:
+                self._turn.release()
+        if self._stopped:
+            raise ClientClosedError(f"{self._stopped} while send() waited for room")
+        raise QueueFullError(f"the queue is full ({self._queue.maxsize} records) after {timeout} s")
 
     def ensure_running(self) -> None:
         """Start the greenlet, or start it again after somebody killed it."""
@@ -150,10 +170,10 @@ class Sender:
             except Empty:
                 return frames
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """End the greenlet and the connection, for good. Does not wait; what is undelivered can be taken afterwards."""
-        self._stopped = True
-        self._queue.maxsize = None  # type: ignore[misc]  # whoever waits for room in put() is let go, to find out that it is too late
+        self._stopped = why
+        self._room.set()
         if self._greenlet:
             self._greenlet.kill(block=False)
         self._drop_connection()
@@ -263,6 +283,7 @@ class Sender:
             except Empty:
                 break
             size += len(batch[-1])
+        self._room.set()
         self._window.extend(batch)
         self._window_records += len(batch)
         self._window_bytes += size

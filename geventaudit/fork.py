@@ -1,0 +1,48 @@
+"""What a forked child must not touch.
+
+gevent's greenlets go on in a forked child by design, with the parent's sockets. So at the fork, in the child, every
+client starts anew (nothing queued, counters at zero, no connection), and every connection lets go of its socket before
+any greenlet runs: a copy of the parent's sender that was in the middle of a write finds its socket closed, and writes
+nothing. Closing is all that is done to a socket: the parent's side of it stays open, and ``shutdown`` would reach the
+agent.
+
+One hook for the process, made when the first thing is tracked; weak references, so that what is closed is collected.
+The hook runs before gevent's hub is initialised anew: nothing in it may switch to another greenlet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["Forkable", "track"]
+
+
+class Forkable(Protocol):
+    """Something that has to know when it finds itself in a forked child."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget what is the parent's. Must not wait."""
+
+
+_tracked: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_hooked = False
+
+
+def track(thing: Forkable) -> None:
+    """Call ``thing.after_fork_in_child()`` in every child forked from now on, for as long as *thing* exists."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        os.register_at_fork(after_in_child=_in_child)
+    _tracked.add(thing)
+
+
+def _in_child() -> None:
+    for thing in list(_tracked):
+        try:
+            thing.after_fork_in_child()
+        except Exception:  # one that fails must not keep the others from letting go
+            logging.getLogger("geventaudit").exception("%r could not start anew in a forked child", thing)

@@ -1,0 +1,197 @@
+"""A service that forks, as a process of its own; see test_fork.py.
+
+    python fork_program.py SCENARIO FORK PATCHED SOCKET [COUNT]
+
+FORK is "os", "gevent" or "multiprocessing". Exits with 0 when every process of it could say that all it accepted was
+delivered; prints what the test has to know.
+"""
+
+from __future__ import annotations
+
+import sys
+
+scenario, fork_kind, patched, path = sys.argv[1:5]
+count = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+if patched == "patched":
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import multiprocessing
+import os
+from collections.abc import Callable
+
+import gevent
+import gevent.os
+from helpers import message
+
+from geventaudit import Backoff, Client, ClientClosedError, DomainSocket, Stats
+
+ZERO = Stats()
+
+
+def make_client(**options: object) -> Client:
+    return Client(lambda: DomainSocket(path), backoff=Backoff(initial=0.01, maximum=0.1), **options)  # type: ignore[arg-type]
+
+
+def say(text: str) -> None:
+    os.write(1, text.encode() + b"\n")
+
+
+def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
+    """Run *work* in a forked child; what is returned waits for its end and says whether it went well."""
+    if fork_kind == "multiprocessing":
+
+        def target() -> None:
+            sys.exit(0 if work() else 1)
+
+        process = multiprocessing.get_context("fork").Process(target=target)
+        process.start()
+
+        def wait() -> bool:
+            while process.is_alive():
+                gevent.sleep(0.01)
+            return process.exitcode == 0
+
+        return wait
+    pid = gevent.os.fork() if fork_kind == "gevent" else os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if work() else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    waitpid = gevent.os.waitpid if fork_kind == "gevent" else os.waitpid
+
+    def wait_for_pid() -> bool:
+        while True:
+            done, status = waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status) == 0
+            gevent.sleep(0.01)
+
+    return wait_for_pid
+
+
+def send(client: Client, first: int, amount: int) -> None:
+    """Send numbers, in this process only: a copy of this greenlet that finds itself in a child stops."""
+    pid = os.getpid()
+    for number in range(first, first + amount):
+        if os.getpid() != pid:
+            return
+        try:
+            client.send(message(number), timeout=60)
+        except ClientClosedError:
+            if os.getpid() != pid:  # it was waiting for room when the process forked; the parent's copy sends it
+                return
+            raise
+        if number % 50 == 0:
+            gevent.sleep(0)
+
+
+def four_children() -> bool:
+    """Four children, forked while the parent sends, each sending as much as the parent."""
+    client = make_client()
+    sending = gevent.spawn(send, client, 0, count)
+    waits = []
+    for index in range(1, 5):
+        while client.stats().delivered < count * index // 8:
+            gevent.sleep(0.001)
+
+        def work(first: int = index * count) -> bool:
+            assert client.stats() == ZERO, client.stats()
+            send(client, first, count)
+            left = client.close(timeout=60)
+            stats = client.stats()
+            return not left and stats.accepted == stats.delivered == count and stats.heartbeats == 1
+
+        waits.append(in_child(work))
+    fine = [wait() for wait in waits]
+    sending.get()
+    left = client.close(timeout=60)
+    stats = client.stats()
+    return all(fine) and not left and stats.accepted == stats.delivered == count and stats.connects == 1
+
+
+def middle_of_a_write() -> bool:
+    """The agent is stuck, three megabytes are half written, and more waits for room: then it forks, twice deep."""
+    client = make_client(queue_size=5, max_frame_bytes=4 << 20)
+    for number in range(3):
+        client.send(message(number, caller_agent="x" * (1 << 20)))
+    while not client.stats().in_flight:
+        gevent.sleep(0.001)
+    waiting = [gevent.spawn(send, client, number, 1) for number in range(3, 13)]
+    flushing = gevent.spawn(client.flush, 60)
+    gevent.sleep(0.05)
+
+    def grandchild() -> bool:
+        assert client.stats() == ZERO
+        send(client, 200, 100)
+        return client.close(timeout=60) == []
+
+    def child() -> bool:
+        assert client.stats() == ZERO
+        gevent.sleep(0.05)  # let the copies of the parent's greenlets run
+        gevent.joinall([*waiting, flushing], timeout=10)
+        assert flushing.value is False
+        send(client, 100, 100)
+        fine = in_child(grandchild)
+        return client.flush(60) and fine() and client.close(timeout=60) == []
+
+    wait = in_child(child)
+    say("forked")
+    fine = wait()
+    gevent.joinall(waiting, timeout=60, raise_error=True)
+    left = client.close(timeout=60)
+    return fine and not left and client.stats().delivered == 13 and client.stats().connects == 1
+
+
+def parent_hangs_up() -> bool:
+    """The child does not keep the parent's connection open."""
+    client = make_client()
+    client.send(message(1))
+    assert client.flush(30)
+    read, write = os.pipe()
+
+    def child() -> bool:
+        gevent.sleep(0.01)  # its hub runs
+        os.write(write, b"x")
+        gevent.sleep(60)
+        return True
+
+    in_child(child)
+    os.read(read, 1)
+    client.close()
+    say("closed")
+    gevent.sleep(60)
+    return True
+
+
+def closing_parent() -> bool:
+    """It forks while it closes: the child's copy of the call ends, the parent's goes on."""
+    client = make_client()
+    client.send(message(1))
+    closing = gevent.spawn(client.close, 60)
+    gevent.sleep(0.05)
+
+    def child() -> bool:
+        assert closing.get(timeout=10) == []
+        try:
+            client.send(message(2))
+        except ClientClosedError:
+            return True
+        return False
+
+    fine = in_child(child)()
+    say("forked")
+    return fine and closing.get(timeout=60) == []
+
+
+if __name__ == "__main__":
+    sys.exit(0 if globals()[scenario]() else 1)
