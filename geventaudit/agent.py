@@ -117,7 +117,7 @@ class Agent:
         listener = _listen_tcp(self.address) if isinstance(self.address, tuple) else _listen_unix(self.address)
         if isinstance(self.address, tuple):
             self.address = (self.address[0], listener.getsockname()[1])
-        else:
+        elif not self.address.startswith("\0"):  # an abstract address has no file
             self._inode = os.stat(self.address).st_ino
         self._server = StreamServer(listener, self._serve)
         self._server.start()
@@ -145,7 +145,7 @@ class Agent:
                     sock.shutdown(gsocket.SHUT_WR)
                 except OSError:
                     pass  # that sender has gone already
-            gevent.joinall(list(self._connections), timeout=timeout)
+            gevent.joinall([each for each in self._connections if each is not gevent.getcurrent()], timeout=timeout)
         self.hang_up()
 
     def restart(self, timeout: float = 1.0) -> None:
@@ -154,8 +154,8 @@ class Agent:
         self.start()
 
     def hang_up(self) -> None:
-        """Close all connections at once, whatever is unread."""
-        gevent.killall(list(self._connections))
+        """Close all connections at once, whatever is unread. From the callback of one of them, all others."""
+        gevent.killall([each for each in self._connections if each is not gevent.getcurrent()], timeout=5.0)
 
     def stop_reading(self) -> None:
         """Accept, and read nothing any more: what a stuck agent does."""
@@ -183,7 +183,7 @@ class Agent:
 
     def _remove_file(self) -> None:
         """Take the socket file away, if it is still this agent's."""
-        if isinstance(self.address, str):
+        if isinstance(self.address, str) and self._inode is not None:
             try:
                 if os.stat(self.address).st_ino == self._inode:
                     os.unlink(self.address)

@@ -63,20 +63,23 @@ class BaseClient(Pipeline):
         """Why the connection broke; None while it is in order."""
         return self._error
 
-    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float = 0.0) -> None:
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
         """Validate, encode and accept *msg*; it is written and delivered in the background.
 
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
-        :param timeout: seconds to wait for room on the queue; 0 does not wait.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
         :raises ConnectionFailedError: the connection broke; nothing was accepted.
         :raises ValidationError: it breaks the rules.
         :raises QueueFullError: there was no room (in that time).
         :raises ClientClosedError: the client is closing or closed.
         """
-        if self._error is not None and self._state in (State.NEW, State.RUNNING):
+        super().send(msg, timeout=timeout)
+
+    def _check_accepting(self) -> None:
+        super()._check_accepting()
+        if self._error is not None:
             self._counters.rejected[Rejection.BROKEN] += 1
             raise ConnectionFailedError(str(self._error)) from self._error
-        super().send(msg, timeout=timeout)
 
     def recover(self) -> list[Msg]:
         """Hand back what was accepted and not delivered, in its order. Each message is handed back once.
@@ -102,10 +105,12 @@ class BaseClient(Pipeline):
         if replaced is not None:
             replaced.close()
         if self._sender is not None:
+            self._sender.refuse(None)
             self._sender.renew()
+            self._sender.ensure_running()
         self._given.set()
 
-    def close(self, timeout: float = 20.0) -> list[Msg]:
+    def close(self, timeout: float | None = 20.0) -> list[Msg]:
         undelivered = super().close(timeout)
         unused, self._next = self._next, None
         if unused is not None:
@@ -135,6 +140,7 @@ class BaseClient(Pipeline):
             self._tell(NotificationKind.CONNECTION_LOST, error)
             if self._sender is not None:
                 self._sender.give_up_flushes()
+                self._sender.refuse(error)
 
     def _is_beyond_help(self) -> bool:
         return self._error is not None

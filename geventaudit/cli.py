@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -73,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone; keep the interpreter from complaining about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"geventaudit: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(send, "send to")
     send.add_argument("--service-tree-id", metavar="UUID", help="the service that the records are of")
     send.add_argument(
-        "--timeout", type=_seconds, default=20.0, help="seconds for connecting, and for the last deliveries (20)"
+        "--timeout",
+        type=_seconds,
+        default=20.0,
+        help="seconds for connecting, for room on the queue, and for the last deliveries (20)",
     )
     send.set_defaults(run=_send)
 
@@ -119,7 +127,12 @@ def _host_and_port(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:60]!r}: {error}") from None
+    return host, int(port)
 
 
 def _seconds(text: str) -> float:
@@ -136,7 +149,8 @@ def _seconds(text: str) -> float:
 
 
 def _listen(arguments: argparse.Namespace) -> int:
-    address = arguments.tcp or arguments.unix or usual_path()
+    address = arguments.tcp or (usual_path() if arguments.unix is None else arguments.unix)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
     with contextlib.ExitStack() as stack:
         output: TextIO | None = None
         if arguments.output:
@@ -164,14 +178,18 @@ def _listen(arguments: argparse.Namespace) -> int:
             stack.callback(gevent.signal_handler(number, done.set).cancel)
         try:
             agent = stack.enter_context(Agent(address, show, on_refused=complain))
-        except OSError as error:
-            raise _CommandError(f"cannot listen on {_name_of(address)}: {error.strerror or error}") from None
+        except (OSError, ValueError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise _CommandError(f"cannot listen on {_name_of(address)}: {reason}") from None
         print(f"listening on {_name_of(agent.address)}", file=sys.stderr, flush=True)
         done.wait()
         agent.stop(0.0 if trouble else 1.0)
         counts = agent.counts
         print(f"{counts.messages} messages received, {counts.refused} refused", file=sys.stderr)
         if trouble:
+            if output is not None:
+                with contextlib.suppress(OSError):
+                    output.close()  # tries to write what it could not, once more
             raise (
                 trouble[0]
                 if isinstance(trouble[0], BrokenPipeError)
@@ -231,6 +249,8 @@ def _jsonable(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
     return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
@@ -240,7 +260,10 @@ def _jsonable(value: Any) -> Any:
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers. Waiting for standard input blocks nobody else."""
     try:
-        file: Any = FileObjectThread(sys.stdin.fileno(), "rb", close=False) if path == "-" else open(path, "rb")  # noqa: SIM115
+        if path == "-" and sys.stdin is None:
+            raise OSError(errno.EBADF, "standard input is closed")
+        descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY)
+        file: Any = FileObjectThread(descriptor, "rb", closefd=path != "-")
     except OSError as error:
         raise _CommandError(f"cannot read {path}: {error.strerror}") from None
     with contextlib.closing(file):
@@ -283,7 +306,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _send(arguments: argparse.Namespace) -> int:
     def factory() -> Connection:
-        return TCP(arguments.tcp) if arguments.tcp else DomainSocket(arguments.unix)
+        timeout = max(arguments.timeout, 0.001)
+        return TCP(arguments.tcp, timeout=timeout) if arguments.tcp else DomainSocket(arguments.unix, timeout=timeout)
 
     def send(message: Any) -> None:
         client.send(message, timeout=arguments.timeout)

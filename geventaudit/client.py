@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import gevent
 
@@ -33,7 +33,8 @@ class Client(Pipeline):
     :param max_frame_bytes: a record that needs more is refused.
     :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
     :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
-        or None to leave it out. What it raises becomes a ValidationError.
+        or None to leave it out. A message given as a mapping comes as a Msg too; values that are not what they should
+        be are in it as they are. What the hook raises becomes a ValidationError.
     :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
     """
 
@@ -66,11 +67,11 @@ class Client(Pipeline):
         self._failures = 0  # in a row
         self._last_error: ConnectionFailedError | None = None
 
-    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float = 0.0) -> None:
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
         """Validate, encode and accept *msg*; it is written and delivered in the background.
 
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
-        :param timeout: seconds to wait for room on the queue; 0 does not wait.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
         :raises ValidationError: it breaks the rules.
         :raises QueueFullError: there was no room (in that time); the message is still the caller's.
         :raises ClientClosedError: the client is closing or closed.
@@ -124,6 +125,11 @@ class Client(Pipeline):
         self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1
         self._last_error = error
         self._tell(NotificationKind.CONNECTION_LOST, error)
+
+    def _set_aside(self, frame: bytes, strikes: int) -> None:
+        msg = cast(Msg, wire.decode(frame)[0])
+        error = ConnectionFailedError(f"the agent hung up on one record {strikes} times in a row; it is given up")
+        self._tell(NotificationKind.DROPPED, error, (msg,))
 
 
 def _connect_error(error: BaseException) -> ConnectionFailedError:

@@ -3,6 +3,7 @@
 ========================  ==========================================================================================
 connection                a frame counts as delivered when
 ========================  ==========================================================================================
+with ``require_ack``      the agent said that it has it, by the Forward protocol's acknowledgement
 :class:`DomainSocket`     the agent's process has read it from the socket (Linux; elsewhere: when it was written)
 :class:`TCP`              the kernel of the agent's host has acknowledged it (Linux; elsewhere: when it was written)
 :class:`NoOp`             at once; it goes nowhere
@@ -23,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import gevent
 from gevent import monkey
@@ -31,7 +32,8 @@ from gevent import socket as gsocket
 from gevent.event import Event
 
 from . import fork
-from .errors import ConnectionFailedError
+from .acks import AckWindow
+from .errors import ConnectionFailedError, FrameError
 
 __all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
 
@@ -50,6 +52,9 @@ class Connection(Protocol):
 
     name: str
     """What kind it is, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
+
+    # A connection may also have ``read_before_hang_up``, a bool: whether the far side is known to have read from it
+    # before it hung up. Only then can a record be suspected to be what made it hang up.
 
     def write(self, frames: Sequence[bytes]) -> None:
         """Write whole frames, one after the other, waiting as a greenlet does where it must.
@@ -97,8 +102,14 @@ class _SocketConnection(_Closing):
 
     name: str
 
-    def __init__(self, sock: Any, where: str, write_timeout: float | None) -> None:
+    read_before_hang_up = False
+    """Whether the agent has read something and then hung up, rather than hung up without reading."""
+
+    def __init__(self, sock: Any, where: str, write_timeout: float | None, acks: Acks | None) -> None:
         self._where = where
+        self._ack_timeout = acks.timeout if acks else 0.0
+        self._acks = AckWindow(acks.batch_records) if acks else None
+        self._read_some = False
         self._write_timeout = write_timeout
         self._sock = sock
         self._sock.settimeout(write_timeout)
@@ -118,23 +129,28 @@ class _SocketConnection(_Closing):
         :raises ConnectionFailedError: when the agent hung up, or took no byte for ``write_timeout`` seconds.
         """
         self._check_open()
-        end = self._written
-        for frame in frames:
-            end += len(frame)
-            self._ends.append(end)
-        left = memoryview(frames[0] if len(frames) == 1 else b"".join(frames))
+        if self._acks is not None:
+            left = memoryview(self._acks.written(frames, time.monotonic()))
+        else:
+            end = self._written
+            for frame in frames:
+                end += len(frame)
+                self._ends.append(end)
+            left = memoryview(frames[0] if len(frames) == 1 else b"".join(frames))
         try:
             while left:
                 sent = self._sock.send(left)
                 self._written += sent
                 left = left[sent:]
-        except TimeoutError as error:
-            self.close()
-            raise ConnectionFailedError(
-                f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
-            ) from error
+                if left and not self._read_some:
+                    self._read_some = self._taken() > 0
         except OSError as error:
             self.close()
+            if _is_ours(error):
+                raise ConnectionFailedError(
+                    f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
+                ) from error
+            self.read_before_hang_up = self._read_some
             raise self._failure("could not write", error) from error
         except BaseException:
             # Whatever it was (a Timeout, a kill), part of a frame may be on the way: nothing can follow it.
@@ -143,6 +159,8 @@ class _SocketConnection(_Closing):
 
     def delivered(self) -> int:
         """See :meth:`Connection.delivered`."""
+        if self._acks is not None:
+            return self._acks.delivered
         if not self._closed:
             taken = self._taken()
             while self._ends and self._ends[0] <= taken:
@@ -157,30 +175,68 @@ class _SocketConnection(_Closing):
         so written minus held is a safe lower bound. When the far side closes, the kernel throws away what was not read,
         and holds 0: the figure means nothing then, so the hang-up is looked for after the figure was taken.
         """
-        held = _held_by_kernel(self._sock.fileno())
+        held = self._held()
         if held is None:
             return self._written
         return 0 if self._hang_up.seen() else self._written - held
 
-    def wait_broken(self) -> None:
-        """See :meth:`Connection.wait_broken`. What an agent says is read and means nothing.
+    def _held(self) -> int | None:
+        return _held_by_kernel(self._sock.fileno())
 
-        :raises ConnectionFailedError: when the agent hung up, or the connection was closed.
+    def wait_broken(self) -> None:
+        """See :meth:`Connection.wait_broken`. Acknowledgements are read here; without them, what an agent says is
+        read and means nothing.
+
+        :raises ConnectionFailedError: when the agent hung up, when it acknowledged nothing for ``ack_timeout`` seconds,
+            or when the connection was closed.
         """
         self._check_open()
         while True:
+            data = None
             try:
-                data = self._sock.recv(4096)
-            except TimeoutError:
-                continue  # the socket's timeout is meant for writing
+                with gevent.Timeout(self._patience(), False):  # type: ignore[arg-type]
+                    data = self._sock.recv(4096)
             except OSError as error:
+                if _is_ours(error):
+                    continue  # the socket's timeout is meant for writing
+                self.read_before_hang_up = self._read_some
                 raise self._failure("broke", error) from error
-            if not data:
+            if data == b"":
+                # An agent that closes with something unread resets the connection, or leaves it untaken here.
+                self.read_before_hang_up = self._written > 0 and not self._closed and not self._held()
                 raise ConnectionFailedError(f"{self._where}: the agent hung up")
+            if self._acks is not None and data:
+                try:
+                    self._acks.feed(data)
+                except FrameError as error:
+                    raise ConnectionFailedError(f"{self._where}: what the agent answers is wrong: {error}") from error
+
+    def _patience(self) -> float | None:
+        """Seconds until the oldest message waits for too long to be acknowledged; None where none are asked for.
+
+        :raises ConnectionFailedError: it has waited too long already.
+        """
+        if self._acks is None:
+            return None
+        since = self._acks.waiting_since()
+        if since is None:
+            return self._ack_timeout
+        left = since + self._ack_timeout - time.monotonic()
+        if left > 0:
+            return left
+        if self._acks.acknowledged:
+            raise ConnectionFailedError(
+                f"{self._where}: the agent acknowledged nothing for {self._ack_timeout} seconds"
+            )
+        raise ConnectionFailedError(
+            f"{self._where}: the agent has never acknowledged anything, in {self._ack_timeout} seconds: "
+            "does it answer Forward messages that have a chunk?"
+        )
 
     def close(self) -> None:
         """See :meth:`Connection.close`."""
         if not self._closed:
+            self.delivered()  # what was taken by now, before the kernel's answer is out of reach
             self._closed = True
             self._sock.close()
 
@@ -196,6 +252,32 @@ class _SocketConnection(_Closing):
         return ConnectionFailedError(f"{self._where}: {what}: {error.strerror or error}")
 
 
+def _is_ours(error: OSError) -> bool:
+    """Whether it is the timeout that was set on the socket, and not the kernel's ETIMEDOUT."""
+    return isinstance(error, TimeoutError) and error.errno is None
+
+
+def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
+    for name, seconds in (("timeout", timeout), ("write_timeout", write_timeout)):
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
+
+
+class Acks(NamedTuple):
+    """How acknowledgements are asked for."""
+
+    timeout: float
+    batch_records: int
+
+
+def _acks(require_ack: bool, ack_timeout: float, batch_records: int) -> Acks | None:
+    if not ack_timeout > 0:
+        raise ValueError(f"ack_timeout must be above 0 seconds, got {ack_timeout}")
+    if batch_records < 1:
+        raise ValueError(f"batch_records must be at least 1, got {batch_records}")
+    return Acks(ack_timeout, batch_records) if require_ack else None
+
+
 class DomainSocket(_SocketConnection):
     """A connection over a Unix stream socket.
 
@@ -203,6 +285,10 @@ class DomainSocket(_SocketConnection):
     :param timeout: seconds that connecting may take.
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
+    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
+    :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
+    :param batch_records: records that may share an acknowledgement, when they are there anyway.
+    :raises ValueError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
     """
 
@@ -214,12 +300,17 @@ class DomainSocket(_SocketConnection):
         *,
         timeout: float | None = 10.0,
         write_timeout: float | None = 15.0,
+        require_ack: bool = False,
+        ack_timeout: float = 60.0,
+        batch_records: int = 64,
     ) -> None:
+        _check_timeouts(timeout, write_timeout)
+        acks = _acks(require_ack, ack_timeout, batch_records)
         self.path = usual_path() if path is None else os.fspath(path)
         sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
         try:
             _connect_unix(sock, self.path, timeout)
-            super().__init__(sock, f"unix:{self.path}", write_timeout)
+            super().__init__(sock, f"unix:{self.path}", write_timeout, acks)
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
             sock.close()
             reason = getattr(error, "strerror", None) or error
@@ -236,17 +327,31 @@ class TCP(_SocketConnection):
     :param timeout: seconds that resolving and connecting may take, for each address that the name has.
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
+    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
+    :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
+    :param batch_records: records that may share an acknowledgement, when they are there anyway.
+    :raises ValueError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the address and the cause.
     """
 
     name = "TCP"
 
     def __init__(
-        self, address: tuple[str, int], *, timeout: float | None = 10.0, write_timeout: float | None = 15.0
+        self,
+        address: tuple[str, int],
+        *,
+        timeout: float | None = 10.0,
+        write_timeout: float | None = 15.0,
+        require_ack: bool = False,
+        ack_timeout: float = 60.0,
+        batch_records: int = 64,
     ) -> None:
+        _check_timeouts(timeout, write_timeout)
+        acks = _acks(require_ack, ack_timeout, batch_records)
         host, port = address
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         try:
+            host.encode("idna")  # here, and not in a thread of the resolver, which would print the error as well
             sock = gsocket.create_connection((host, port), timeout)
         except (OSError, ValueError, OverflowError) as error:  # the latter two: names and ports that cannot be
             reason = getattr(error, "strerror", None) or error
@@ -257,7 +362,7 @@ class TCP(_SocketConnection):
                 raise ConnectionFailedError(f"{where}: could not connect: nobody listens (it met itself)")
             sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
             sock.setsockopt(_constants.SOL_SOCKET, _constants.SO_KEEPALIVE, 1)
-            super().__init__(sock, where, write_timeout)
+            super().__init__(sock, where, write_timeout, acks)
         except OSError as error:
             sock.close()
             raise ConnectionFailedError(f"{where}: could not connect: {error.strerror or error}") from error

@@ -104,6 +104,9 @@ class FrameError(AuditError):
     """
 
     def __init__(self, reason: str, offset: int = 0) -> None:
-        super().__init__(f"{reason} (at byte {offset})")
+        super().__init__(reason, offset)
         self.reason = reason
         self.offset = offset
+
+    def __str__(self) -> str:
+        return f"{self.reason} (at byte {self.offset})"

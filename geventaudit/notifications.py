@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.queue import Channel
 
@@ -56,7 +56,13 @@ class Notification:
     """How many notifications were forgotten, or folded into this one, since the one before it."""
 
 
-class NotificationChannel(Channel[Any]):
+if TYPE_CHECKING:
+    _Channel = Channel[Any]
+else:
+    _Channel = Channel  # older gevents have no subscript for it
+
+
+class NotificationChannel(_Channel):
     """The gevent Channel of a client's notifications.
 
     Iterating it yields :class:`Notification` objects and ends when the client is closed and all were read.

@@ -61,6 +61,8 @@ _TRANSITIONS = {
     State.CLOSED: set[State](),
 }
 
+_RULES = MsgSchema()
+
 BeforeSend = Callable[[Msg], Msg | None]
 
 
@@ -85,6 +87,7 @@ class Pipeline:
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
         self._schema = MsgSchema(record=schema)
+        self._is_stricter = schema is not None and type(schema) is not RecordSchema
         self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
         self._queue_size = queue_size
         self._heartbeat_interval = heartbeat_interval
@@ -100,19 +103,19 @@ class Pipeline:
 
     # -- messages in ---------------------------------------------------------------------------------------------------
 
-    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float = 0.0) -> None:
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
         """Validate, encode and accept *msg*; it is written and delivered in the background.
 
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
-        :param timeout: seconds to wait for room on the queue; 0 does not wait.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
         """
-        if self._state is State.CLOSING or self._state is State.CLOSED:
-            raise self._closed_error()
+        self._check_accepting()
         frame = self._frame_of(msg)
         if frame is None:
             self._counters.rejected[Rejection.LEFT_OUT] += 1
             return
-        # Only now: a hook in _frame_of may have waited, and the client been closed, or the process forked, meanwhile.
+        # Once more: a hook may have waited, and the client been closed, or broken, or the process forked, meanwhile.
+        self._check_accepting()
         sender = self._running_sender()
         try:
             sender.put(frame, timeout)
@@ -124,14 +127,16 @@ class Pipeline:
             self._counters.rejected[Rejection.CLOSED] += 1
             raise
 
-    def _closed_error(self) -> ClientClosedError:
-        self._counters.rejected[Rejection.CLOSED] += 1
-        return ClientClosedError(f"the client is {self._state.value}")
+    def _check_accepting(self) -> None:
+        if self._state is State.CLOSING or self._state is State.CLOSED:
+            self._counters.rejected[Rejection.CLOSED] += 1
+            raise ClientClosedError(f"the client is {self._state.value}")
 
     def _frame_of(self, msg: Any) -> bytes | None:
         """The frame of *msg*; None when ``before_send`` left it out.
 
-        :raises ValidationError: whatever is wrong with it, and whatever a user's hook, schema or object raises.
+        :raises ValidationError: whatever is wrong with it, and whatever a user's hook, schema or object raises (not a
+            gevent.Timeout or a kill: those are for the caller).
         """
         now = time.time()
         try:
@@ -140,9 +145,12 @@ class Pipeline:
                     msg = self._before_send(self._schema.shape(msg))
                     if msg is None:
                         return None
-                return self._encoder.encode(self._schema.load(msg), now)
+                loaded = self._schema.load(msg)
+                if self._is_stricter:  # the rules themselves hold whatever a user's schema or its hooks made of it
+                    loaded = _RULES.load(loaded)
+                return self._encoder.encode(loaded, now)
             except ValidationError as error:
-                raise ValidationError(by_record(error.messages)) from None
+                raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
             except Exception as error:
                 raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
         except ValidationError:
@@ -155,23 +163,27 @@ class Pipeline:
         """Wait until everything accepted before this call is delivered.
 
         :param timeout: seconds to wait; None for as long as it takes.
-        :returns: whether it was delivered, as far as this kind of connection can know.
+        :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
+            the caller's, and not asked after.
         """
         if self._sender is None:
             return True
+        if self._state is State.CLOSED:
+            return self._counters.dropped == 0
         if self._is_beyond_help():
             return self._counters.settled >= self._counters.accepted
         self._sender.ensure_running()
         return self._sender.flush(timeout)
 
-    def close(self, timeout: float = 20.0) -> list[Msg]:
+    def close(self, timeout: float | None = 20.0) -> list[Msg]:
         """Take no more messages, let those accepted drain, and close the connection. May be called again.
 
-        :param timeout: seconds that draining may take.
+        :param timeout: seconds that draining may take; None for as long as it takes.
         :returns: the messages that were not delivered; each is handed back once.
         """
         if self._state is State.NEW:
             self._move_to(State.CLOSED)
+            self._tell(NotificationKind.CLOSED)
             self._notifier.end()
         elif self._state is State.RUNNING:
             self._move_to(State.CLOSING)
@@ -184,12 +196,12 @@ class Pipeline:
         undelivered, self._undelivered = self._undelivered, []
         return undelivered
 
-    def _drain(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _drain(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
         # More than once: whoever was waiting for room when closing began may still get it.
         while self._counters.settled < self._counters.accepted and not self._is_beyond_help():
-            left = deadline - time.monotonic()
-            if left <= 0 or self._sender is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if (left is not None and left <= 0) or self._sender is None:
                 break
             self._sender.ensure_running()
             self._sender.flush(left)
@@ -203,23 +215,23 @@ class Pipeline:
         self._counters.dropped += len(frames)
         self._move_to(State.CLOSED)
         _running.discard(self)
-        self._undelivered = [cast(Msg, wire.decode(frame)[0]) for frame in frames]
-        if frames:
-            self._tell(
-                NotificationKind.DROPPED,
-                ClientClosedError(f"closed before {len(frames)} records were delivered"),
-                tuple(self._undelivered),
-            )
-        self._tell(NotificationKind.CLOSED)
-        self._notifier.end()
-        self._closed.set()
-        sender.join(1.0)
+        try:
+            self._undelivered = [cast(Msg, wire.decode(frame)[0]) for frame in frames]
+            if frames:
+                error = ClientClosedError(f"closed before {len(frames)} records were delivered")
+                self._tell(NotificationKind.DROPPED, error, tuple(self._undelivered))
+            self._tell(NotificationKind.CLOSED)
+        finally:
+            self._notifier.end()
+            self._closed.set()
+        sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
 
     def stats(self) -> Stats:
         """The numbers of this client, now."""
         sender = self._sender
         if sender is None:
             return self._counters.snapshot(queued=0, in_flight=0, in_flight_bytes=0, connected=False)
+        sender.look()
         records, size = sender.in_flight
         return self._counters.snapshot(
             queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected
@@ -247,8 +259,7 @@ class Pipeline:
 
         :raises ClientClosedError: the client is closing or closed.
         """
-        if self._state is State.CLOSING or self._state is State.CLOSED:
-            raise self._closed_error()
+        self._check_accepting()
         if self._sender is None:
             self._sender = Sender(
                 queue_size=self._queue_size,
@@ -256,6 +267,7 @@ class Pipeline:
                 lost=self._lost,
                 heartbeat=self._heartbeat,
                 heartbeat_interval=self._heartbeat_interval,
+                set_aside=self._set_aside,
                 counters=self._counters,
             )
             self._move_to(State.RUNNING)
@@ -284,6 +296,9 @@ class Pipeline:
 
     def _lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> None:
         raise NotImplementedError
+
+    # What is called with a frame that keeps breaking connections; None where the caller is to judge.
+    _set_aside: Callable[[bytes, int], None] | None = None
 
     def _is_beyond_help(self) -> bool:
         """Whether waiting for deliveries makes no sense."""
@@ -348,4 +363,7 @@ def _drain_all() -> None:
     hub = get_hub()
     for client in list(_running):
         if client._sender is not None and client._sender.hub is hub:
-            client.close(timeout=max(deadline - time.monotonic(), 0.0))
+            try:
+                client.close(timeout=max(deadline - time.monotonic(), 0.0))
+            except Exception:  # the others are to have their chance
+                logger.exception("%r could not be closed", client)

@@ -11,7 +11,7 @@ address in its canonical spelling, custom data as :mod:`geventaudit.values` desc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from functools import lru_cache
@@ -21,6 +21,7 @@ from uuid import UUID
 
 import marshmallow
 from marshmallow import fields, validates_schema
+from marshmallow.exceptions import SCHEMA
 
 from .errors import ValidationError, show
 from .records import (
@@ -110,7 +111,7 @@ def canonical_address(text: str) -> tuple[str, str | None]:
     problem = None
     for kind in ("unspecified", "loopback", "multicast"):
         if getattr(plain, f"is_{kind}"):
-            problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address, got {text}"
+            problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address, got {show(text)}"
     return bare + percent + zone, problem
 
 
@@ -203,7 +204,8 @@ class _Items(fields.Field[list[Any]]):
         return [self.inner._serialize(item, attr, obj, **kwargs) for item in value]
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
-        if not isinstance(value, list | tuple if self.order is None else list | tuple | set | frozenset):
+        kinds = Sequence if self.order is None else Collection  # where order means nothing, a set will do
+        if not isinstance(value, kinds) or isinstance(value, str | bytes | bytearray | memoryview | Mapping):
             raise ValidationError(f"must be a list, got {show(value)} ({type(value).__name__})")
         if not value and not self.may_be_empty:
             raise ValidationError(_EMPTY)
@@ -243,15 +245,23 @@ class _Groups(fields.Field[dict[Any, Any]]):
         result: dict[Any, Any] = {}
         errors: dict[Any, Any] = {}
         for key, items in value.items():
+            of_key: list[str] = []
+            plain_key: Any = None
             try:
                 plain_key = self.key.deserialize(key)
             except marshmallow.ValidationError as error:
-                errors[key] = [f"(its key) {text}" for text in error.messages]
-                continue
+                of_key = [f"(its key) {text}" for text in error.messages]
             try:
                 result[plain_key] = self.items.deserialize(items)
+                if of_key:
+                    errors[key] = of_key
             except marshmallow.ValidationError as error:
-                errors[str(plain_key)] = error.messages
+                if not of_key:
+                    errors[str(plain_key)] = error.messages
+                elif isinstance(error.messages, dict):
+                    errors[key] = {SCHEMA: of_key, **error.messages}
+                else:
+                    errors[key] = of_key + error.messages
         if errors:
             raise ValidationError(errors)
         return result
@@ -355,7 +365,7 @@ class _TypedSchema(marshmallow.Schema):
     def _as_mapping(self, data: Any) -> Any:
         if isinstance(data, self.describes):
             return {field.data_key: getattr(data, name) for name, field in self.load_fields.items()}
-        return data
+        return dict(data) if isinstance(data, Mapping) else data  # a copy, so that a pre_load hook changes nobody's
 
     def _build(self, loaded: Any) -> Any:
         return self.describes(**loaded) if isinstance(loaded, dict) else loaded
@@ -408,8 +418,10 @@ class RecordSchema(_TypedSchema):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.many or self.partial:
+            raise TypeError(f"{type(self).__name__} is for one whole record: neither many nor partial")
         names = {field.name for field in dataclass_fields(Record)}
-        if strange := set(self.declared_fields) ^ names:
+        if strange := set(self.load_fields) ^ names:
             raise TypeError(
                 f"{type(self).__name__} must have the fields of a Record, neither more nor less; these differ: "
                 f"{', '.join(sorted(strange))} (more belongs into custom_data)"
@@ -417,11 +429,14 @@ class RecordSchema(_TypedSchema):
 
     # The two rules that look at more than one field still speak when other fields are wrong: all errors at once.
 
-    @validates_schema(skip_on_field_errors=False)
-    def _other_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        if OperationCategory.OTHER in data.get("operation_categories", ()) and not data.get(
-            "operation_category_description", True
-        ):
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _other_needs_description(self, data: Mapping[str, Any], original: Any, **kwargs: Any) -> None:
+        categories = data.get("operation_categories")
+        if categories is None:  # some of them are wrong; the others count all the same
+            given = original.get("OperationCategories") if isinstance(original, Mapping) else None
+            categories = given if isinstance(given, list | tuple) else ()
+        described = data.get("operation_category_description", True)
+        if not described and any(isinstance(each, str) and each == OperationCategory.OTHER for each in categories):
             raise ValidationError({"OperationCategoryDescription": ["is required with the category OCOther"]})
 
     @validates_schema(skip_on_field_errors=False)
@@ -457,11 +472,49 @@ class MsgSchema(_TypedSchema):
         try:
             kind, values = data["Type"], data["Record"]
             if len(data) == 2 and kind in TYPE_NAMES.values():
-                record = Record(**{names[key]: value for key, value in values.items()})
+                record = Record(**{names[key]: _shape(names[key], value) for key, value in values.items()})
                 return Msg(next(each for each, name in TYPE_NAMES.items() if name == kind), record)
         except (KeyError, TypeError, AttributeError):
             pass
         return cast(Msg, self.load(data))
+
+
+def _shape(name: str, value: Any) -> Any:
+    """A field of a mapping as a record has it: members and objects where they can be told, all else as it is."""
+    try:
+        if name in ("operation_type", "operation_result"):
+            return _ENUMS[name](value)
+        if name == "operation_categories":
+            return [_ENUMS[name](each) for each in value]
+        if name == "caller_identities":
+            return {
+                CallerIdentityType(kind): [CallerIdentity(**_snake(each)) for each in items]
+                for kind, items in value.items()
+            }
+        if name == "target_resources":
+            return {kind: [TargetResource(**_snake(each)) for each in items] for kind, items in value.items()}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        pass  # it is wrong, and will be told so when it is loaded
+    return value
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "operation_type": OperationType,
+    "operation_result": OperationResult,
+    "operation_categories": OperationCategory,
+}
+_SNAKES = {
+    "Identity": "identity",
+    "Description": "description",
+    "Name": "name",
+    "Cluster": "cluster",
+    "DataCenter": "data_center",
+    "Region": "region",
+}
+
+
+def _snake(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {_SNAKES[key]: value for key, value in mapping.items()}
 
 
 def by_record(messages: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -25,13 +25,22 @@ from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, show
 from .stats import Counters
 
-__all__ = ["MAX_BATCH_BYTES", "Sender"]
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "STRIKES", "Sender"]
 
 logger = logging.getLogger(logger_name)
 
 MAX_BATCH_BYTES = 1 << 16
 """Frames are joined up to this many bytes (one frame more may begin below it) and written at once; between two batches
 the sender lets other greenlets run."""
+
+MAX_WINDOW_BYTES = 8 << 20
+"""No more is written while this many bytes are in flight; bounds the memory where only acknowledgements deliver."""
+
+STRIKES = 3
+"""Connections in a row that a frame must have broken before it is set aside."""
+
+# How long one frame that goes alone is waited for before the others follow it all the same. Seconds.
+_PATIENCE = 5.0
 
 # How soon to ask again whether the agent has taken what is in flight; the kernel gives no event for it. Seconds.
 _FIRST_LOOK = 0.001
@@ -47,6 +56,7 @@ class Sender:
         called in the sender greenlet.
     :param heartbeat: makes the heartbeat's frame for a connection of that name.
     :param heartbeat_interval: seconds from one heartbeat to the next on a connection.
+    :param set_aside: told of a frame that makes the agent hang up, which is given up; None where nobody is to judge.
     :param counters: counted up here.
     """
 
@@ -58,12 +68,14 @@ class Sender:
         lost: Callable[[ConnectionFailedError, int, float], None],
         heartbeat: Callable[[str], bytes],
         heartbeat_interval: float,
+        set_aside: Callable[[bytes, int], None] | None,
         counters: Counters,
     ) -> None:
         self._connect = connect
         self._lost = lost
         self._heartbeat = heartbeat
         self._heartbeat_interval = heartbeat_interval
+        self._set_aside = set_aside
         self._counters = counters
 
         self._queue: Queue[bytes] = Queue(queue_size)
@@ -77,6 +89,7 @@ class Sender:
         self._stopped = ""  # why, once it is
         self._turn = BoundedSemaphore(1)  # whose turn it is to wait for room
         self._room = Event()
+        self._refusal: Exception | None = None
         self._wake = Event()
         self._asleep = False
         self._flushes: list[tuple[int, Event]] = []
@@ -85,48 +98,60 @@ class Sender:
         self._watcher: gevent.Greenlet[..., None] | None = None
         self._error: BaseException | None = None  # what the watcher saw happen to the connection
         self._popped = 0  # frames of this connection that have left the window
+        self._careful = 0  # frames that are to go one by one; see _judge
+        self._suspect: bytes | None = None  # the frame that was first in flight when the agent hung up
+        self._fruitless = 0  # connections in a row on which nothing was delivered
+        self._strikes = 0  # on how many connections in a row
         self.connected_or_over = Event()
         """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
     # -- the client's side ---------------------------------------------------------------------------------------------
 
-    def put(self, frame: bytes, timeout: float) -> None:
-        """Accept *frame*, or say that there is no room (within *timeout* seconds).
+    def put(self, frame: bytes, timeout: float | None) -> None:
+        """Accept *frame*, or say that there is no room (within *timeout* seconds; None waits for ever).
 
         :raises QueueFullError: when there is none; nothing was accepted.
         :raises ClientClosedError: when the sender was stopped while this waited; nothing was accepted.
+        :raises Exception: what :meth:`refuse` was given while this waited; nothing was accepted.
         """
         try:
             self._queue.put(frame, False)
         except Full:
-            if timeout <= 0:
+            if timeout is not None and timeout <= 0:
                 raise QueueFullError(f"the queue is full ({self._queue.maxsize} records)") from None
             self._put_when_there_is_room(frame, timeout)
         self._counters.accepted += 1
         if self._asleep:
             self._wake.set()
 
-    def _put_when_there_is_room(self, frame: bytes, timeout: float) -> None:
+    def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> None:
         """One at a time, in the order of their coming, so that nobody waits for ever.
 
         Not with ``Queue.put(timeout=...)``: what waits there could get onto the queue after the sender was stopped.
         """
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         if self._turn.acquire(timeout=timeout):
             try:
-                while not self._stopped:
+                while not self._stopped and self._refusal is None:
                     try:
                         self._queue.put(frame, False)
                         return
                     except Full:
                         self._room.clear()
-                        if not self._room.wait(deadline - time.monotonic()):
+                        if not self._room.wait(None if deadline is None else deadline - time.monotonic()):
                             break
             finally:
                 self._turn.release()
         if self._stopped:
             raise ClientClosedError(f"{self._stopped} while send() waited for room")
+        if self._refusal is not None:
+            raise self._refusal
         raise QueueFullError(f"the queue is full ({self._queue.maxsize} records) after {timeout} s")
+
+    def refuse(self, error: Exception | None) -> None:
+        """Let everybody go who waits in :meth:`put`, with *error*; None accepts again."""
+        self._refusal = error
+        self._room.set()
 
     def ensure_running(self) -> None:
         """Start the greenlet, or start it again after somebody killed it."""
@@ -139,10 +164,17 @@ class Sender:
         given_up = self._counters.dropped + self._counters.recovered
         if self._counters.settled >= target:
             return True
+        deadline = None if timeout is None else time.monotonic() + timeout
         entry = (target, Event())
         self._flushes.append(entry)
         try:
-            entry[1].wait(timeout)
+            while not entry[1].is_set():
+                left = _LAST_LOOK if deadline is None else min(deadline - time.monotonic(), _LAST_LOOK)
+                if left <= 0:
+                    break
+                entry[1].wait(left)
+                self.ensure_running()
+                self.look()
         finally:
             self._flushes.remove(entry)
         return self._counters.settled >= target and self._counters.dropped + self._counters.recovered == given_up
@@ -151,6 +183,15 @@ class Sender:
         """Let everybody go who waits in :meth:`flush`."""
         for _, event in self._flushes:
             event.set()
+
+    def look(self) -> None:
+        """Take note of what was delivered by now; the sender greenlet cannot while it waits in a write."""
+        if self._connection is not None:
+            try:
+                self._settle(self._connection)
+            except Exception as error:  # a connection of somebody's own that fails is a broken one
+                self._error = error
+                self._wake.set()
 
     def renew(self) -> None:
         """Part with the present connection, if there is one, and ask for the next."""
@@ -214,10 +255,15 @@ class Sender:
             except (Exception, gevent.Timeout) as error:
                 # A Timeout is a BaseException: one that a factory started and forgot may go off here.
                 lost = error
+                self.look()
+                self._judge(self._connection)
+            except BaseException as error:
+                lost = error  # somebody killed the greenlet; the next use of the client starts it again
+                raise
             finally:
                 self._drop_connection()
-            if lost is not None and not self._stopped:
-                self._lost(_as_connection_error(lost), self._popped, time.monotonic() - since)
+                if lost is not None and not self._stopped:
+                    self._lost(_as_connection_error(lost), self._popped, time.monotonic() - since)
 
     def _adopt(self, connection: Connection) -> None:
         self._error = None
@@ -240,10 +286,13 @@ class Sender:
     def _serve(self, connection: Connection) -> None:
         heartbeat_due: float | None = None  # none before a record has gone out
         look = _FIRST_LOOK
+        progress = time.monotonic()
         while True:
             if self._error is not None:
                 raise self._error
-            self._settle(connection)
+            if self._settle(connection):
+                look = _FIRST_LOOK
+                progress = time.monotonic()
             if batch := self._next_batch():
                 connection.write(batch)
                 self._counters.written += len(batch)
@@ -258,6 +307,8 @@ class Sender:
             if self._window:
                 timeout = look if timeout is None else min(look, timeout)
                 look = min(look * 2, _LAST_LOOK)
+                if self._careful and time.monotonic() - progress > _PATIENCE:
+                    self._careful = 0  # it is stuck; only a write that does not end can tell
             self._sleep(timeout)
 
     def _sleep(self, timeout: float | None) -> None:
@@ -273,11 +324,17 @@ class Sender:
         """The next frames to write, now in the window."""
         batch: list[bytes] = []
         size = 0
-        while self._resend and size < MAX_BATCH_BYTES:
+        limit = MAX_BATCH_BYTES
+        if self._window_bytes >= MAX_WINDOW_BYTES or (self._careful and self._window_records):
+            return batch
+        if self._careful:
+            self._careful -= 1
+            limit = 1
+        while self._resend and size < limit:
             batch.append(self._resend.popleft())
             size += len(batch[-1])
         self._counters.resent += len(batch)
-        while size < MAX_BATCH_BYTES:
+        while size < limit:
             try:
                 batch.append(self._queue.get_nowait())
             except Empty:
@@ -296,11 +353,11 @@ class Sender:
         self._counters.heartbeats += 1
         return time.monotonic() + self._heartbeat_interval
 
-    def _settle(self, connection: Connection) -> None:
-        """Take out of the window what the connection says was delivered."""
+    def _settle(self, connection: Connection) -> bool:
+        """Take out of the window what the connection says was delivered; whether that was anything."""
         fresh = min(connection.delivered() - self._popped, len(self._window))
         if fresh <= 0:
-            return
+            return False
         self._popped += fresh
         records = 0
         for _ in range(fresh):
@@ -310,12 +367,52 @@ class Sender:
                 self._window_bytes -= len(frame)
         self._window_records -= records
         self._counters.delivered += records
+        self._tell_flushes()
+        return True
+
+    def _tell_flushes(self) -> None:
         for target, event in self._flushes:
             if self._counters.settled >= target:
                 event.set()
 
+    def _judge(self, connection: Connection | None) -> None:
+        """After a connection broke: was it a frame that made the agent hang up? Such a frame would come back for ever.
+
+        Suspected is the frame that was first in flight when an agent had read and then hung up, with nothing delivered
+        on that connection. What was in flight goes frame by frame from then on, so that the right one is found; when it
+        happens on STRIKES connections in a row, alone on the last of them, the frame is set aside. An agent that
+        restarts is no evidence against anybody: it delivers something between, or has read nothing.
+
+        After STRIKES connections in a row on which nothing was delivered, frames go one by one too: the kernel does not
+        tell what an agent took of a larger write, and one that takes a little each time would never get further.
+        """
+        if self._set_aside is None or self._stopped:
+            return
+        records = [frame for frame in self._window if frame is not None]
+        if self._popped:
+            self._suspect, self._strikes, self._fruitless = None, 0, 0
+            self._careful += bool(self._careful) * len(records)
+            return
+        self._fruitless += 1
+        suspicious = bool(records) and getattr(connection, "read_before_hang_up", False)
+        if suspicious or self._careful or self._fruitless >= STRIKES:
+            self._careful += len(records)
+        if not suspicious:
+            return
+        self._strikes = self._strikes + 1 if records[0] is self._suspect else 1
+        self._suspect = records[0]
+        if self._strikes >= STRIKES and len(records) == 1:
+            self._careful -= 1
+            self._window.clear()
+            self._window_records = self._window_bytes = 0
+            self._suspect, self._strikes = None, 0
+            self._counters.dropped += 1
+            self._tell_flushes()
+            self._set_aside(records[0], STRIKES)
+
     def _drop_connection(self) -> None:
         """Let go of the connection; what was in flight over it is to be resent. Safe to call at any time."""
+        self.look()
         connection, self._connection = self._connection, None
         watcher, self._watcher = self._watcher, None
         if watcher is not None:

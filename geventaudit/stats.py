@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 __all__ = ["Counters", "Rejection", "Stats"]
 
@@ -39,7 +38,7 @@ class Stats:
     delivered: int = 0
     """Known to be taken by the agent, as far as the kind of connection can know."""
     resent: int = 0
-    """Written once more because the connection broke before they were known to be delivered."""
+    """Written because a connection broke before they were known to be delivered over it."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Not taken by ``send``, by reason: ``invalid``, ``queue_full``, ``closed``, ``broken``, ``left_out``."""
     dropped: int = 0
@@ -89,7 +88,7 @@ class Counters:
             written=self.written,
             delivered=self.delivered,
             resent=self.resent,
-            rejected=MappingProxyType(dict(self.rejected)),
+            rejected=dict(self.rejected),
             dropped=self.dropped,
             recovered=self.recovered,
             connects=self.connects,

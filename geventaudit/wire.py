@@ -15,7 +15,7 @@ a stream as it comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -40,6 +40,7 @@ from .values import exact_datetime
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
+    "AckDecoder",
     "Datetimes",
     "Decoder",
     "Encoder",
@@ -47,9 +48,11 @@ __all__ = [
     "Frame",
     "Message",
     "ack_of",
+    "bundle",
     "decode",
     "encode",
     "message_of",
+    "tag_bytes",
 ]
 
 DEFAULT_MAX_FRAME_BYTES = 1 << 20
@@ -90,11 +93,12 @@ class Encoder:
             raise ValueError(f"max_frame_bytes must be at least 1, got {show(max_frame_bytes)}")
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
-        # A Packer keeps its buffer, so one is kept. It is never entered twice: packing runs no code but these hooks.
+        # A Packer keeps its buffer, so one is kept. It is never entered twice: packing a record in normal form runs no
+        # code but these hooks.
         self._pack = msgpack.Packer(default=_as_extension if datetimes == "extension" else _as_text).pack
 
     def encode(self, message: Message, unix_time: float) -> bytes:
-        """The frame of *message*.
+        """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).
 
         :param unix_time: when it happened, in seconds since 1970; fractions are dropped, as the wire has none.
         :raises ValidationError: when it cannot be packed, or the frame is longer than ``max_frame_bytes``. Messages
@@ -191,6 +195,30 @@ def ack_of(chunk: str) -> bytes:
     return answer
 
 
+_TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
+_ENTRY_START = _TAG_END + 1  # behind the header of the array of one entry
+_ENTRY_END = -len(msgpack.packb(_OPTION))
+
+
+def tag_bytes(frame: bytes) -> bytes:
+    """The part of a frame, made here, that is the same in all frames of its tag."""
+    return frame[:_TAG_END]
+
+
+def bundle(frames: Sequence[bytes], chunk: str) -> bytes:
+    """One message with the entries of *frames* (made here, of one tag), which the agent is to acknowledge."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(len(frames))
+    return b"".join(
+        (
+            frames[0][:_TAG_END],
+            packer.bytes(),
+            *(frame[_ENTRY_START:_ENTRY_END] for frame in frames),
+            msgpack.packb({**_OPTION, "size": len(frames), "chunk": chunk}),
+        )
+    )
+
+
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
@@ -259,9 +287,35 @@ class Decoder:
                     raise FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start) from None
                 return
             except Exception as error:  # msgpack's errors have no common base
-                raise FrameError(f"not MessagePack: {error or type(error).__name__}", self._start) from error
+                raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}", self._start) from error
             offset, self._start = self._start, self._unpacker.tell()
             yield _frame_of(value, offset)
+
+
+class AckDecoder:
+    """Takes the bytes that an agent answers and gives the chunks that it acknowledges."""
+
+    def __init__(self) -> None:
+        self._unpacker = _unpacker(4096)
+        self._received = 0
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The chunks acknowledged in *data*.
+
+        :raises FrameError: it is anything else than acknowledgements.
+        """
+        try:
+            self._unpacker.feed(data)
+            for value in self._unpacker:
+                chunk = value.get("ack") if isinstance(value, dict) else None
+                if not isinstance(chunk, str):
+                    raise FrameError(f"must be an acknowledgement, got {show(value)}", self._received)
+                yield chunk
+        except FrameError:
+            raise
+        except Exception as error:  # msgpack's errors have no common base
+            raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}", self._received) from error
+        self._received += len(data)
 
 
 def _unpacker(max_bytes: int) -> Any:
@@ -302,7 +356,7 @@ def _frame_of(value: Any, offset: int) -> Frame:
         time, body = entry
         seconds = _seconds_of(time)
         if seconds is None:
-            problem = f"the time of entry {index} must be a number or an EventTime, got {show(time)}"
+            problem = f"the time of entry {index} must be a finite number or an EventTime, got {show(time)}"
             break
         if not isinstance(body, dict):
             problem = f"the record of entry {index} must be a map, got {show(body)}"
@@ -312,7 +366,7 @@ def _frame_of(value: Any, offset: int) -> Frame:
 
 
 def _seconds_of(time: Any) -> float | None:
-    if isinstance(time, int | float) and not isinstance(time, bool):
+    if isinstance(time, int | float) and not isinstance(time, bool) and math.isfinite(time):
         return time
     if isinstance(time, msgpack.ExtType) and time.code == 0 and len(time.data) == 8:
         # Fluent's EventTime: two big-endian 32-bit numbers, seconds and nanoseconds.

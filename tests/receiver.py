@@ -2,7 +2,8 @@
 
     python receiver.py unix PATH OUT        python receiver.py tcp PORT OUT
 
-Appends the number (CustomData.n) of each record that it read to OUT, a line each, a write for each read. Signals:
+Appends the number (CustomData.n) of each record that it read to OUT, a line each, a write for each read; then
+acknowledges messages that have a chunk. Signals:
 
 - SIGUSR1: read nothing more and accept nobody; says "paused" on standard output when all that was read is stored.
 - SIGUSR2: read again.
@@ -58,14 +59,18 @@ def take(sock, unpacker):
         sock.close()
         return
     unpacker.feed(data)
+    frames = list(unpacker)
     numbers = [
         entry[1]["CustomData"]["n"]
-        for frame in unpacker
+        for frame in frames
         for entry in frame[1]
         if frame[0] in ("AsmAuditCP", "AsmAuditDP")
     ]
+    chunks = [frame[2]["chunk"] for frame in frames if "chunk" in frame[2]]
     if numbers:
         os.write(store, "".join(f"{number}\n" for number in numbers).encode())
+    if chunks:
+        sock.sendall(b"".join(msgpack.packb({"ack": chunk}) for chunk in chunks))
 
 
 draining = paused = False

@@ -252,3 +252,29 @@ def test_starting_twice(agent: Agent) -> None:
     agent.stop()
     agent.stop()
     assert "stopped" in repr(agent)
+
+
+def test_control_from_the_callback_of_a_connection(socket_path: str) -> None:
+    got: list[Received] = []
+
+    def take(received: Received) -> None:
+        got.append(received)
+        if len(got) == 1:
+            agent.restart(timeout=0.05)
+
+    agent = Agent(socket_path, take)
+    with agent:
+        with connect(agent) as sock:
+            sock.sendall(frame(1))
+            eventually(lambda: len(got) == 1 and "running" in repr(agent))
+        with connect(agent) as sock:
+            sock.sendall(frame(2))
+            eventually(lambda: len(got) == 2)
+
+
+def test_an_abstract_address() -> None:
+    name = f"\0geventaudit-{os.getpid()}"
+    got: list[Received] = []
+    with Agent(name, got.append) as agent, connect(agent) as sock:
+        sock.sendall(frame(1))
+        eventually(lambda: len(got) == 1)

@@ -195,3 +195,32 @@ def test_noop() -> None:
     with BaseClient(NoOp()) as client:
         client.send(message(1))
         assert client.flush(10)
+
+
+def test_a_send_that_waits_when_it_breaks_accepts_nothing(agent: Agent, socket_path: str) -> None:
+    agent.stop_reading()
+    with BaseClient(DomainSocket(socket_path), queue_size=1, max_frame_bytes=4 << 20) as client:
+        client.send(message(0, caller_agent="x" * (3 << 20)))
+        eventually(lambda: client.stats().in_flight)
+        client.send(message(1))
+        waiting = gevent.spawn(client.send, message(2), timeout=60)
+        gevent.sleep(0.01)
+        agent.hang_up()
+        with pytest.raises(ConnectionFailedError):
+            waiting.get(timeout=10)
+        assert [msg.record.custom_data["n"] for msg in client.recover()] == [0, 1]
+        assert client.recover() == []
+
+
+def test_a_killed_sender_greenlet_is_a_broken_connection(agent: Agent, got: list[Received], socket_path: str) -> None:
+    with BaseClient(DomainSocket(socket_path)) as client:
+        client.send(message(1))
+        assert client.flush(10)
+        assert client._sender is not None
+        assert client._sender._greenlet is not None
+        client._sender._greenlet.kill()
+        broken(client)
+        client.reset(DomainSocket(socket_path))
+        client.send(message(2))
+        assert client.flush(10)
+    assert numbers_of(got) == [1, 2]

@@ -211,3 +211,46 @@ def test_help_and_version() -> None:
     status, out, _ = run("--help")
     assert status == 0
     assert all(name in out for name in ("listen", "send", "check", "demo"))
+
+
+def test_the_timeout_holds_for_connecting_too(socket_path: str) -> None:
+    with std_socket.socket(std_socket.AF_UNIX) as listener, std_socket.socket(std_socket.AF_UNIX) as filler:
+        listener.bind(socket_path)
+        listener.listen(0)
+        filler.connect(socket_path)
+        status, _, err = run("send", "-", "--unix", socket_path, "--timeout", "0.2", given=lines(GOOD))
+    assert status == 2
+    assert "accepted nobody for 0.2 seconds" in err
+
+
+def test_an_output_that_cannot_show_everything(socket_path: str, folder: Path) -> None:
+    unusual = {"Type": "ControlPlane", "Record": mapping(OperationName="Größe", CustomData={"x": 1})}
+    with command(
+        "listen",
+        "--unix",
+        socket_path,
+        "--output",
+        str(folder / "out"),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    ) as listening:
+        listening.stderr.readline()
+        assert run("send", "-", "--unix", socket_path, given=lines(unusual))[0] == 0
+        assert b"Gr\\xf6\\xdfe" in listening.stdout.readline()
+        eventually(lambda: "Größe" in (folder / "out").read_text("utf-8"))
+        listening.kill()
+
+
+def test_closed_standard_input_and_full_output(folder: Path) -> None:
+    import subprocess as std_subprocess
+
+    geventaudit = f"{sys.executable} -X dev -W error -m geventaudit"
+    for arguments, status, words in (
+        ("check - <&-", 2, "cannot read -: standard input is closed"),
+        ("check /dev/null >/dev/full", 1, "cannot write the output"),
+        (f"listen --tcp {'x' * 300}:1", 2, "must be HOST:PORT"),
+    ):
+        result = std_subprocess.run(
+            ["sh", "-c", f"{geventaudit} {arguments}"], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (result.returncode, words in result.stderr) == (status, True), result.stderr
+        assert "Traceback" not in result.stderr

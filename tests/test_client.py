@@ -129,7 +129,7 @@ def test_nothing_starts_before_it_is_needed(socket_path: str) -> None:
         client.send(message())
     with pytest.raises(ClientClosedError):
         client.connect()
-    assert [each.kind for each in client.notify()] == []
+    assert [each.kind for each in client.notify()] == [NotificationKind.CLOSED]
 
 
 def test_before_the_agent_exists(socket_path: str, got: list[Received]) -> None:
@@ -610,3 +610,137 @@ def run(program: str, *arguments: str) -> None:
         output = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert b"Traceback" not in output[1]
+
+
+def test_a_client_closed_while_a_hook_waits_accepts_nothing(agent: Agent, socket_path: str) -> None:
+    def hook(msg: Msg) -> Msg:
+        gevent.sleep(0.05)
+        return msg
+
+    client = client_of(socket_path, before_send=hook)
+    sending = gevent.spawn(client.send, message(1))
+    gevent.sleep(0.01)
+    client.close()
+    with pytest.raises(ClientClosedError):
+        sending.get(timeout=10)
+    assert client.stats().accepted == 0
+
+
+@pytest.mark.parametrize("raised", [ValidationError("no"), ValidationError({"OperationName": ["no"]}), KeyError("no")])
+def test_whatever_a_hook_raises_is_a_validation_error(raised: Exception) -> None:
+    def hook(msg: Msg) -> Msg:
+        raise raised
+
+    with Client(NoOp, before_send=hook) as client:
+        with pytest.raises(ValidationError, match="no") as caught:
+            client.send(message(1))
+        assert isinstance(caught.value.messages, dict)
+        assert client.stats().rejected == {"invalid": 1}
+
+
+def test_a_hook_may_change_what_came_as_a_mapping(agent: Agent, got: list[Received], socket_path: str) -> None:
+    def redact(msg: Msg) -> Msg:
+        for identities in msg.record.caller_identities.values():
+            for each in identities:
+                each.identity = "redacted"
+        return msg
+
+    with client_of(socket_path, before_send=redact) as client:
+        client.send({"Type": "ControlPlane", "Record": mapping()})
+        assert client.flush(10)
+    assert [each.identity for each in records_of(got)[0].caller_identities["UPN"]] == ["redacted"]
+
+
+def test_no_timeout_means_for_ever(socket_path: str, got: list[Received]) -> None:
+    client = client_of(socket_path, queue_size=1)
+    client.send(message(1))
+    waiting = gevent.spawn(client.send, message(2), timeout=None)
+    closing = gevent.spawn_later(0.05, client.close, timeout=None)
+    gevent.sleep(0.02)
+    assert not waiting.ready()
+    with Agent(socket_path, got.append):
+        waiting.get(timeout=30)
+        assert closing.get(timeout=30) == []
+    assert numbers_of(got) == [1, 2]
+
+
+def test_what_was_delivered_is_known_while_a_write_waits(socket_path: str) -> None:
+    """The sender greenlet sits in a write that the agent does not take; what it took before is delivered."""
+    big = message(4, caller_agent="x" * 900_000)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        client = client_of(socket_path)
+        for number in range(200):
+            client.send(message(number))
+        peer, _ = listener.accept()
+        with peer:
+            eventually(lambda: client.stats().heartbeats == 1)
+            client.send(big)
+            eventually(lambda: client.stats().in_flight == 201)
+            flushing = gevent.spawn(client.flush, 0.5)
+            read = len(peer.recv(60_000))
+            assert read == 60_000
+            # The kernel counts its overhead too, so not all that was read is known to be.
+            eventually(lambda: client.stats().delivered > 0)
+            assert flushing.get(timeout=10) is False
+            delivered = client.stats().delivered
+            assert delivered * 400 < read
+            assert client.close(timeout=0) == [*(message(n) for n in range(delivered, 200)), big]
+
+
+def test_flush_after_close_says_what_became_of_it(socket_path: str) -> None:
+    client = client_of(socket_path)
+    client.send(message(1))
+    assert client.close(timeout=0) == [message(1)]
+    assert client.flush(1) is False
+
+
+def test_a_looser_schema_does_not_loosen_the_rules(socket_path: str) -> None:
+    from marshmallow import fields, post_load
+
+    class Looser(RecordSchema):
+        operation_type = fields.String()
+        custom_data = fields.Dict()
+
+        @post_load
+        def _add(self, data: Any, **kwargs: Any) -> Any:
+            import uuid
+
+            return {**data, "custom_data": {**data["custom_data"], "id": uuid.UUID(int=5)}}
+
+    client = client_of(socket_path, schema=Looser())
+    with pytest.raises(ValidationError, match="OperationType"):
+        client.send({"Type": "ControlPlane", "Record": mapping(OperationType="Rotate")})
+    with pytest.raises(ValidationError, match="CustomData"):
+        client.send(message(custom_data={"a": {(1, (2,)): 3}}))
+    client.send(message(1))
+    (msg,) = client.close(timeout=0)
+    assert msg.record.custom_data == {"n": 1, "id": "00000000-0000-0000-0000-000000000005"}
+
+
+def test_stats_can_be_copied_and_pickled() -> None:
+    import dataclasses
+    import pickle
+
+    with Client(NoOp) as client:
+        with pytest.raises(ValidationError):
+            client.send(None)  # type: ignore[arg-type]
+        stats = client.stats()
+    assert dataclasses.asdict(stats)["rejected"] == {"invalid": 1}
+    assert pickle.loads(pickle.dumps(stats)) == stats
+
+
+def test_a_connection_that_lived_for_a_while_was_a_success(socket_path: str) -> None:
+    """Delivered or not: an agent that restarts under an idle service is tried again at once."""
+    with (
+        Agent(socket_path, print) as agent,
+        Client(
+            lambda: DomainSocket(socket_path), backoff=Backoff(initial=0.05, maximum=3600, multiplier=1000)
+        ) as client,
+    ):
+        client.connect()
+        for connects in range(2, 5):
+            gevent.sleep(0.1)
+            agent.hang_up()
+            eventually(lambda connects=connects: client.stats().connects == connects)

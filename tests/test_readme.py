@@ -51,7 +51,7 @@ def test_the_options_and_their_defaults(owner: type[Any]) -> None:
         assert name in README, name
         if isinstance(parameter.default, float):
             assert f"{name}={parameter.default}" in README or f"| `{name}` | {parameter.default} |" in README, name
-        elif isinstance(parameter.default, int):
+        elif type(parameter.default) is int and owner is Client:
             assert f"| `{name}` | {parameter.default} |" in README, name
 
 

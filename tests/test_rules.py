@@ -72,7 +72,7 @@ def test_all_errors_at_once_by_wire_path() -> None:
     assert messages["OperationName"] == ["must not be empty"]
     assert messages["OperationCategories"][1][0].startswith("must be one of UnknownOperationCategory, OCOther, ")
     assert messages["OperationResultDescription"] == ["is required with the result Failure"]
-    assert messages["CallerIpAddress"] == ["must not be a loopback address, got 127.0.0.1"]
+    assert messages["CallerIpAddress"] == ["must not be a loopback address, got '127.0.0.1'"]
     assert messages["CallerAgent"] == ["is required"]
     assert messages["CallerAccessLevels"] == {1: ["must not be blank"]}
     assert messages["TargetResources"] == {
@@ -146,7 +146,7 @@ def test_wrong_types_are_refused(name: str, value: Any) -> None:
      "::ffff:7f00:1", "224.0.0.1", "ff02::1", "ff02::1%eth0", "::ffff:224.0.0.1", "0:0:0:0:0:ffff:e000:1%z"],
 )  # fmt: skip
 def test_addresses_that_are_no_callers(address: str) -> None:
-    assert messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0].endswith(address)
+    assert messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0].endswith(repr(address))
 
 
 @pytest.mark.parametrize(
@@ -311,3 +311,63 @@ def test_identities_and_targets_as_objects_or_mappings() -> None:
     assert loaded.caller_identities == {CallerIdentityType.UPN: [CallerIdentity("i", "d")]}
     assert loaded.target_resources == {"T": [TargetResource("n"), TargetResource("m", data_center="dc")]}
     assert isinstance(Msg(AuditType.DATA_PLANE, loaded), Msg)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"exclude": ("caller_agent",)}, {"only": ("caller_agent",)}, {"dump_only": ("operation_type",)},
+     {"partial": True}, {"many": True}],
+)  # fmt: skip
+def test_a_schema_that_would_leave_fields_out_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="RecordSchema"):
+        RecordSchema(**options)
+
+
+def test_errors_beside_errors_of_the_same_field() -> None:
+    messages = messages_of(
+        mapping(
+            OperationCategories=["OCOther", "Bogus"],
+            CallerIdentities={"Bogus": [{"Identity": ""}]},
+            TargetResources={" ": [{"Name": ""}], "": "x"},
+        )
+    )
+    assert messages["OperationCategoryDescription"] == ["is required with the category OCOther"]
+    assert messages["CallerIdentities"]["Bogus"][0] == {
+        "Identity": ["must not be empty"],
+        "Description": ["is required"],
+    }
+    assert messages["CallerIdentities"]["Bogus"]["_schema"][0].startswith("(its key) must be one of")
+    assert messages["TargetResources"][" "][0] == {"Name": ["must not be empty"]}
+    assert messages["TargetResources"][""][1] == "must be a list, got 'x' (str)"
+
+
+def test_any_collection_is_a_list() -> None:
+    from collections import deque
+
+    loaded = RecordSchema().load(
+        record(
+            operation_categories=deque([OperationCategory.EUII]),
+            caller_access_levels={"Reader": 1}.keys(),
+            target_resources={"T": deque([TargetResource("n")])},
+        )
+    )
+    assert loaded.operation_categories == [OperationCategory.EUII]
+    assert loaded.caller_access_levels == ["Reader"]
+    assert loaded.target_resources == {"T": [TargetResource("n")]}
+
+
+def test_errors_show_no_control_characters() -> None:
+    text = str(ValidationError(messages_of(mapping(CallerIpAddress="::1%\x1b[31m\nFAKE"))))
+    assert text.isprintable()
+
+
+def test_a_hook_cannot_change_the_callers_mapping() -> None:
+    class Changing(RecordSchema):
+        @marshmallow.pre_load
+        def _change(self, data: Any, **kwargs: Any) -> Any:
+            data["OperationName"] = "Changed"
+            return data
+
+    mine = mapping()
+    assert Changing().load(mine).operation_name == "Changed"
+    assert mine == mapping()

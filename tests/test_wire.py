@@ -149,7 +149,7 @@ def test_times_that_agents_take(time: Any, seconds: float) -> None:
         (msgpack.packb(5), "frame must be an array"),
         (msgpack.packb(["tag"]), "2 or 3 elements, has 1"),
         (msgpack.packb(["tag", [], {}, 1]), "2 or 3 elements, has 4"),
-        (b"\xc1", "not MessagePack"),
+        (b"\xc1", "not MessagePack: FormatError"),
         (b"\x92\xa1\xff\x90", "not MessagePack"),
         (b"GET / HTTP/1.1\r\n", "frame must be an array"),
         (b"\x91" * 5000, "not MessagePack"),
@@ -165,7 +165,20 @@ def test_streams_that_are_closed(frame: bytes, words: str) -> None:
     assert caught.value.offset == len(good)
 
 
-@pytest.mark.parametrize("bad", [["text", {}], [None, {}], [True, {}], [msgpack.Timestamp(5), {}], [5, []], [5], 5])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [float("nan"), {}],
+        [float("inf"), {}],
+        ["text", {}],
+        [None, {}],
+        [True, {}],
+        [msgpack.Timestamp(5), {}],
+        [5, []],
+        [5],
+        5,
+    ],
+)
 def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
     (frame,) = Decoder().feed(frame_with(entries=[[5, {"a": 1}], bad, [6, {"b": 1}]]))
     assert frame.entries == [(5, {"a": 1})]
@@ -205,3 +218,10 @@ def test_decode_gives_plain_types() -> None:
     assert msg == message()
     assert msg.record == record()
     assert wire.ack_of("x") == msgpack.packb({"ack": "x"})
+
+
+def test_a_frame_error_survives_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(FrameError("x", 5)))
+    assert (str(error), error.reason, error.offset) == ("x (at byte 5)", "x", 5)
