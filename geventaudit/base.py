@@ -78,7 +78,7 @@ class BaseClient(Pipeline):
     def _check_accepting(self) -> None:
         super()._check_accepting()
         if self._error is not None:
-            self._counters.rejected[Rejection.BROKEN] += 1
+            self._reject(Rejection.BROKEN)
             raise ConnectionFailedError(str(self._error)) from self._error
 
     def recover(self) -> list[Msg]:

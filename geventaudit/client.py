@@ -15,6 +15,7 @@ from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
 from .records import Msg
 from .schemas import RecordSchema
+from .threads import thread_ident
 
 __all__ = ["Client"]
 
@@ -87,6 +88,9 @@ class Client(Pipeline):
         :raises ConnectionFailedError: there is none after that time; it says why the last attempt failed.
         :raises ClientClosedError: the client is closing or closed.
         """
+        if thread_ident() != self._home.ident:
+            self._home.run(lambda: self.connect(timeout), timeout, otherwise=None)
+            return
         if self._state in (State.NEW, State.RUNNING):
             happened = self._running_sender().connected_or_over.wait(timeout)
             if self._state is State.RUNNING:

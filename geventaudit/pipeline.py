@@ -24,6 +24,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Self, cast
 
+import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
@@ -35,6 +36,7 @@ from .records import Heartbeat, Msg
 from .schemas import MsgSchema, RecordSchema, by_record
 from .sender import Sender
 from .stats import Counters, Rejection, Stats
+from .threads import Home, Inbox, pause, thread_ident
 from .version import __version__
 
 __all__ = ["Pipeline", "State"]
@@ -92,6 +94,8 @@ class Pipeline:
         self._queue_size = queue_size
         self._heartbeat_interval = heartbeat_interval
         self._before_send = before_send
+        self._home = Home()
+        self._inbox = self._new_inbox()
         self._state = State.NEW
         self._sender: Sender | None = None
         self._counters = Counters()
@@ -109,10 +113,13 @@ class Pipeline:
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
         :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
         """
+        if thread_ident() != self._home.ident:
+            self._send_from_elsewhere(msg, timeout)
+            return
         self._check_accepting()
-        frame = self._frame_of(msg)
+        frame = self._frame_of(msg, self._encoder)
         if frame is None:
-            self._counters.rejected[Rejection.LEFT_OUT] += 1
+            self._reject(Rejection.LEFT_OUT)
             return
         # Once more: a hook may have waited, and the client been closed, or broken, or the process forked, meanwhile.
         self._check_accepting()
@@ -120,19 +127,59 @@ class Pipeline:
         try:
             sender.put(frame, timeout)
         except QueueFullError as error:
-            self._counters.rejected[Rejection.QUEUE_FULL] += 1
+            self._reject(Rejection.QUEUE_FULL)
             self._tell_full(error)
             raise
         except ClientClosedError:
-            self._counters.rejected[Rejection.CLOSED] += 1
+            self._reject(Rejection.CLOSED)
             raise
+
+    def _send_from_elsewhere(self, msg: Msg | Mapping[str, Any], timeout: float | None) -> None:
+        """``send`` in a native thread that is not the client's own; see :mod:`geventaudit.threads`."""
+        self._check_accepting()
+        frame = self._frame_of(msg, self._encoder.twin())
+        if frame is None:
+            self._reject(Rejection.LEFT_OUT)
+            return
+        self._check_accepting()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not self._inbox.put(frame, self._waiting):
+                self._check_accepting()
+                if deadline is not None and time.monotonic() >= deadline:
+                    error = QueueFullError(f"the queue is full ({self._queue_size} records)")
+                    self._reject(Rejection.QUEUE_FULL)
+                    self._home.call(gevent.spawn, self._tell_full, error)
+                    raise error
+                pause(0.002)
+        except ClientClosedError:
+            self._reject(Rejection.CLOSED)
+            raise
+
+    def _waiting(self) -> int:
+        sender = self._sender
+        return 0 if sender is None else sender.waiting()
+
+    def _something_in_the_inbox(self) -> None:
+        """In the hub: put on the queue what other threads handed over."""
+        if self._state in (State.NEW, State.RUNNING):
+            self._running_sender().empty_inbox()
+        elif self._sender is not None:
+            self._sender.empty_inbox()
+
+    def _reject(self, reason: str) -> None:
+        """Count a refusal, in whatever thread."""
+        if thread_ident() == self._home.ident:
+            self._counters.rejected[reason] += 1
+        else:
+            self._inbox.reject(reason)
 
     def _check_accepting(self) -> None:
         if self._state is State.CLOSING or self._state is State.CLOSED:
-            self._counters.rejected[Rejection.CLOSED] += 1
+            self._reject(Rejection.CLOSED)
             raise ClientClosedError(f"the client is {self._state.value}")
 
-    def _frame_of(self, msg: Any) -> bytes | None:
+    def _frame_of(self, msg: Any, encoder: wire.Encoder) -> bytes | None:
         """The frame of *msg*; None when ``before_send`` left it out.
 
         :raises ValidationError: whatever is wrong with it, and whatever a user's hook, schema or object raises (not a
@@ -148,13 +195,13 @@ class Pipeline:
                 loaded = self._schema.load(msg)
                 if self._is_stricter:  # the rules themselves hold whatever a user's schema or its hooks made of it
                     loaded = _RULES.load(loaded)
-                return self._encoder.encode(loaded, now)
+                return encoder.encode(loaded, now)
             except ValidationError as error:
                 raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
             except Exception as error:
                 raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
         except ValidationError:
-            self._counters.rejected[Rejection.INVALID] += 1
+            self._reject(Rejection.INVALID)
             raise
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -166,6 +213,8 @@ class Pipeline:
         :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
             the caller's, and not asked after.
         """
+        if thread_ident() != self._home.ident:
+            return self._home.run(lambda: self.flush(timeout), timeout, otherwise=False)
         if self._sender is None:
             return True
         if self._state is State.CLOSED:
@@ -181,7 +230,10 @@ class Pipeline:
         :param timeout: seconds that draining may take; None for as long as it takes.
         :returns: the messages that were not delivered; each is handed back once.
         """
+        if thread_ident() != self._home.ident:
+            return self._home.run(lambda: self.close(timeout), timeout, otherwise=[])
         if self._state is State.NEW:
+            self._inbox.close("the client is closed")
             self._move_to(State.CLOSED)
             self._tell(NotificationKind.CLOSED)
             self._notifier.end()
@@ -210,6 +262,7 @@ class Pipeline:
         if self._state is State.CLOSED:  # this is a forked child's copy of a call that closes the parent's client
             return
         sender = cast(Sender, self._sender)
+        self._inbox.close("the client is closed")
         sender.stop("the client was closed")
         frames = sender.take_undelivered()
         self._counters.dropped += len(frames)
@@ -230,11 +283,12 @@ class Pipeline:
         """The numbers of this client, now."""
         sender = self._sender
         if sender is None:
-            return self._counters.snapshot(queued=0, in_flight=0, in_flight_bytes=0, connected=False)
-        sender.look()
+            return self._counters.snapshot(self._inbox)
+        if thread_ident() == self._home.ident:
+            sender.look()
         records, size = sender.in_flight
         return self._counters.snapshot(
-            queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected
+            self._inbox, queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected
         )
 
     def notify(self) -> NotificationChannel:
@@ -269,6 +323,7 @@ class Pipeline:
                 heartbeat_interval=self._heartbeat_interval,
                 set_aside=self._set_aside,
                 counters=self._counters,
+                inbox=self._inbox,
             )
             self._move_to(State.RUNNING)
             _drain_at_exit(self)
@@ -278,6 +333,9 @@ class Pipeline:
 
     def after_fork_in_child(self) -> None:
         """In a forked child: start anew. Connection, queue, window and counters are the parent's, and stay there."""
+        if thread_ident() != self._home.ident:  # the only thread there is now
+            self._home = Home()
+        self._inbox = self._new_inbox()
         sender, self._sender = self._sender, None
         self._counters = Counters()
         self._undelivered = []
@@ -290,6 +348,9 @@ class Pipeline:
             self._closed.set()
         if sender is not None:
             sender.stop("the process was forked")
+
+    def _new_inbox(self) -> Inbox:
+        return Inbox(self._queue_size, lambda: self._home.call(self._something_in_the_inbox))
 
     def _connect(self) -> Connection:
         raise NotImplementedError

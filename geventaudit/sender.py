@@ -24,6 +24,7 @@ from gevent.queue import Empty, Full, Queue
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, show
 from .stats import Counters
+from .threads import Inbox
 
 __all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "STRIKES", "Sender"]
 
@@ -58,6 +59,7 @@ class Sender:
     :param heartbeat_interval: seconds from one heartbeat to the next on a connection.
     :param set_aside: told of a frame that makes the agent hang up, which is given up; None where nobody is to judge.
     :param counters: counted up here.
+    :param inbox: what other native threads hand over; put on the queue here.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Sender:
         heartbeat_interval: float,
         set_aside: Callable[[bytes, int], None] | None,
         counters: Counters,
+        inbox: Inbox,
     ) -> None:
         self._connect = connect
         self._lost = lost
@@ -77,6 +80,7 @@ class Sender:
         self._heartbeat_interval = heartbeat_interval
         self._set_aside = set_aside
         self._counters = counters
+        self._inbox = inbox
 
         self._queue: Queue[bytes] = Queue(queue_size)
         self._resend: deque[bytes] = deque()
@@ -115,7 +119,7 @@ class Sender:
         :raises Exception: what :meth:`refuse` was given while this waited; nothing was accepted.
         """
         try:
-            self._queue.put(frame, False)
+            self._put_now(frame)
         except Full:
             if timeout is not None and timeout <= 0:
                 raise QueueFullError(f"the queue is full ({self._queue.maxsize} records)") from None
@@ -123,6 +127,26 @@ class Sender:
         self._counters.accepted += 1
         if self._asleep:
             self._wake.set()
+
+    def _put_now(self, frame: bytes) -> None:
+        if self._inbox.used:
+            with self._inbox.lock:
+                self._take_inbox()
+                self._queue.put(frame, False)
+        else:
+            self._queue.put(frame, False)
+
+    def _take_inbox(self) -> None:
+        """Put what other threads handed over on the queue; holding the inbox's lock, which keeps room for it."""
+        self._counters.accepted += self._inbox.empty_into(self._queue)
+
+    def empty_inbox(self) -> None:
+        """Put what other threads handed over on the queue. In this thread, the hub itself included."""
+        if self._inbox.used:
+            with self._inbox.lock:
+                self._take_inbox()
+            if self._asleep:
+                self._wake.set()
 
     def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> None:
         """One at a time, in the order of their coming, so that nobody waits for ever.
@@ -134,7 +158,7 @@ class Sender:
             try:
                 while not self._stopped and self._refusal is None:
                     try:
-                        self._queue.put(frame, False)
+                        self._put_now(frame)
                         return
                     except Full:
                         self._room.clear()
@@ -160,6 +184,7 @@ class Sender:
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until all that was accepted so far is delivered; False when it was not, for whatever reason."""
+        self.empty_inbox()
         target = self._counters.accepted
         given_up = self._counters.dropped + self._counters.recovered
         if self._counters.settled >= target:
@@ -202,6 +227,7 @@ class Sender:
 
     def take_undelivered(self) -> list[bytes]:
         """Take away all frames that are not delivered, in their order; they are the caller's then."""
+        self.empty_inbox()
         self._window_to_resend()
         frames = list(self._resend)
         self._resend.clear()
@@ -230,6 +256,10 @@ class Sender:
     def queued(self) -> int:
         """Records that wait to be written, or to be written once more."""
         return self._queue.qsize() + len(self._resend)
+
+    def waiting(self) -> int:
+        """Records on the queue: what its size bounds. From any thread."""
+        return int(self._queue.qsize())
 
     @property
     def connected(self) -> bool:
@@ -303,6 +333,7 @@ class Sender:
                 continue
             if heartbeat_due is not None and time.monotonic() >= heartbeat_due:
                 heartbeat_due = self._send_heartbeat(connection)
+                continue  # writing may have waited
             timeout = None if heartbeat_due is None else max(heartbeat_due - time.monotonic(), 0.0)
             if self._window:
                 timeout = look if timeout is None else min(look, timeout)

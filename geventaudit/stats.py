@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .threads import Inbox
+
 __all__ = ["Counters", "Rejection", "Stats"]
 
 
@@ -81,20 +83,23 @@ class Counters:
         """Accepted records that are no longer the sender's to deliver."""
         return self.delivered + self.dropped + self.recovered
 
-    def snapshot(self, *, queued: int, in_flight: int, in_flight_bytes: int, connected: bool) -> Stats:
-        """All numbers as they are now."""
+    def snapshot(
+        self, inbox: Inbox, *, queued: int = 0, in_flight: int = 0, in_flight_bytes: int = 0, connected: bool = False
+    ) -> Stats:
+        """All numbers as they are now, with what other threads did."""
+        handed_over = len(inbox)
         return Stats(
-            accepted=self.accepted,
+            accepted=self.accepted + handed_over,
             written=self.written,
             delivered=self.delivered,
             resent=self.resent,
-            rejected=dict(self.rejected),
+            rejected=dict(self.rejected + Counter(inbox.rejected)),
             dropped=self.dropped,
             recovered=self.recovered,
             connects=self.connects,
             connect_failures=self.connect_failures,
             heartbeats=self.heartbeats,
-            queued=queued,
+            queued=queued + handed_over,
             in_flight=in_flight,
             in_flight_bytes=in_flight_bytes,
             connected=connected,

@@ -14,6 +14,7 @@ a stream as it comes.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -95,7 +96,14 @@ class Encoder:
         self.max_frame_bytes = max_frame_bytes
         # A Packer keeps its buffer, so one is kept. It is never entered twice: packing a record in normal form runs no
         # code but these hooks.
-        self._pack = msgpack.Packer(default=_as_extension if datetimes == "extension" else _as_text).pack
+        self._default = _as_extension if datetimes == "extension" else _as_text
+        self._pack = msgpack.Packer(default=self._default).pack
+
+    def twin(self) -> Encoder:
+        """One with the same settings, for another thread: a Packer is for one at a time."""
+        twin = copy.copy(self)
+        twin._pack = msgpack.Packer(default=self._default).pack
+        return twin
 
     def encode(self, message: Message, unix_time: float) -> bytes:
         """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).

@@ -1,0 +1,139 @@
+"""The way in from other native threads.
+
+A client lives in the hub of the thread that made it: gevent's queues and events are not safe across threads. Another
+thread validates and encodes by itself, leaves the frame in the inbox, and tells the hub, which puts it on the queue;
+neither waits for the other. The bound of the queue holds for both together. A client that only its own thread uses
+pays one comparison for all this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gevent
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
+from gevent.queue import Queue
+
+from .errors import ClientClosedError
+
+__all__ = ["Home", "Inbox", "pause", "thread_ident"]
+
+_T = TypeVar("_T")
+
+# The native ones: gevent's stand-ins are about greenlets.
+thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+_allocate_lock = monkey.get_original("_thread", "allocate_lock")
+_native_sleep = monkey.get_original("time", "sleep")
+
+
+def pause(seconds: float) -> None:
+    """Sleep as befits this thread: cooperatively where it has a hub, natively where it has none."""
+    if get_hub_if_exists() is None:
+        _native_sleep(seconds)
+    else:
+        gevent.sleep(seconds)
+
+
+class Home:
+    """The thread that a client lives in, and its hub."""
+
+    def __init__(self) -> None:
+        self.ident = thread_ident()
+        self.hub = gevent.get_hub()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """From any thread: call *function* in the hub, soon; it must not wait."""
+        self.hub.loop.run_callback_threadsafe(function, *arguments)
+
+    def run(self, function: Callable[[], _T], timeout: float | None, otherwise: _T) -> _T:
+        """From another thread: run *function* in a greenlet of the hub, and wait for what it returns or raises.
+
+        :param timeout: seconds that the function may take by itself; a hub that does not answer by then is not waited
+            for, and *otherwise* is returned.
+        """
+        answer: list[tuple[_T | None, BaseException | None]] = []
+
+        def answering() -> None:
+            try:
+                answer.append((function(), None))
+            except BaseException as error:
+                answer.append((None, error))
+
+        self.call(gevent.spawn, answering)
+        deadline = None if timeout is None else time.monotonic() + timeout + 1.0
+        while not answer:
+            if deadline is not None and time.monotonic() > deadline:
+                return otherwise
+            pause(0.002)
+        result, error = answer[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+
+class Inbox:
+    """Frames that other threads have handed over and the hub has not put on the queue yet.
+
+    :param size: records that may wait, here and on the queue together.
+    :param notify: tells the hub that something is there; called in the other thread.
+    """
+
+    def __init__(self, size: int, notify: Callable[[], None]) -> None:
+        self.lock = _allocate_lock()
+        self.used = False
+        """Whether another thread has ever been here: the hub's own puts are to hold the lock from then on."""
+        self._size = size
+        self._notify = notify
+        self._frames: deque[bytes] = deque()
+        self._told = False
+        self._known = False
+        self._closed = ""
+        self.rejected: dict[str, int] = {}
+        """What other threads were refused, by reason."""
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, frame: bytes, queued: Callable[[], int]) -> bool:
+        """From another thread: hand over *frame*; False when there is no room.
+
+        :raises ClientClosedError: the client was closed.
+        """
+        self.used = True
+        with self.lock:
+            if self._closed:
+                raise ClientClosedError(self._closed)
+            # Until the hub has seen that others are here, one put of its own may be under way without the lock.
+            if queued() + len(self._frames) + (not self._known) >= self._size:
+                return False
+            self._frames.append(frame)
+            if self._told:
+                return True
+            self._told = True
+        self._notify()
+        return True
+
+    def empty_into(self, queue: Queue[bytes]) -> int:
+        """In the hub's thread, holding the lock: put what is here on *queue*, which has room; how many there were."""
+        self._known = True
+        self._told = False
+        count = 0
+        while self._frames:
+            queue.put(self._frames[0], False)
+            self._frames.popleft()
+            count += 1
+        return count
+
+    def close(self, why: str) -> None:
+        """Take no more."""
+        with self.lock:
+            self._closed = why
+
+    def reject(self, reason: str) -> None:
+        """From another thread: count a refusal."""
+        with self.lock:
+            self.rejected[reason] = self.rejected.get(reason, 0) + 1

@@ -1,0 +1,217 @@
+"""Native threads beside the client's own: nothing lost, order kept for each sender, one bound for all."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import monkey
+from helpers import eventually, message, receiving
+
+from geventaudit import (
+    Backoff,
+    BaseClient,
+    Client,
+    ClientClosedError,
+    ConnectionFailedError,
+    DomainSocket,
+    Msg,
+    NoOp,
+    QueueFullError,
+    ValidationError,
+)
+from geventaudit.agent import Agent
+
+QUICK = Backoff(initial=0.01, maximum=0.05)
+_start_new_thread: Any = monkey.get_original("_thread", "start_new_thread")
+
+
+class NativeThread:
+    """A native thread, whether threading is patched or not; ``result`` when it is done."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+
+        def run() -> None:
+            try:
+                self.result = function()
+            except BaseException as error:
+                self.error = error
+            finally:
+                hub = gevent._hub_local.get_hub_if_exists()
+                if hub is not None:
+                    hub.destroy(destroy_loop=True)
+                self.done = True
+
+        _start_new_thread(run, ())
+
+    def get(self, timeout: float = 60) -> Any:
+        eventually(lambda: self.done, "the thread ends", timeout)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def sender(client: Client, first: int, count: int, with_hub: bool) -> Callable[[], None]:
+    def send() -> None:
+        if with_hub:
+            gevent.sleep(0)
+        for number in range(first, first + count):
+            client.send(message(number), timeout=60)
+
+    return send
+
+
+def test_threads_and_greenlets_send_at_once(folder: Path) -> None:
+    """Eight native threads, four of them with a hub of their own, and two hundred greenlets."""
+    with receiving(folder) as receiver:
+        receiver.start()
+        client = Client(lambda: DomainSocket(receiver.where), backoff=QUICK, queue_size=100)
+        threads = [NativeThread(sender(client, 100_000 + 1000 * n, 500, n % 2 == 0)) for n in range(8)]
+        greenlets = [gevent.spawn(sender(client, 20 * n, 20, False)) for n in range(200)]
+        for thread in threads:
+            thread.get(120)
+        gevent.joinall(greenlets, timeout=60, raise_error=True)
+        assert client.flush(60)
+        stats = client.stats()
+        assert stats.accepted == stats.delivered == 8 * 500 + 200 * 20
+        assert client.close() == []
+        receiver.end(signal.SIGTERM)
+        numbers = receiver.numbers()
+    assert len(numbers) == len(set(numbers)) == 8000
+    for n in range(8):
+        mine = [number for number in numbers if number // 1000 == 100 + n]
+        assert mine == list(range(100_000 + 1000 * n, 100_000 + 1000 * n + 500))
+    for n in range(200):
+        mine = [number for number in numbers if number // 20 == n]
+        assert mine == list(range(20 * n, 20 * n + 20))
+
+
+def test_a_thread_may_be_the_first(socket_path: str) -> None:
+    got: list[Any] = []
+    with Agent(socket_path, got.append), Client(lambda: DomainSocket(socket_path)) as client:
+        thread = NativeThread(lambda: [client.send(message(n)) for n in range(10)])
+        thread.get()
+        assert client.flush(10)
+        assert [each.message.record.custom_data["n"] for each in got if isinstance(each.message, Msg)] == list(
+            range(10)
+        )
+
+
+def test_geventss_threadpool(socket_path: str) -> None:
+    got: list[Any] = []
+    with Agent(socket_path, got.append), Client(lambda: DomainSocket(socket_path)) as client:
+        pool = gevent.get_hub().threadpool
+        pool.map(lambda n: client.send(message(n)), range(100))
+        assert pool.apply(client.flush, (10,)) is True
+        assert pool.apply(client.stats).delivered == 100
+    pool.kill()
+
+
+def test_the_bound_holds_for_both(socket_path: str) -> None:
+    """The agent is away; threads and greenlets race for the last places, many times."""
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(20):
+            client = Client(lambda: DomainSocket(socket_path), queue_size=20)
+            accepted: list[int] = []
+            refused: list[int] = []
+
+            def race(client: Any = client, accepted: Any = accepted, refused: Any = refused) -> None:
+                for number in range(30):
+                    try:
+                        client.send(message(number))
+                        accepted.append(1)
+                    except QueueFullError:
+                        refused.append(1)
+
+            threads = [NativeThread(race) for _ in range(3)]
+            race()
+            for thread in threads:
+                thread.get()
+            gevent.sleep(0)
+            stats = client.stats()
+            assert len(accepted) <= 20
+            assert len(accepted) >= 19, "it is not much too careful either"
+            assert stats.accepted == stats.queued == len(accepted)
+            assert stats.rejected["queue_full"] == len(refused)
+            assert len(client.close(timeout=0)) == len(accepted)
+    finally:
+        sys.setswitchinterval(switch)
+
+
+def test_errors_reach_the_thread_that_made_them(socket_path: str) -> None:
+    client = Client(lambda: DomainSocket(socket_path), queue_size=1)
+    with pytest.raises(ValidationError, match="OperationName"):
+        NativeThread(lambda: client.send(message(operation_name=""))).get()
+    client.send(message(1))
+    with pytest.raises(QueueFullError):
+        NativeThread(lambda: client.send(message(2))).get()
+    with pytest.raises(QueueFullError):
+        NativeThread(lambda: client.send(message(2), timeout=0.05)).get()
+    with pytest.raises(ConnectionFailedError):
+        NativeThread(lambda: client.connect(timeout=0.05)).get()
+    assert NativeThread(lambda: client.flush(0.05)).get() is False
+    assert NativeThread(lambda: client.stats().rejected).get() == {"invalid": 1, "queue_full": 2}
+    assert NativeThread(lambda: client.close(timeout=0)).get() == [message(1)]
+    with pytest.raises(ClientClosedError):
+        NativeThread(lambda: client.send(message(3))).get()
+    assert client.stats().rejected["closed"] == 1
+
+
+def test_a_thread_that_waits_for_room_when_the_client_is_closed(socket_path: str) -> None:
+    client = Client(lambda: DomainSocket(socket_path), queue_size=1)
+    client.send(message(1))
+    waiting = NativeThread(lambda: client.send(message(2), timeout=None))
+    gevent.sleep(0.05)
+    assert not waiting.done
+    assert client.close(timeout=0) == [message(1)]
+    with pytest.raises(ClientClosedError):
+        waiting.get()
+
+
+def test_what_a_thread_handed_over_is_handed_back_at_close(socket_path: str) -> None:
+    """Also when the hub had no time to put it on the queue."""
+    client = Client(lambda: DomainSocket(socket_path))
+    client.send(message(0))
+    thread = NativeThread(lambda: client.send(message(1)))
+    while not thread.done:  # natively: this thread's hub does not run
+        time.monotonic()
+    assert client.close(timeout=0) == [message(0), message(1)]
+
+
+def test_a_hub_that_does_not_run_blocks_nobody() -> None:
+    with Client(NoOp, queue_size=5) as client:
+
+        def work() -> str:
+            for number in range(5):
+                try:
+                    client.send(message(number))
+                except QueueFullError:
+                    return "full"
+            return "sent"
+
+        thread = NativeThread(work)
+        deadline = time.monotonic() + 30
+        while not thread.done:
+            assert time.monotonic() < deadline, "the other thread waits for this one"
+        assert thread.result in ("sent", "full")
+
+
+def test_a_base_client_too(socket_path: str) -> None:
+    got: list[Any] = []
+    with Agent(socket_path, got.append), BaseClient(DomainSocket(socket_path)) as client:
+        NativeThread(lambda: client.send(message(1))).get()
+        assert client.flush(10)
+        assert threading.active_count() >= 1
+        assert got
