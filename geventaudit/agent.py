@@ -10,9 +10,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket as std_socket
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -20,12 +23,14 @@ import gevent
 from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.server import StreamServer
+from gevent.ssl import SSLSocket
 
 from .connections import logger_name
 from .errors import FrameError, ValidationError, show
+from .handshake import AgentSide, HandshakeError
 from .records import AuditType, Diagnostic, Heartbeat, Msg
 from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
-from .wire import Decoder, Entry, Frame, ack_of, message_of
+from .wire import Decoder, Entry, Frame, ack_of, message_of, unpack_first
 
 __all__ = ["Agent", "AgentCounts", "Received", "Refused"]
 
@@ -33,6 +38,10 @@ logger = logging.getLogger(logger_name + ".agent")
 
 _BACKLOG = 1024
 _READ_BYTES = 1 << 16
+_MAX_PING_BYTES = 4096
+
+MAX_UNFINISHED_BYTES = 64 << 20
+"""What all connections together may hold in frames that are not complete; who goes beyond it is closed."""
 
 
 class Received(NamedTuple):
@@ -71,6 +80,8 @@ class AgentCounts:
     half_frames: int = 0
     """Connections that ended in the middle of a frame."""
     acks: int = 0
+    turned_away: int = 0
+    """Connections refused: too many, no TLS, a wrong key, or too slow."""
 
 
 class Agent:
@@ -82,6 +93,12 @@ class Agent:
     :param on_refused: called with each message that broke the rules; without one they are logged.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
     :param max_frame_bytes: a longer frame closes its connection.
+    :param ssl: speak TLS by this ``ssl.SSLContext``.
+    :param shared_key: let nobody in who does not know this key, by the Forward protocol's handshake.
+    :param users: passwords by user name, asked for in the handshake.
+    :param max_connections: more are closed at once.
+    :param stall_timeout: seconds that a connection may take for TLS and handshake, and to complete a frame that it has
+        begun; one that sends nothing between frames may take for ever.
     """
 
     def __init__(
@@ -92,7 +109,20 @@ class Agent:
         on_refused: Callable[[Refused], object] | None = None,
         schema: RecordSchema | None = None,
         max_frame_bytes: int = 8 << 20,
+        ssl: SSLContext | None = None,
+        shared_key: str | None = None,
+        users: Mapping[str, str] | None = None,
+        max_connections: int = 10_000,
+        stall_timeout: float = 30.0,
     ) -> None:
+        if users is not None and shared_key is None:
+            raise ValueError("users are part of the handshake: give shared_key too")
+        self._ssl = ssl
+        self._shared_key = shared_key
+        self._users = users
+        self._max_connections = max_connections
+        self._stall_timeout = stall_timeout
+        self._unfinished = 0  # bytes of frames that are not complete, over all connections
         self.address: str | tuple[str, int] = address if isinstance(address, tuple) else os.fspath(address)
         self._on_message = on_message
         self._on_refused = on_refused
@@ -198,32 +228,100 @@ class Agent:
             return
         me = gevent.getcurrent()
         self._counts.connections += 1
+        if len(self._connections) >= self._max_connections:
+            self._turn_away("too many connections")
+            sock.close()
+            return
         self._connections[me] = sock
         decoder = Decoder(max_frame_bytes=self._max_frame_bytes)
+        held = 0
         try:
-            while data := self._read(sock):
+            sock, data = self._welcome(sock)
+            self._connections[me] = sock
+            begun = time.monotonic()
+            while data or (data := self._read(sock, begun if decoder.unfinished else None)):
                 self._counts.bytes += len(data)
+                finished = 0
                 for frame in decoder.feed(data):
+                    finished += 1
                     self._take(frame, sock)
+                data = b""
+                if finished or not held:
+                    begun = time.monotonic()
+                self._unfinished += decoder.unfinished - held
+                held = decoder.unfinished
+                if self._unfinished > MAX_UNFINISHED_BYTES:
+                    raise FrameError(
+                        f"unfinished frames of more than {MAX_UNFINISHED_BYTES} bytes in all", decoder.received
+                    )
             if decoder.unfinished:
                 self._counts.half_frames += 1
                 logger.info("a sender hung up in the middle of a frame, %d bytes of it came", decoder.unfinished)
         except FrameError as error:
             self._counts.broken_streams += 1
             logger.warning("closed a connection: %s", error)
+        except (HandshakeError, gevent.Timeout) as error:
+            self._turn_away(str(error))
         except OSError as error:
             logger.info("a connection broke: %s", error)
         except Exception:
             self._counts.broken_streams += 1
             logger.exception("closed a connection: the callback raised")
         finally:
+            self._unfinished -= held
             del self._connections[me]
             sock.close()
 
-    def _read(self, sock: Any) -> bytes:
+    def _turn_away(self, why: str) -> None:
+        self._counts.turned_away += 1
+        logger.warning("turned a connection away: %s", why)
+
+    def _welcome(self, sock: Any) -> tuple[Any, bytes]:
+        """TLS and handshake, where they are asked for; the socket to go on with, and what was read beyond them."""
+        data = b""
+        if self._ssl is None and self._shared_key is None:
+            return sock, data
+        too_slow = HandshakeError(f"no TLS or handshake in {self._stall_timeout} seconds")
+        try:
+            with gevent.Timeout(self._stall_timeout, too_slow):
+                if self._ssl is not None:
+                    # gevent's socket for any context, also one of a standard library that is not patched.
+                    sock = SSLSocket(sock=sock, server_side=True, do_handshake_on_connect=False, _context=self._ssl)
+                    sock.do_handshake()
+                if self._shared_key is not None:
+                    data = self._shake_hands(sock, AgentSide(_hostname(), self._shared_key, self._users))
+        except OSError as error:
+            sock.close()
+            raise HandshakeError(f"no TLS or handshake: {error}") from None
+        except BaseException:
+            sock.close()
+            raise
+        return sock, data
+
+    def _shake_hands(self, sock: Any, side: AgentSide) -> bytes:
+        sock.sendall(side.helo())
+        data = b""
+        while (first := unpack_first(data, _MAX_PING_BYTES)) is None:
+            more = sock.recv(4096)
+            if not more:
+                raise HandshakeError("hung up during the handshake")
+            data += more
+        pong, refused = side.pong(first[0])
+        sock.sendall(pong)
+        if refused:
+            raise HandshakeError(refused)
+        return data[first[1] :]
+
+    def _read(self, sock: Any, begun: float | None) -> bytes:
+        """What comes next. A frame that was *begun* has to be complete within the stall timeout."""
         while True:
             self._reading.wait()
-            gsocket.wait_read(sock.fileno())
+            left = None if begun is None else begun + self._stall_timeout - time.monotonic()
+            stalled = HandshakeError(f"a frame is not complete after {self._stall_timeout} seconds")
+            if left is not None and left <= 0:
+                raise stalled
+            if not (self._ssl is not None and sock.pending()):
+                gsocket.wait_read(sock.fileno(), left, stalled)
             if self._reading.is_set():  # it may have been told to stop while it waited
                 data: bytes = sock.recv(_READ_BYTES)
                 return data
@@ -262,6 +360,11 @@ class Agent:
             self._on_refused(refused)
         else:
             logger.warning("refused a message (%s): %s", show(refused.tag), refused.error)
+
+
+def _hostname() -> str:
+    """What the agent calls itself: not just the host, whose name a client may have taken for its own."""
+    return f"agent@{std_socket.gethostname()}"
 
 
 def _listen_tcp(address: tuple[str, int]) -> Any:

@@ -19,10 +19,13 @@ import logging
 import os
 import select
 import socket as _constants
+import stat
+import struct
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -30,16 +33,23 @@ import gevent
 from gevent import monkey
 from gevent import socket as gsocket
 from gevent.event import Event
+from gevent.ssl import SSLSocket
 
 from . import fork
 from .acks import AckWindow
 from .errors import ConnectionFailedError, FrameError
+from .handshake import ClientSide, HandshakeError
+from .wire import pack, unpack_first
 
 __all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
 
 logger_name = "geventaudit"
 
 _MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/default_fluent.socket")
+
+
+_HELO_SECONDS = 0.2
+_HELO = pack(["HELO", 0])[:-1]
 
 
 @runtime_checkable
@@ -118,6 +128,7 @@ class _SocketConnection(_Closing):
         self._ends: deque[int] = deque()  # the position behind each frame that is not known to be delivered
         self._delivered = 0  # frames
         self._closed = False
+        self._believed_from = 0.0  # monotonic; nothing counts as delivered before
         fork.track(self)
 
     def __repr__(self) -> str:
@@ -175,6 +186,8 @@ class _SocketConnection(_Closing):
         so written minus held is a safe lower bound. When the far side closes, the kernel throws away what was not read,
         and holds 0: the figure means nothing then, so the hang-up is looked for after the figure was taken.
         """
+        if time.monotonic() < self._believed_from:
+            return 0
         held = self._held()
         if held is None:
             return self._written
@@ -201,6 +214,10 @@ class _SocketConnection(_Closing):
                     continue  # the socket's timeout is meant for writing
                 self.read_before_hang_up = self._read_some
                 raise self._failure("broke", error) from error
+            if data and data.startswith(_HELO):
+                raise ConnectionFailedError(
+                    f"{self._where}: the agent asks for a shared key (TCP(..., shared_key=...))"
+                )
             if data == b"":
                 # An agent that closes with something unread resets the connection, or leaves it untaken here.
                 self.read_before_hang_up = self._written > 0 and not self._closed and not self._held()
@@ -263,6 +280,52 @@ def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
             raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
 
 
+def _check_peer(sock: Any, where: str, uid: int) -> None:
+    """Refuse an agent of another user: whoever may make a file in that place may listen there."""
+    _, theirs, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
+    if theirs != uid:
+        raise ConnectionFailedError(f"{where}: refused: the agent runs as user {theirs}, not {uid}")
+
+
+def _check_directories(path: str, where: str) -> None:
+    """Refuse a socket below a directory where anybody can put another in its place."""
+    folder = os.path.dirname(os.path.realpath(path))
+    while True:
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise ConnectionFailedError(
+                f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
+                "so anybody can put a socket of their own there"
+            )
+        if folder == os.path.dirname(folder):
+            return
+        folder = os.path.dirname(folder)
+
+
+def _own_name() -> str:
+    """What this side calls itself in the handshake: one of a kind, and never the agent's name, which agents refuse."""
+    return f"geventaudit-{os.getpid()}@{_constants.gethostname()}"
+
+
+def _shake_hands(sock: Any, side: ClientSide, where: str) -> None:
+    """The Forward protocol's handshake, within whatever time limit the caller has set."""
+
+    def read() -> Any:
+        data = b""
+        while (first := unpack_first(data)) is None:
+            more = sock.recv(4096)
+            if not more:
+                raise ConnectionFailedError(f"{where}: the agent hung up during the handshake")
+            data += more
+        return first[0]
+
+    try:
+        sock.sendall(side.ping(read()))
+        side.check(read())
+    except (HandshakeError, FrameError) as error:
+        raise ConnectionFailedError(f"{where}: refused: {error}") from None
+
+
 class Acks(NamedTuple):
     """How acknowledgements are asked for."""
 
@@ -285,6 +348,8 @@ class DomainSocket(_SocketConnection):
     :param timeout: seconds that connecting may take.
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
+    :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
+    :param strict: refuse a path where a directory on the way is writable for everybody and has no sticky bit.
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
@@ -303,14 +368,21 @@ class DomainSocket(_SocketConnection):
         require_ack: bool = False,
         ack_timeout: float = 60.0,
         batch_records: int = 64,
+        peer_uid: int | None = None,
+        strict: bool = False,
     ) -> None:
         _check_timeouts(timeout, write_timeout)
         acks = _acks(require_ack, ack_timeout, batch_records)
         self.path = usual_path() if path is None else os.fspath(path)
         sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
         try:
+            where = f"unix:{self.path}"
+            if strict:
+                _check_directories(self.path, where)
             _connect_unix(sock, self.path, timeout)
-            super().__init__(sock, f"unix:{self.path}", write_timeout, acks)
+            if peer_uid is not None:
+                _check_peer(sock, where, peer_uid)
+            super().__init__(sock, where, write_timeout, acks)
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
             sock.close()
             reason = getattr(error, "strerror", None) or error
@@ -324,9 +396,15 @@ class TCP(_SocketConnection):
     """A connection over TCP, with keep-alive and without delay.
 
     :param address: host name or address, and port. Names are resolved without blocking other greenlets.
-    :param timeout: seconds that resolving and connecting may take, for each address that the name has.
+    :param timeout: seconds that resolving, connecting, TLS and the handshake may take.
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
+    :param ssl: speak TLS by this ``ssl.SSLContext``; it decides what is verified (``ssl.create_default_context()``:
+        certificate and host name) and may hold a client certificate.
+    :param server_hostname: the name that the agent's certificate must have, where it is not the host of *address*.
+    :param shared_key: do the Forward protocol's handshake, and refuse an agent that does not know this key.
+    :param username: for an agent that asks for users as well.
+    :param password: theirs.
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
@@ -345,29 +423,54 @@ class TCP(_SocketConnection):
         require_ack: bool = False,
         ack_timeout: float = 60.0,
         batch_records: int = 64,
+        ssl: SSLContext | None = None,
+        server_hostname: str | None = None,
+        shared_key: str | None = None,
+        username: str = "",
+        password: str = "",
     ) -> None:
         _check_timeouts(timeout, write_timeout)
         acks = _acks(require_ack, ack_timeout, batch_records)
+        if username and shared_key is None:
+            raise ValueError("username and password are part of the handshake: give shared_key too")
         host, port = address
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+        sock: Any = None
         try:
-            host.encode("idna")  # here, and not in a thread of the resolver, which would print the error as well
-            sock = gsocket.create_connection((host, port), timeout)
-        except (OSError, ValueError, OverflowError) as error:  # the latter two: names and ports that cannot be
-            reason = getattr(error, "strerror", None) or error
-            raise ConnectionFailedError(f"{where}: could not connect: {reason}") from error
-        try:
-            if sock.getsockname() == sock.getpeername():
-                # Connecting to a local port that nobody listens on can pick that very port for this side.
-                raise ConnectionFailedError(f"{where}: could not connect: nobody listens (it met itself)")
-            sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
-            sock.setsockopt(_constants.SOL_SOCKET, _constants.SO_KEEPALIVE, 1)
-            super().__init__(sock, where, write_timeout, acks)
-        except OSError as error:
-            sock.close()
-            raise ConnectionFailedError(f"{where}: could not connect: {error.strerror or error}") from error
-        except BaseException:
-            sock.close()
+            too_long = TimeoutError(errno.ETIMEDOUT, f"not within {timeout} seconds")
+            with gevent.Timeout(timeout, too_long):
+                host.encode("idna")  # here, and not in a thread of the resolver, which would print the error as well
+                sock = gsocket.create_connection((host, port), timeout)
+                if sock.getsockname() == sock.getpeername():
+                    # Connecting to a local port that nobody listens on can pick that very port for this side.
+                    raise ConnectionFailedError(f"{where}: could not connect: nobody listens (it met itself)")
+                sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
+                sock.setsockopt(_constants.SOL_SOCKET, _constants.SO_KEEPALIVE, 1)
+                if ssl is not None:
+                    # gevent's socket for any context, also one of a standard library that is not patched.
+                    sock = SSLSocket(
+                        sock=sock,
+                        server_hostname=(server_hostname or host) if ssl.check_hostname or server_hostname else None,
+                        do_handshake_on_connect=False,
+                        _context=ssl,
+                    )
+                    sock.settimeout(timeout)
+                super().__init__(sock, where, write_timeout, acks)
+                if ssl is not None:
+                    sock.do_handshake()
+                if shared_key is not None:
+                    side = ClientSide(_own_name(), shared_key, username, password)
+                    _shake_hands(sock, side, where)
+                elif acks is None:
+                    # The kernel acknowledges for an agent that wants a handshake too, and throws away all else. Such an
+                    # agent says so at once, so what was written is not believed to have arrived before it could.
+                    self._believed_from = time.monotonic() + _HELO_SECONDS
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, OSError | ValueError | OverflowError):  # the latter: names and ports that cannot be
+                reason = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or error
+                raise ConnectionFailedError(f"{where}: could not connect: {reason}") from error
             raise
 
 

@@ -37,7 +37,7 @@ from .records import (
     TargetResource,
 )
 from .schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
-from .values import exact_datetime
+from .values import MAX_VALUES, exact_datetime
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
@@ -53,7 +53,9 @@ __all__ = [
     "decode",
     "encode",
     "message_of",
+    "pack",
     "tag_bytes",
+    "unpack_first",
 ]
 
 DEFAULT_MAX_FRAME_BYTES = 1 << 20
@@ -197,10 +199,15 @@ def encode(
     return Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes).encode(message, unix_time)
 
 
+def pack(value: Any) -> bytes:
+    """Any value, for what is said beside frames."""
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
 def ack_of(chunk: str) -> bytes:
     """What an agent answers to a frame with that ``chunk``."""
-    answer: bytes = msgpack.packb({"ack": chunk})
-    return answer
+    return pack({"ack": chunk})
 
 
 _TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
@@ -326,6 +333,25 @@ class AckDecoder:
         self._received += len(data)
 
 
+def unpack_first(data: bytes, max_bytes: int = 65536) -> tuple[Any, int] | None:
+    """The first value in *data* and how many bytes it takes; None while it is not complete.
+
+    For what is said before the first frame, where text may hold what is not UTF-8.
+
+    :raises FrameError: it is not MessagePack, or longer than *max_bytes*.
+    """
+    unpacker = msgpack.Unpacker(
+        raw=False, unicode_errors="surrogateescape", max_buffer_size=max_bytes, max_array_len=64, max_map_len=64
+    )
+    try:
+        unpacker.feed(data)
+        return unpacker.unpack(), unpacker.tell()
+    except msgpack.OutOfData:
+        return None
+    except Exception as error:  # msgpack's errors have no common base
+        raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}") from error
+
+
 def _unpacker(max_bytes: int) -> Any:
     # Text must be UTF-8. Nothing may be longer than the frame that holds it; the buffer has room for one read more.
     return msgpack.Unpacker(
@@ -336,8 +362,8 @@ def _unpacker(max_bytes: int) -> Any:
         max_str_len=max_bytes,
         max_bin_len=max_bytes,
         max_ext_len=max_bytes,
-        max_array_len=max_bytes,
-        max_map_len=max_bytes,
+        max_array_len=min(max_bytes, MAX_VALUES),  # room is made for what a header announces
+        max_map_len=min(max_bytes, MAX_VALUES),
     )
 
 

@@ -1,0 +1,131 @@
+"""The handshake of the Forward protocol: both sides prove that they know a shared key. Pure: no I/O.
+
+::
+
+    agent   ["HELO", {"nonce": ..., "auth": ..., "keepalive": true}]
+    client  ["PING", host name, salt, sha512(salt + host name + nonce + key), user, sha512(auth + user + password)]
+    agent   ["PONG", true or false, reason, host name, sha512(salt + host name + nonce + key)]
+
+The digests are in hexadecimal and compared in constant time. No key, password or digest is ever part of an error, and
+what keeps them has no repr of its own that would show them.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from hashlib import sha512
+from typing import Any
+
+from .wire import pack
+
+__all__ = ["AgentSide", "ClientSide", "HandshakeError"]
+
+
+class HandshakeError(Exception):
+    """The other side does not keep to the protocol, or does not know the key. The text never holds a secret."""
+
+
+def _digest(*parts: bytes) -> str:
+    return sha512(b"".join(parts)).hexdigest()
+
+
+def _same(one: object, other: str) -> bool:
+    return isinstance(one, str) and hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode())
+
+
+def _bytes(value: object, name: str) -> bytes:
+    """Text or bytes as bytes: implementations differ in what they pack nonces and salts as."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    raise HandshakeError(f"the {name} must be text or bytes")
+
+
+class ClientSide:
+    """The part of one who connects."""
+
+    def __init__(self, hostname: str, shared_key: str, username: str, password: str) -> None:
+        self._hostname = hostname
+        self._key = shared_key.encode()
+        self._username = username
+        self._password = password.encode()
+        self._salt = os.urandom(16).hex()
+        self._nonce = b""
+
+    def ping(self, helo: Any) -> bytes:
+        """The answer to the agent's HELO.
+
+        :raises HandshakeError: it is none.
+        """
+        if not (isinstance(helo, list) and len(helo) == 2 and helo[0] == "HELO" and isinstance(helo[1], dict)):
+            raise HandshakeError("the agent's first words are no HELO")
+        self._nonce = _bytes(helo[1].get("nonce", b""), "nonce")
+        auth = _bytes(helo[1].get("auth") or b"", "salt for users")
+        wants_user = bool(auth)
+        if wants_user and not self._username:
+            raise HandshakeError("the agent wants a user name and password")
+        return pack(
+            [
+                "PING",
+                self._hostname,
+                self._salt,
+                _digest(self._salt.encode(), self._hostname.encode(), self._nonce, self._key),
+                self._username if wants_user else "",
+                _digest(auth, self._username.encode(), self._password) if wants_user else "",
+            ]
+        )
+
+    def check(self, pong: Any) -> None:
+        """The agent's PONG.
+
+        :raises HandshakeError: the agent refuses this side, or does not know the key.
+        """
+        if not (isinstance(pong, list) and len(pong) == 5 and pong[0] == "PONG"):
+            raise HandshakeError("the agent answers no PONG")
+        _, accepted, reason, hostname, digest = pong
+        if accepted is not True:
+            words = reason if isinstance(reason, str) and reason.isprintable() else "without a reason"
+            raise HandshakeError(f"the agent refuses: {words[:200]}")
+        if hostname == self._hostname:
+            raise HandshakeError("the agent calls itself by this side's name; it may be sending back what it was sent")
+        expected = _digest(self._salt.encode(), _bytes(hostname, "host name"), self._nonce, self._key)
+        if not _same(digest, expected):
+            raise HandshakeError("the agent does not know the shared key")
+
+
+class AgentSide:
+    """The part of one who is connected to.
+
+    :param users: passwords by user name; None asks for no user.
+    """
+
+    def __init__(self, hostname: str, shared_key: str, users: Mapping[str, str] | None) -> None:
+        self._hostname = hostname
+        self._key = shared_key.encode()
+        self._users = None if users is None else dict(users)
+        self._nonce = os.urandom(16)
+        self._auth = b"" if users is None else os.urandom(16)
+
+    def helo(self) -> bytes:
+        """The first words."""
+        return pack(["HELO", {"nonce": self._nonce, "auth": self._auth, "keepalive": True}])
+
+    def pong(self, ping: Any) -> tuple[bytes, str]:
+        """The answer to a client's PING, and why it is refused (empty when it is not)."""
+        if not (isinstance(ping, list) and len(ping) == 6 and ping[0] == "PING" and isinstance(ping[1], str)):
+            raise HandshakeError("the answer to HELO is no PING")
+        _, hostname, salt, digest, username, password = ping
+        salted = _bytes(salt, "salt")
+        reason = ""
+        if not _same(digest, _digest(salted, hostname.encode("utf-8", "surrogateescape"), self._nonce, self._key)):
+            reason = "shared_key mismatch"
+        elif self._users is not None:
+            known = self._users.get(username) if isinstance(username, str) else None
+            expected = _digest(self._auth, str(username).encode("utf-8", "surrogateescape"), (known or "").encode())
+            if not _same(password, expected) or known is None:
+                reason = "username/password mismatch"
+        proof = "" if reason else _digest(salted, self._hostname.encode(), self._nonce, self._key)
+        return pack(["PONG", not reason, reason, self._hostname, proof]), reason

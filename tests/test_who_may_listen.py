@@ -1,0 +1,423 @@
+"""Records are worth stealing: who is spoken to, who is let in, and what a stranger can do to an agent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import ssl
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgpack
+import pytest
+import trustme
+from gevent import socket
+from helpers import eventually, message
+
+from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
+from geventaudit import agent as agent_module
+from geventaudit.agent import Agent, Received
+
+QUICK = Backoff(initial=0.01, maximum=0.05)
+KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"
+
+
+@pytest.fixture
+def got() -> list[Received]:
+    return []
+
+
+def numbers_of(got: list[Received]) -> list[int]:
+    return [each.message.record.custom_data["n"] for each in got if isinstance(each.message, Msg)]
+
+
+# -- Unix sockets ------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_of_the_right_user(socket_path: str, got: list[Received]) -> None:
+    with Agent(socket_path, got.append):
+        DomainSocket(socket_path, peer_uid=os.getuid()).close()
+        with pytest.raises(ConnectionFailedError, match=f"refused: the agent runs as user {os.getuid()}, not 4711"):
+            DomainSocket(socket_path, peer_uid=4711)
+
+
+def test_a_directory_that_anybody_can_write_to(folder: Path, got: list[Received]) -> None:
+    inner = folder / "inner"
+    inner.mkdir()
+    path = str(inner / "s")
+    with Agent(path, got.append):
+        DomainSocket(path, strict=True).close()
+        for open_to_all in (inner, folder):
+            open_to_all.chmod(0o777)
+            with pytest.raises(ConnectionFailedError, match=f"anybody can write to {open_to_all} "):
+                DomainSocket(path, strict=True)
+            DomainSocket(path).close()
+            open_to_all.chmod(0o1777)
+            DomainSocket(path, strict=True).close()
+            open_to_all.chmod(0o700)
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(*(names or ("localhost", "127.0.0.1"))).configure_cert(context)
+    return context
+
+
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def tls_agent(authority: trustme.CA, got: list[Received]) -> Iterator[Agent]:
+    with Agent(("127.0.0.1", 0), got.append, ssl=server_context(authority), stall_timeout=5.0) as agent:
+        yield agent
+
+
+def port_of(agent: Agent) -> int:
+    assert isinstance(agent.address, tuple)
+    return agent.address[1]
+
+
+@pytest.mark.parametrize("acks", [False, True])
+def test_tls(tls_agent: Agent, got: list[Received], authority: trustme.CA, acks: bool) -> None:
+    context = client_context(authority)
+
+    def factory() -> TCP:
+        return TCP(("localhost", port_of(tls_agent)), ssl=context, require_ack=acks, write_timeout=0.2)
+
+    with Client(factory, backoff=QUICK) as client:
+        for number in range(1000):
+            client.send(message(number, caller_agent="x" * (1 + number * 20)), timeout=30)
+        assert client.flush(30)
+        gevent.sleep(0.3)  # beyond the write timeout, with nothing to do
+        client.send(message(1000))
+        assert client.flush(30)
+        assert client.stats().connects == 1
+    eventually(lambda: numbers_of(got) == list(range(1001)))
+
+
+def test_tls_through_restarts(tls_agent: Agent, got: list[Received], authority: trustme.CA) -> None:
+    context = client_context(authority)
+    with Client(lambda: TCP(("localhost", port_of(tls_agent)), ssl=context, require_ack=True), backoff=QUICK) as client:
+        for number in range(2000):
+            client.send(message(number), timeout=30)
+            if number % 400 == 399:
+                tls_agent.restart(timeout=0)
+        assert client.flush(60)
+    assert list(dict.fromkeys(numbers_of(got))) == list(range(2000))
+
+
+def test_a_certificate_of_an_unknown_authority(tls_agent: Agent) -> None:
+    with pytest.raises(ConnectionFailedError, match=r"unable to get local issuer certificate|self-signed"):
+        TCP(("localhost", port_of(tls_agent)), ssl=ssl.create_default_context())
+    eventually(lambda: tls_agent.counts.turned_away == 1)
+
+
+def test_a_certificate_of_another_host(authority: trustme.CA, got: list[Received]) -> None:
+    with Agent(("127.0.0.1", 0), got.append, ssl=server_context(authority, "elsewhere.example")) as agent:
+        with pytest.raises(ConnectionFailedError, match="Hostname mismatch"):
+            TCP(("localhost", port_of(agent)), ssl=client_context(authority))
+        TCP(("localhost", port_of(agent)), ssl=client_context(authority), server_hostname="elsewhere.example").close()
+
+
+def test_client_certificates(authority: trustme.CA, got: list[Received]) -> None:
+    context = server_context(authority)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with Agent(("127.0.0.1", 0), got.append, ssl=context) as agent:
+        certified = client_context(authority)
+        authority.issue_cert("client@example.com").configure_cert(certified)
+        with Client(lambda: TCP(("localhost", port_of(agent)), ssl=certified)) as client:
+            client.send(message(1))
+            assert client.flush(10)
+        eventually(lambda: numbers_of(got) == [1])
+        plain = client_context(authority)
+        with Client(lambda: TCP(("localhost", port_of(agent)), ssl=plain, require_ack=True), backoff=QUICK) as client:
+            client.send(message(2))
+            eventually(lambda: agent.counts.turned_away >= 1)
+            assert client.close(timeout=0) == [message(2)]
+    assert numbers_of(got) == [1]
+
+
+def test_tls_to_one_who_does_not_speak_it(got: list[Received], authority: trustme.CA) -> None:
+    with Agent(("127.0.0.1", 0), got.append) as agent:
+        with pytest.raises(ConnectionFailedError, match="could not connect"):
+            TCP(("localhost", port_of(agent)), ssl=client_context(authority), timeout=5)
+        assert agent.counts.broken_streams == 1
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ConnectionFailedError, match=r"not within 0\.2 seconds"):
+            TCP(("localhost", silent.getsockname()[1]), ssl=client_context(authority), timeout=0.2)
+
+
+# -- shared key --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed_agent(got: list[Received]) -> Iterator[Agent]:
+    with Agent(("127.0.0.1", 0), got.append, shared_key=KEY, users={"alice": PASSWORD}) as agent:
+        yield agent
+
+
+def keyed(agent: Agent, key: str = KEY, password: str = PASSWORD, **options: Any) -> TCP:
+    return TCP(("127.0.0.1", port_of(agent)), shared_key=key, username="alice", password=password, **options)
+
+
+def test_shared_key_and_user(keyed_agent: Agent, got: list[Received]) -> None:
+    with Client(lambda: keyed(keyed_agent), backoff=QUICK) as client:
+        for number in range(100):
+            client.send(message(number))
+        assert client.flush(10)
+    eventually(lambda: numbers_of(got) == list(range(100)))
+
+
+def test_with_tls(authority: trustme.CA, got: list[Received]) -> None:
+    with Agent(("127.0.0.1", 0), got.append, shared_key=KEY, ssl=server_context(authority)) as agent:
+        context = client_context(authority)
+        with Client(lambda: TCP(("localhost", port_of(agent)), ssl=context, shared_key=KEY)) as client:
+            client.send(message(1))
+            assert client.flush(10)
+        eventually(lambda: numbers_of(got) == [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"key": "wrong"}, "the agent refuses: shared_key mismatch"),
+        ({"password": "wrong"}, "the agent refuses: username/password mismatch"),
+    ],
+)
+def test_who_does_not_know_is_not_let_in(
+    keyed_agent: Agent, options: dict[str, str], words: str, got: list[Received]
+) -> None:
+    with pytest.raises(ConnectionFailedError, match=words):
+        keyed(keyed_agent, **options)
+    eventually(lambda: keyed_agent.counts.turned_away == 1)
+    with pytest.raises(ConnectionFailedError, match="wants a user name"):
+        TCP(("127.0.0.1", port_of(keyed_agent)), shared_key=KEY)
+    assert not got
+
+
+def test_who_has_no_key_is_told_to_get_one(keyed_agent: Agent) -> None:
+    with Client(lambda: TCP(("127.0.0.1", port_of(keyed_agent))), backoff=QUICK) as client:
+        client.send(message(1))
+        lost = next(each for each in client.notify() if each.error is not None)
+        assert "asks for a shared key" in str(lost.error)
+        assert client.close(timeout=0) == [message(1)]
+
+
+def impostor(answer: Any) -> Any:
+    """An agent that says HELO and answers what it likes to the PING."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall(msgpack.packb(["HELO", {"nonce": b"n" * 16, "auth": b"", "keepalive": True}]))
+                ping = msgpack.unpackb(sock.recv(4096))
+                sock.sendall(msgpack.packb(answer(ping)))
+                sock.recv(1)
+
+    return listener, gevent.spawn(serve)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda ping: ["PONG", True, "", "agent", "0" * 128], "does not know the shared key"),
+        (lambda ping: ["PONG", True, "", ping[1], ping[3]], "by this side's name"),
+        (lambda ping: ["PONG", True, "", "agent", ping[3]], "does not know the shared key"),
+        (lambda ping: ["PONG", True, "", "agent", 5], "does not know the shared key"),
+        (lambda ping: ["PONG", True, "", 5, ""], "must be text or bytes"),
+        (lambda ping: ["PONG", 1, "", "agent", ""], "the agent refuses"),
+        (lambda ping: ["PONG"], "answers no PONG"),
+        (lambda ping: {"ack": "x"}, "answers no PONG"),
+    ],
+)
+def test_an_agent_that_does_not_know_the_key_is_refused(answer: Any, words: str) -> None:
+    listener, serving = impostor(answer)
+    try:
+        with pytest.raises(ConnectionFailedError, match=words):
+            TCP(listener.getsockname(), shared_key=KEY, timeout=5)
+    finally:
+        serving.kill()
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "first", [b"HTTP/1.1 200 OK\r\n", msgpack.packb(["HELO", 5]), b"\xc1", b"\xdd\xff\xff\xff\xff"]
+)
+def test_an_agent_that_says_no_helo(first: bytes) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def greet() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall(first)
+                sock.recv(1)
+
+        greeting = gevent.spawn(greet)
+        with pytest.raises(ConnectionFailedError):
+            TCP(listener.getsockname(), shared_key=KEY, timeout=1)
+        greeting.get(timeout=5)
+
+
+def test_no_secret_is_ever_shown(keyed_agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[str] = []
+    with caplog.at_level(logging.DEBUG):
+        connection = keyed(keyed_agent)
+        shown.append(repr(connection))
+        connection.close()
+        for options in ({"key": KEY + "x"}, {"password": PASSWORD + "x"}):
+            try:
+                keyed(keyed_agent, **options)
+            except ConnectionFailedError as error:
+                shown.append(str(error) + repr(error) + "".join(traceback.format_exception(error)))
+            client = Client(lambda options=options: keyed(keyed_agent, **options), backoff=QUICK)
+            client.send(message(1))
+            eventually(lambda client=client: client.stats().connect_failures)
+            shown.append(repr(client) + repr(client.stats()))
+            client.close(timeout=0)
+            shown.extend(map(repr, client.notify()))
+        shown.append(repr(keyed_agent))
+    text = "".join(shown) + caplog.text
+    assert "refuses" in text
+    assert KEY not in text
+    assert PASSWORD not in text
+
+
+def test_users_without_a_key(got: list[Received]) -> None:
+    with pytest.raises(ValueError, match="shared_key"):
+        Agent("unused", got.append, users={"a": "b"})
+    with pytest.raises(ValueError, match="shared_key"):
+        TCP(("127.0.0.1", 1), username="a", password="b")
+
+
+# -- strangers at the agent's door -------------------------------------------------------------------------------------
+
+
+def memory() -> int:
+    """The most that this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def hostile_peer(kind: str, agent: Agent) -> None:
+    """Do harm until the agent ends it."""
+    with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+        try:
+            match kind:
+                case "endless frame":
+                    sock.sendall(b"\x93\xaaAsmAuditCP\x91\x92\x05\xdb\x7f\xff\xff\xff")
+                    while True:
+                        sock.sendall(b"x" * 65536)
+                        gevent.sleep(0)
+                case "a frame just below the limit, never finished":
+                    sock.sendall(b"\x93\xaaAsmAuditCP\x91\x92\x05\xdb\x00\x70\x00\x00" + b"x" * (6 << 20))
+                    sock.recv(1)
+                case "deep nesting":
+                    sock.sendall(b"\x91" * 100_000)
+                    sock.recv(1)
+                case "huge announcements":
+                    sock.sendall(b"\xdd\x00\x0f\xff\xff" * 400)
+                    sock.recv(1)
+                case "slow bytes":
+                    for byte in b"\x93\xaaAsmAuditCP\x91\x92\x05\x81\xa1" + b"a" * 10_000:
+                        sock.sendall(bytes([byte]))
+                        gevent.sleep(0.01)
+                case "garbage":
+                    while True:
+                        sock.sendall(os.urandom(65536))
+                        gevent.sleep(0)
+        except OSError:
+            pass  # ended
+
+
+KINDS = [
+    "endless frame", "a frame just below the limit, never finished", "deep nesting", "huge announcements", "slow bytes",
+    "garbage",
+]  # fmt: skip
+
+
+def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded, all of them are ended, and the honest client is not affected."""
+    monkeypatch.setattr(agent_module, "MAX_UNFINISHED_BYTES", 32 << 20)
+    with Agent(("127.0.0.1", 0), got.append, max_frame_bytes=8 << 20, stall_timeout=0.5) as agent:
+        before = memory()
+        peers = [gevent.spawn(hostile_peer, KINDS[n % len(KINDS)], agent) for n in range(20)]
+        with Client(lambda: TCP(("127.0.0.1", port_of(agent)))) as client:
+            for number in range(1000):
+                client.send(message(number), timeout=30)
+                if number % 50 == 0:
+                    gevent.sleep(0.01)
+            assert client.flush(60)
+            assert client.stats().connects == 1
+        gevent.joinall(peers, timeout=60)
+        assert all(peer.ready() for peer in peers), "nobody is left hanging on"
+        eventually(lambda: numbers_of(got) == list(range(1000)))
+        eventually(lambda: agent.counts.open_connections == 0)
+        assert agent._unfinished == 0
+        assert memory() - before < 200 << 20
+
+
+def test_strangers_at_a_door_with_a_lock(authority: trustme.CA, got: list[Received]) -> None:
+    """Plain text to TLS, silence, wrong words: turned away in time."""
+    with Agent(("127.0.0.1", 0), got.append, ssl=server_context(authority), shared_key=KEY, stall_timeout=0.5) as agent:
+        for words in (b"plain text", b"", b"\x16\x03\x01\x02\x00" + b"\0" * 512):
+            with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+                sock.sendall(words)
+                while True:
+                    try:
+                        if not sock.recv(4096):
+                            break
+                    except ConnectionResetError:
+                        break
+        eventually(lambda: agent.counts.turned_away == 3)
+        context = client_context(authority)
+        with pytest.raises(ConnectionFailedError):
+            TCP(("localhost", port_of(agent)), ssl=context, shared_key="wrong")
+        with Client(lambda: TCP(("localhost", port_of(agent)), ssl=context, shared_key=KEY)) as client:
+            client.send(message(1))
+            assert client.flush(10)
+        eventually(lambda: numbers_of(got) == [1])
+
+
+def test_too_many_connections(got: list[Received]) -> None:
+    with Agent(("127.0.0.1", 0), got.append, max_connections=5) as agent:
+        socks = [socket.create_connection(("127.0.0.1", port_of(agent)), timeout=10) for _ in range(8)]
+        eventually(lambda: agent.counts.turned_away == 3)
+        assert agent.counts.open_connections == 5
+        for sock in socks:
+            sock.close()
+
+
+def test_idle_between_frames_is_no_stall(got: list[Received]) -> None:
+    with (
+        Agent(("127.0.0.1", 0), got.append, stall_timeout=0.05) as agent,
+        Client(lambda: TCP(("127.0.0.1", port_of(agent)))) as client,
+    ):
+        client.send(message(1))
+        assert client.flush(10)
+        gevent.sleep(0.2)
+        client.send(message(2))
+        assert client.flush(10)
+        assert client.stats().connects == 1
