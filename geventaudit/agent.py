@@ -15,15 +15,13 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from ssl import SSLContext
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import gevent
 from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.server import StreamServer
-from gevent.ssl import SSLSocket
 
 from .connections import logger_name
 from .errors import FrameError, ValidationError, show
@@ -31,6 +29,9 @@ from .handshake import AgentSide, HandshakeError
 from .records import AuditType, Diagnostic, Heartbeat, Msg
 from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
 from .wire import Decoder, Entry, Frame, ack_of, message_of, unpack_first
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 __all__ = ["Agent", "AgentCounts", "Received", "Refused"]
 
@@ -285,7 +286,9 @@ class Agent:
         try:
             with gevent.Timeout(self._stall_timeout, too_slow):
                 if self._ssl is not None:
-                    # gevent's socket for any context, also one of a standard library that is not patched.
+                    # Imported here: patching warns when ssl was imported before. gevent's socket takes any context.
+                    from gevent.ssl import SSLSocket
+
                     sock = SSLSocket(sock=sock, server_side=True, do_handshake_on_connect=False, _context=self._ssl)
                     sock.do_handshake()
                 if self._shared_key is not None:

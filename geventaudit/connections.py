@@ -25,21 +25,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from ssl import SSLContext
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import gevent
 from gevent import monkey
 from gevent import socket as gsocket
 from gevent.event import Event
-from gevent.ssl import SSLSocket
 
 from . import fork
 from .acks import AckWindow
 from .errors import ConnectionFailedError, FrameError
 from .handshake import ClientSide, HandshakeError
 from .wire import pack, unpack_first
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 __all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
 
@@ -448,7 +449,10 @@ class TCP(_SocketConnection):
                 sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
                 sock.setsockopt(_constants.SOL_SOCKET, _constants.SO_KEEPALIVE, 1)
                 if ssl is not None:
-                    # gevent's socket for any context, also one of a standard library that is not patched.
+                    # Imported here: an application may import this module before it patches, and patching warns when
+                    # ssl was imported before. gevent's socket takes any context, also that of an unpatched ssl.
+                    from gevent.ssl import SSLSocket
+
                     sock = SSLSocket(
                         sock=sock,
                         server_hostname=(server_hostname or host) if ssl.check_hostname or server_hostname else None,

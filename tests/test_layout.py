@@ -84,6 +84,7 @@ def test_importing_starts_nothing(module: str) -> None:
         "assert len(os.listdir('/proc/self/fd')) == before, 'a descriptor'\n"
         "assert not [o for o in gc.get_objects() if isinstance(o, gevent.Greenlet)], 'a greenlet'\n"
         "assert not gevent.monkey.saved, 'a patch'\n"
+        "assert 'ssl' not in sys.modules, 'patching warns when ssl was imported before'\n"
         "assert not logging.getLogger('geventaudit').handlers, 'a log handler'\n"
     )
     subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=60)

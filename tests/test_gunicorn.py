@@ -1,0 +1,103 @@
+"""Real gunicorn, gevent workers, preloaded: the record of every request that was answered arrives."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket, subprocess
+from helpers import eventually, free_port
+
+from geventaudit import Msg
+from geventaudit.agent import Agent
+
+pytest.importorskip("gunicorn", reason="needs gunicorn, which the extra [test] brings")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+REQUESTS = int(os.environ.get("GEVENTAUDIT_REQUESTS", "2000"))
+
+
+def fetch(port: int, path: str) -> bool:
+    """Whether that request was answered; a worker that goes may reset a connection that it never looked at."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            answer = b""
+            while more := sock.recv(4096):
+                answer += more
+        return answer.startswith(b"HTTP/1.1 200") and b"done\n" in answer
+    except OSError:
+        return False
+
+
+@contextmanager
+def killed_in_the_end(process: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def workers_of(master: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+
+
+def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> None:
+    arrived: Counter[str] = Counter()
+
+    def take(received: Any) -> None:
+        if isinstance(received.message, Msg):
+            arrived[received.message.record.target_resources["Thing"][0].name] += 1
+
+    # The application of the example; the client has already been used in the master when it forks.
+    (folder / "app.py").write_text(
+        "import gunicorn_app\n"
+        "from gunicorn_app import application, client\n"
+        "application({'PATH_INFO': '/master', 'wsgi.errors': __import__('sys').stderr}, lambda *args: None)\n"
+    )
+    port = free_port()
+    with Agent(socket_path, take) as agent:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", "--config", str(EXAMPLES / "gunicorn.conf.py"), "--preload"),
+                *("-k", "gevent", "-w", "4", "--max-requests", "150", "--max-requests-jitter", "50"),
+                *("--chdir", str(folder), "--pythonpath", str(EXAMPLES)),
+                *("--bind", f"127.0.0.1:{port}", "--log-level", "warning", "app:application"),
+            ],
+            env={**os.environ, "AUDIT_SOCKET": socket_path},
+            stderr=subprocess.PIPE,
+        )
+        with server, killed_in_the_end(server):
+            eventually(lambda: fetch(port, "/ready"), "gunicorn answers")
+            answered: set[str] = set()
+
+            def load(first: int) -> None:
+                for number in range(first, REQUESTS, 20):
+                    path = f"/{number}"
+                    if fetch(port, path):
+                        answered.add(path)
+
+            loading = [gevent.spawn(load, first) for first in range(20)]
+            while not all(each.ready() for each in loading):
+                gevent.sleep(0.3)
+                if workers := workers_of(server.pid):
+                    os.kill(random.choice(workers), signal.SIGTERM)
+                agent.restart()
+            server.send_signal(signal.SIGTERM)
+            log = server.communicate(timeout=60)[1].decode()
+        assert server.returncode == 0, log
+        assert "no audit record" not in log
+        assert len(answered) > 0.9 * REQUESTS
+        eventually(lambda: answered <= set(arrived), f"missing: {len(answered - set(arrived))}", timeout=10)
+        twice = sum(arrived.values()) - len(arrived)
+        print(f"{len(answered)} answered, {len(arrived)} on record, {twice} twice")
+        assert arrived["/master"] <= 1, "the master's record is not the workers'"
