@@ -234,6 +234,7 @@ class Agent:
             sock.close()
             return
         self._connections[me] = sock
+        sock.settimeout(self._stall_timeout)
         decoder = Decoder(max_frame_bytes=self._max_frame_bytes)
         held = 0
         try:
@@ -290,6 +291,7 @@ class Agent:
                     from gevent.ssl import SSLSocket
 
                     sock = SSLSocket(sock=sock, server_side=True, do_handshake_on_connect=False, _context=self._ssl)
+                    sock.settimeout(self._stall_timeout)
                     sock.do_handshake()
                 if self._shared_key is not None:
                     data = self._shake_hands(sock, AgentSide(_hostname(), self._shared_key, self._users))

@@ -89,7 +89,13 @@ class Client(Pipeline):
         :raises ClientClosedError: the client is closing or closed.
         """
         if thread_ident() != self._home.ident:
-            self._home.run(lambda: self.connect(timeout), timeout, otherwise=None)
+
+            def connected() -> bool:
+                self.connect(timeout)
+                return True
+
+            if not self._home.run(connected, timeout, otherwise=False):
+                raise ConnectionFailedError(f"the client's own thread did not answer within {timeout} s")
             return
         if self._state in (State.NEW, State.RUNNING):
             happened = self._running_sender().connected_or_over.wait(timeout)

@@ -438,9 +438,9 @@ class TCP(_SocketConnection):
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         sock: Any = None
         began = time.monotonic()
+        limit = gevent.Timeout(timeout)
         try:
-            too_long = TimeoutError(errno.ETIMEDOUT, f"not within {timeout} seconds")
-            with gevent.Timeout(timeout, too_long):
+            with limit:
                 host.encode("idna")  # here, and not in a thread of the resolver, which would print the error as well
                 sock = gsocket.create_connection((host, port), timeout)
                 if sock.getsockname() == sock.getpeername():
@@ -474,6 +474,8 @@ class TCP(_SocketConnection):
         except BaseException as error:
             if sock is not None:
                 sock.close()
+            if error is limit:
+                raise ConnectionFailedError(f"{where}: could not connect: not within {timeout} seconds") from None
             if isinstance(error, OSError | ValueError | OverflowError):  # the latter: names and ports that cannot be
                 reason = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or error
                 raise ConnectionFailedError(f"{where}: could not connect: {reason}") from error

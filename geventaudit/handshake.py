@@ -89,9 +89,10 @@ class ClientSide:
         if accepted is not True:
             words = reason if isinstance(reason, str) and reason.isprintable() else "without a reason"
             raise HandshakeError(f"the agent refuses: {words[:200]}")
-        if hostname == self._hostname:
+        name = _bytes(hostname, "host name")
+        if name == self._hostname.encode():
             raise HandshakeError("the agent calls itself by this side's name; it may be sending back what it was sent")
-        expected = _digest(self._salt.encode(), _bytes(hostname, "host name"), self._nonce, self._key)
+        expected = _digest(self._salt.encode(), name, self._nonce, self._key)
         if not _same(digest, expected):
             raise HandshakeError("the agent does not know the shared key")
 

@@ -102,6 +102,7 @@ class Pipeline:
         self._notifier = Notifier()
         self._undelivered: list[Msg] = []
         self._closed = Event()
+        fork.track(self)
         self._told_full = -_FULL_SECONDS
         self._full_untold = 0
 
@@ -143,18 +144,22 @@ class Pipeline:
             return
         self._check_accepting()
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            while not self._inbox.put(frame, self._waiting):
-                self._check_accepting()
-                if deadline is not None and time.monotonic() >= deadline:
-                    error = QueueFullError(f"the queue is full ({self._queue_size} records)")
-                    self._reject(Rejection.QUEUE_FULL)
-                    self._home.call(gevent.spawn, self._tell_full, error)
-                    raise error
-                pause(0.002)
-        except ClientClosedError:
-            self._reject(Rejection.CLOSED)
-            raise
+        while True:
+            try:
+                if self._inbox.put(frame, self._waiting):
+                    if self._state is State.NEW:  # the hub may not come to it before the interpreter exits
+                        _drain_at_exit(self)
+                    return
+            except ClientClosedError:
+                self._reject(Rejection.CLOSED)
+                raise
+            if deadline is not None and time.monotonic() >= deadline:
+                error = QueueFullError(f"the queue is full ({self._queue_size} records)")
+                self._reject(Rejection.QUEUE_FULL)
+                self._home.call(gevent.spawn, self._tell_full, error)
+                raise error
+            pause(0.002)
+            self._check_accepting()
 
     def _waiting(self) -> int:
         sender = self._sender
@@ -162,9 +167,10 @@ class Pipeline:
 
     def _something_in_the_inbox(self) -> None:
         """In the hub: put on the queue what other threads handed over."""
-        if self._state in (State.NEW, State.RUNNING):
-            self._running_sender().empty_inbox()
-        elif self._sender is not None:
+        if self._state is State.NEW:
+            self._start()
+        if self._sender is not None:
+            self._sender.ensure_running()
             self._sender.empty_inbox()
 
     def _reject(self, reason: str) -> None:
@@ -215,6 +221,8 @@ class Pipeline:
         """
         if thread_ident() != self._home.ident:
             return self._home.run(lambda: self.flush(timeout), timeout, otherwise=False)
+        if self._state is State.NEW and len(self._inbox):
+            self._start()
         if self._sender is None:
             return True
         if self._state is State.CLOSED:
@@ -231,7 +239,9 @@ class Pipeline:
         :returns: the messages that were not delivered; each is handed back once.
         """
         if thread_ident() != self._home.ident:
-            return self._home.run(lambda: self.close(timeout), timeout, otherwise=[])
+            return self._home.run(lambda: self.close(timeout), timeout, otherwise=[], late=self._undelivered.extend)
+        if self._state is State.NEW and len(self._inbox):
+            self._start()  # another thread sent, and this one has not come to it yet
         if self._state is State.NEW:
             self._inbox.close("the client is closed")
             self._move_to(State.CLOSED)
@@ -251,6 +261,8 @@ class Pipeline:
     def _drain(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         # More than once: whoever was waiting for room when closing began may still get it.
+        if self._sender is not None:
+            self._sender.empty_inbox()
         while self._counters.settled < self._counters.accepted and not self._is_beyond_help():
             left = None if deadline is None else deadline - time.monotonic()
             if (left is not None and left <= 0) or self._sender is None:
@@ -315,6 +327,13 @@ class Pipeline:
         """
         self._check_accepting()
         if self._sender is None:
+            self._start()
+        sender = cast(Sender, self._sender)
+        sender.ensure_running()
+        return sender
+
+    def _start(self) -> None:
+        if self._sender is None:
             self._sender = Sender(
                 queue_size=self._queue_size,
                 connect=self._connect,
@@ -327,9 +346,6 @@ class Pipeline:
             )
             self._move_to(State.RUNNING)
             _drain_at_exit(self)
-            fork.track(self)
-        self._sender.ensure_running()
-        return self._sender
 
     def after_fork_in_child(self) -> None:
         """In a forked child: start anew. Connection, queue, window and counters are the parent's, and stay there."""
@@ -423,7 +439,7 @@ def _drain_all() -> None:
     deadline = time.monotonic() + _EXIT_SECONDS
     hub = get_hub()
     for client in list(_running):
-        if client._sender is not None and client._sender.hub is hub:
+        if client._home.hub is hub:
             try:
                 client.close(timeout=max(deadline - time.monotonic(), 0.0))
             except Exception:  # the others are to have their chance

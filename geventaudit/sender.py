@@ -38,7 +38,7 @@ MAX_WINDOW_BYTES = 8 << 20
 """No more is written while this many bytes are in flight; bounds the memory where only acknowledgements deliver."""
 
 STRIKES = 3
-"""Connections in a row that a frame must have broken before it is set aside."""
+"""Connections in a row that a frame must have broken before it is suspected enough to be set aside."""
 
 # How long one frame that goes alone is waited for before the others follow it all the same. Seconds.
 _PATIENCE = 5.0
@@ -104,6 +104,8 @@ class Sender:
         self._popped = 0  # frames of this connection that have left the window
         self._careful = 0  # frames that are to go one by one; see _judge
         self._suspect: bytes | None = None  # the frame that was first in flight when the agent hung up
+        self._probing = False  # whether the next connection is to find out if the agent takes anything at all
+        self._on_trial = False  # whether it did, and the suspect is the next to go
         self._fruitless = 0  # connections in a row on which nothing was delivered
         self._strikes = 0  # on how many connections in a row
         self.connected_or_over = Event()
@@ -315,6 +317,9 @@ class Sender:
 
     def _serve(self, connection: Connection) -> None:
         heartbeat_due: float | None = None  # none before a record has gone out
+        written = False
+        if self._probing:
+            heartbeat_due = self._send_heartbeat(connection)
         look = _FIRST_LOOK
         progress = time.monotonic()
         while True:
@@ -323,23 +328,31 @@ class Sender:
             if self._settle(connection):
                 look = _FIRST_LOOK
                 progress = time.monotonic()
+            if self._probing and self._popped:  # whoever looked first: flush() and stats() look too
+                self._probing = False
+                self._on_trial = True
+            if self._on_trial and self._popped > 1:
+                self._acquit()
             if batch := self._next_batch():
                 connection.write(batch)
                 self._counters.written += len(batch)
                 look = _FIRST_LOOK
-                if heartbeat_due is None:
-                    heartbeat_due = self._send_heartbeat(connection)
+                written = True
                 gevent.sleep(0)
+                if heartbeat_due is None and not self._careful and self._suspect is None:
+                    heartbeat_due = self._send_heartbeat(connection)
                 continue
-            if heartbeat_due is not None and time.monotonic() >= heartbeat_due:
+            late = heartbeat_due is not None and time.monotonic() >= heartbeat_due
+            if late or (heartbeat_due is None and written and not self._window_records):
                 heartbeat_due = self._send_heartbeat(connection)
                 continue  # writing may have waited
             timeout = None if heartbeat_due is None else max(heartbeat_due - time.monotonic(), 0.0)
             if self._window:
                 timeout = look if timeout is None else min(look, timeout)
                 look = min(look * 2, _LAST_LOOK)
-                if self._careful and time.monotonic() - progress > _PATIENCE:
+                if (self._careful or self._probing or self._on_trial) and time.monotonic() - progress > _PATIENCE:
                     self._careful = 0  # it is stuck; only a write that does not end can tell
+                    self._acquit()
             self._sleep(timeout)
 
     def _sleep(self, timeout: float | None) -> None:
@@ -356,9 +369,13 @@ class Sender:
         batch: list[bytes] = []
         size = 0
         limit = MAX_BATCH_BYTES
-        if self._window_bytes >= MAX_WINDOW_BYTES or (self._careful and self._window_records):
+        if self._probing or self._window_bytes >= MAX_WINDOW_BYTES or (self._careful and self._window_records):
             return batch
-        if self._careful:
+        if self._on_trial and self._window_records:
+            return batch
+        if self._on_trial:
+            limit = 1
+        elif self._careful:
             self._careful -= 1
             limit = 1
         while self._resend and size < limit:
@@ -410,9 +427,10 @@ class Sender:
         """After a connection broke: was it a frame that made the agent hang up? Such a frame would come back for ever.
 
         Suspected is the frame that was first in flight when an agent had read and then hung up, with nothing delivered
-        on that connection. What was in flight goes frame by frame from then on, so that the right one is found; when it
-        happens on STRIKES connections in a row, alone on the last of them, the frame is set aside. An agent that
-        restarts is no evidence against anybody: it delivers something between, or has read nothing.
+        on that connection. What was in flight goes frame by frame from then on, so that the right one is found. When it
+        has happened on STRIKES connections in a row, alone on the last of them, it is put on trial: the next connection
+        begins with a heartbeat, and when the agent took that, the frame follows alone. Only when it breaks that
+        connection too is it set aside. An agent that restarts, or can take nothing at the time, is no evidence.
 
         After STRIKES connections in a row on which nothing was delivered, frames go one by one too: the kernel does not
         tell what an agent took of a larger write, and one that takes a little each time would never get further.
@@ -420,8 +438,15 @@ class Sender:
         if self._set_aside is None or self._stopped:
             return
         records = [frame for frame in self._window if frame is not None]
+        if self._on_trial and records[:1] == [self._suspect] and getattr(connection, "read_before_hang_up", False):
+            self._convict(records[0])
+            return
+        if self._probing or self._on_trial:
+            self._acquit()
+            return
         if self._popped:
-            self._suspect, self._strikes, self._fruitless = None, 0, 0
+            self._fruitless = 0
+            self._acquit()
             self._careful += bool(self._careful) * len(records)
             return
         self._fruitless += 1
@@ -432,14 +457,21 @@ class Sender:
             return
         self._strikes = self._strikes + 1 if records[0] is self._suspect else 1
         self._suspect = records[0]
-        if self._strikes >= STRIKES and len(records) == 1:
-            self._careful -= 1
-            self._window.clear()
-            self._window_records = self._window_bytes = 0
-            self._suspect, self._strikes = None, 0
-            self._counters.dropped += 1
-            self._tell_flushes()
-            self._set_aside(records[0], STRIKES)
+        self._probing = self._strikes >= STRIKES and list(self._window) == records[:1]
+
+    def _acquit(self) -> None:
+        self._suspect, self._strikes, self._probing, self._on_trial = None, 0, False, False
+
+    def _convict(self, frame: bytes) -> None:
+        """The agent took a heartbeat, and hung up on *frame*, which is alone in flight."""
+        self._window.clear()
+        self._window_records = self._window_bytes = 0
+        self._careful = max(self._careful - 1, 0)
+        self._acquit()
+        self._counters.dropped += 1
+        self._tell_flushes()
+        if self._set_aside is not None:
+            self._set_aside(frame, STRIKES)
 
     def _drop_connection(self) -> None:
         """Let go of the connection; what was in flight over it is to be resent. Safe to call at any time."""

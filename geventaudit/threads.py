@@ -49,17 +49,29 @@ class Home:
         """From any thread: call *function* in the hub, soon; it must not wait."""
         self.hub.loop.run_callback_threadsafe(function, *arguments)
 
-    def run(self, function: Callable[[], _T], timeout: float | None, otherwise: _T) -> _T:
+    def run(
+        self,
+        function: Callable[[], _T],
+        timeout: float | None,
+        otherwise: _T,
+        late: Callable[[_T], object] = lambda result: None,
+    ) -> _T:
         """From another thread: run *function* in a greenlet of the hub, and wait for what it returns or raises.
 
         :param timeout: seconds that the function may take by itself; a hub that does not answer by then is not waited
             for, and *otherwise* is returned.
+        :param late: given what the function returned when nobody waited for it any more.
         """
         answer: list[tuple[_T | None, BaseException | None]] = []
 
+        gone: list[bool] = []
+
         def answering() -> None:
             try:
-                answer.append((function(), None))
+                result = function()
+                answer.append((result, None))
+                if gone:
+                    late(result)
             except BaseException as error:
                 answer.append((None, error))
 
@@ -67,6 +79,7 @@ class Home:
         deadline = None if timeout is None else time.monotonic() + timeout + 1.0
         while not answer:
             if deadline is not None and time.monotonic() > deadline:
+                gone.append(True)
                 return otherwise
             pause(0.002)
         result, error = answer[0]
@@ -108,14 +121,17 @@ class Inbox:
             if self._closed:
                 raise ClientClosedError(self._closed)
             # Until the hub has seen that others are here, one put of its own may be under way without the lock.
-            if queued() + len(self._frames) + (not self._known) >= self._size:
+            taken = queued() + len(self._frames)
+            accepted = taken + (not self._known) < self._size
+            if accepted:
+                self._frames.append(frame)
+            elif taken >= self._size:
                 return False
-            self._frames.append(frame)
             if self._told:
-                return True
-            self._told = True
+                return accepted
+            self._told = True  # also when only that reserve was in the way: the hub takes it away
         self._notify()
-        return True
+        return accepted
 
     def empty_into(self, queue: Queue[bytes]) -> int:
         """In the hub's thread, holding the lock: put what is here on *queue*, which has room; how many there were."""

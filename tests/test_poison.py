@@ -12,7 +12,8 @@ from gevent import socket
 from helpers import eventually, message, receiving
 from test_acks import scripted
 
-from geventaudit import Backoff, Client, DomainSocket, NotificationKind, wire
+from geventaudit import TCP, Backoff, Client, DomainSocket, NotificationKind, wire
+from geventaudit.agent import Agent
 
 QUICK = Backoff(initial=0.005, maximum=0.02)
 
@@ -128,6 +129,7 @@ def test_real_restarts_blame_nobody(folder: Path) -> None:
         assert client.flush(60)
         assert client.stats().dropped == 0
         client.close()
+        receiver.end(signal.SIGTERM)  # so that all that it read is stored
         assert sorted(set(receiver.numbers())) == list(range(5000))
 
 
@@ -167,3 +169,57 @@ def test_the_socket_of_a_closed_agent_is_no_reader(socket_path: str) -> None:
         connection.wait_broken()
     assert not connection.read_before_hang_up
     connection.close()
+
+
+@pytest.mark.parametrize("acks", [False, True], ids=["without acks", "with acks"])
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_an_agent_that_can_store_nothing_for_a_while_blames_nobody(folder: Path, kind: str, acks: bool) -> None:
+    """Its disk is full: it reads, fails, and hangs up, again and again."""
+    got: list[int] = []
+    full = True
+
+    def store(received: Any) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        if hasattr(received.message, "record"):
+            got.append(received.message.record.custom_data["n"])
+
+    with Agent(str(folder / "s") if kind == "unix" else ("127.0.0.1", 0), store) as agent:
+
+        def factory() -> DomainSocket | TCP:
+            if isinstance(agent.address, str):
+                return DomainSocket(agent.address, require_ack=acks)
+            return TCP(agent.address, require_ack=acks)
+
+        client = Client(factory, backoff=QUICK)
+        for number in range(20):
+            client.send(message(number))
+        eventually(lambda: client.stats().connects > 15)
+        full = False
+        client.flush(60)
+        stats = client.stats()
+        assert stats.dropped == 0
+        if acks:  # without, what it read some time before it failed counts as delivered
+            assert sorted(set(got)) == list(range(20))
+        client.close()
+
+
+def test_an_agent_that_hangs_up_on_heartbeats_blames_no_record(socket_path: str) -> None:
+    got: list[int] = []
+
+    def no_heartbeats(sock: Any) -> None:
+        decoder = wire.Decoder()
+        while data := sock.recv(65536):
+            for frame in decoder.feed(data):
+                if frame.tag == "AsmAuditHB":
+                    return
+                got.append(frame.entries[0].body["CustomData"]["n"])
+
+    with scripted(socket_path, no_heartbeats):
+        client = Client(lambda: DomainSocket(socket_path), backoff=QUICK)
+        for number in range(20):
+            client.send(message(number))
+        eventually(lambda: set(got) == set(range(20)))
+        assert client.flush(30)
+        assert client.stats().dropped == 0
+        client.close()

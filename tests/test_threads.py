@@ -178,6 +178,7 @@ def test_a_thread_that_waits_for_room_when_the_client_is_closed(socket_path: str
     assert client.close(timeout=0) == [message(1)]
     with pytest.raises(ClientClosedError):
         waiting.get()
+    assert client.stats().rejected == {"closed": 1}
 
 
 def test_what_a_thread_handed_over_is_handed_back_at_close(socket_path: str) -> None:
@@ -215,3 +216,65 @@ def test_a_base_client_too(socket_path: str) -> None:
         assert client.flush(10)
         assert threading.active_count() >= 1
         assert got
+
+
+def natively(thread: NativeThread) -> None:
+    """Wait without letting this thread's hub run."""
+    deadline = time.monotonic() + 30
+    while not thread.done:
+        assert time.monotonic() < deadline
+
+
+def test_what_a_thread_sent_first_is_not_forgotten(socket_path: str) -> None:
+    got: list[Any] = []
+    with Agent(socket_path, got.append):
+        client = Client(lambda: DomainSocket(socket_path))
+        natively(NativeThread(lambda: client.send(message(1))))
+        assert client.flush(10)
+        assert client.stats().delivered == 1
+        client.close()
+        client = Client(lambda: DomainSocket(socket_path))
+        natively(NativeThread(lambda: client.send(message(2))))
+        assert client.close(10) == []
+        assert client.stats().delivered == 1
+    with pytest.raises(ClientClosedError):
+        client.send(message(3))
+
+
+def test_a_base_client_that_breaks_and_is_reset_while_threads_send(socket_path: str) -> None:
+    got: list[Any] = []
+    with Agent(socket_path, got.append) as agent, BaseClient(DomainSocket(socket_path)) as client:
+        client.send(message(0))
+        assert client.flush(10)
+        agent.hang_up()
+        eventually(lambda: client.error)
+        client._error = None  # as if the break came between the thread's put and the hub's turn
+        natively(NativeThread(lambda: client.send(message(1))))
+        client._error = ConnectionFailedError("broken")
+        gevent.sleep(0.01)
+        client.reset(DomainSocket(socket_path))
+        NativeThread(lambda: client.send(message(2))).get()
+        assert client.flush(10)
+        assert client.stats().delivered == 3
+        assert client.stats().rejected == {}
+
+
+def test_a_queue_for_one_from_threads_only() -> None:
+    with Client(NoOp, queue_size=1) as client:
+        NativeThread(lambda: client.send(message(1), timeout=30)).get()
+        assert client.flush(10)
+
+
+def test_a_hub_that_does_not_answer_is_no_success() -> None:
+    client = Client(NoOp)
+    thread = NativeThread(lambda: client.connect(timeout=0.05))
+    natively(thread)
+    with pytest.raises(ConnectionFailedError, match="did not answer"):
+        thread.get()
+    client.send(message(1))
+    late = NativeThread(lambda: client.close(timeout=0))
+    natively(late)
+    assert late.result == []
+    gevent.sleep(0.05)
+    assert client.close() in ([], [message(1)])
+    assert client.stats().accepted == client.stats().delivered + client.stats().dropped

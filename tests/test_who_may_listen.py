@@ -244,6 +244,7 @@ def impostor(answer: Any) -> Any:
     [
         (lambda ping: ["PONG", True, "", "agent", "0" * 128], "does not know the shared key"),
         (lambda ping: ["PONG", True, "", ping[1], ping[3]], "by this side's name"),
+        (lambda ping: ["PONG", True, "", ping[1].encode(), ping[3]], "by this side's name"),
         (lambda ping: ["PONG", True, "", "agent", ping[3]], "does not know the shared key"),
         (lambda ping: ["PONG", True, "", "agent", 5], "does not know the shared key"),
         (lambda ping: ["PONG", True, "", 5, ""], "must be text or bytes"),
