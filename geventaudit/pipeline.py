@@ -239,7 +239,9 @@ class Pipeline:
         :returns: the messages that were not delivered; each is handed back once.
         """
         if thread_ident() != self._home.ident:
-            return self._home.run(lambda: self.close(timeout), timeout, otherwise=[], late=self._undelivered.extend)
+            return self._home.run(
+                lambda: self.close(timeout), timeout, otherwise=[], late=lambda left: self._undelivered.extend(left)
+            )
         if self._state is State.NEW and len(self._inbox):
             self._start()  # another thread sent, and this one has not come to it yet
         if self._state is State.NEW:
