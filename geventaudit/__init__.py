@@ -1,8 +1,8 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
 The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``connections``,
-``backoff``, ``notifications``, ``stats``, ``sender``, ``pipeline``, ``base``, ``client``. The receiving end is
-``agent``.
+``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``. The receiving end
+is ``agent``.
 """
 
 from .backoff import Backoff
@@ -15,6 +15,7 @@ from .errors import (
     ConnectionFailedError,
     FrameError,
     QueueFullError,
+    SpoolError,
     ValidationError,
 )
 from .notifications import Notification, NotificationChannel, NotificationKind
@@ -32,6 +33,7 @@ from .records import (
     TargetResource,
 )
 from .schemas import MsgSchema, RecordSchema
+from .spool import Spool
 from .stats import Stats
 from .version import __version__
 
@@ -63,6 +65,8 @@ __all__ = [
     "QueueFullError",
     "Record",
     "RecordSchema",
+    "Spool",
+    "SpoolError",
     "Stats",
     "TargetResource",
     "ValidationError",

@@ -15,6 +15,7 @@ from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
 from .records import Msg
 from .schemas import RecordSchema
+from .spool import Spool
 from .threads import thread_ident
 
 __all__ = ["Client"]
@@ -51,6 +52,7 @@ class Client(Pipeline):
         max_frame_bytes: int = wire.DEFAULT_MAX_FRAME_BYTES,
         datetimes: wire.Datetimes = "extension",
         before_send: BeforeSend | None = None,
+        spool: Spool | None = None,
     ) -> None:
         if not callable(factory):
             raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
@@ -62,6 +64,7 @@ class Client(Pipeline):
             max_frame_bytes=max_frame_bytes,
             datetimes=datetimes,
             before_send=before_send,
+            spool=spool,
         )
         self._factory = factory
         self._backoff = Backoff() if backoff is None else backoff
@@ -74,7 +77,8 @@ class Client(Pipeline):
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
         :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
         :raises ValidationError: it breaks the rules.
-        :raises QueueFullError: there was no room (in that time); the message is still the caller's.
+        :raises QueueFullError: there was no room (in that time); the message is still the caller's. A
+            :class:`~geventaudit.SpoolError`, which is one, when the spool has to keep it and cannot.
         :raises ClientClosedError: the client is closing or closed.
         """
         super().send(msg, timeout=timeout)

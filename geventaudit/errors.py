@@ -6,6 +6,7 @@
      +-- AuditError                     everything this library raises on purpose
           +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
           +-- QueueFullError            no room on the queue; the message is still the caller's
+          |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has the file
           +-- ClientClosedError         the client is closing or closed
           +-- ConnectionFailedError     no connection to the agent, or it broke
           +-- FrameError                bytes that are not a frame of this protocol
@@ -26,6 +27,7 @@ __all__ = [
     "ConnectionFailedError",
     "FrameError",
     "QueueFullError",
+    "SpoolError",
     "ValidationError",
     "show",
 ]
@@ -87,6 +89,14 @@ def _join(path: str, key: object) -> str:
 
 class QueueFullError(AuditError):
     """The queue had no room (within the timeout, where one was given). The message is still the caller's."""
+
+
+class SpoolError(QueueFullError):
+    """The spool cannot keep a message: the disk fails, the file is damaged, or another process has it.
+
+    ``send`` raises it with ``Spool(..., mode="always")`` only; the message is still the caller's. Whoever handles
+    :class:`QueueFullError` handles it.
+    """
 
 
 class ClientClosedError(AuditError):

@@ -7,7 +7,7 @@ nothing. Closing is all that is done to a socket: the parent's side of it stays 
 agent.
 
 One hook for the process, made when the first thing is tracked; weak references, so that what is closed is collected.
-The hook runs before gevent's hub is initialised anew: nothing in it may switch to another greenlet.
+The hook in the child runs before gevent's hub is initialised anew: nothing in it may switch to another greenlet.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Forkable", "track"]
+__all__ = ["Forkable", "Holding", "track"]
 
 
 class Forkable(Protocol):
@@ -27,8 +27,20 @@ class Forkable(Protocol):
         """Forget what is the parent's. Must not wait."""
 
 
+@runtime_checkable
+class Holding(Protocol):
+    """Something that a fork must not find in the middle of its work."""
+
+    def before_fork(self) -> None:
+        """Come to a rest. May wait, natively."""
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+
+
 _tracked: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _hooked = False
+_held: list[Holding] = []
 
 
 def track(thing: Forkable) -> None:
@@ -36,11 +48,24 @@ def track(thing: Forkable) -> None:
     global _hooked
     if not _hooked:
         _hooked = True
-        os.register_at_fork(after_in_child=_in_child)
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
     _tracked.add(thing)
 
 
+def _before() -> None:
+    for thing in list(_tracked):
+        if isinstance(thing, Holding):
+            thing.before_fork()
+            _held.append(thing)
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().after_fork_in_parent()
+
+
 def _in_child() -> None:
+    _held.clear()
     for thing in list(_tracked):
         try:
             thing.after_fork_in_child()

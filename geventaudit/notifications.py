@@ -37,6 +37,10 @@ class NotificationKind(StrEnum):
     """``send`` refused a message for want of room. Told once a second at the most."""
     DROPPED = "dropped"
     """Messages that were accepted were given up; they are in ``undelivered``."""
+    SPOOL_FAILED = "spool failed"
+    """The spool cannot be used, or a damaged file was put aside; ``error`` says which. The client goes on."""
+    SPOOL_RESTORED = "spool restored"
+    """The spool can be used again."""
     CLOSED = "closed"
     """The client is closed."""
 

@@ -30,11 +30,12 @@ from gevent.hub import get_hub
 
 from . import fork, wire
 from .connections import Connection, logger_name
-from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, ValidationError, show
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, show
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .records import Heartbeat, Msg
 from .schemas import MsgSchema, RecordSchema, by_record
 from .sender import Sender
+from .spool import Spool
 from .stats import Counters, Rejection, Stats
 from .threads import Home, Inbox, pause, thread_ident
 from .version import __version__
@@ -81,6 +82,7 @@ class Pipeline:
         max_frame_bytes: int,
         datetimes: wire.Datetimes,
         before_send: BeforeSend | None,
+        spool: Spool | None = None,
     ) -> None:
         if not isinstance(queue_size, int) or queue_size < 1:
             raise ValueError(f"queue_size must be a whole number of at least 1, got {show(queue_size)}")
@@ -88,12 +90,15 @@ class Pipeline:
             raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
+        if not isinstance(spool, Spool | None):
+            raise TypeError(f"spool must be a Spool, got {show(spool)}")
         self._schema = MsgSchema(record=schema)
         self._is_stricter = schema is not None and type(schema) is not RecordSchema
         self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
         self._queue_size = queue_size
         self._heartbeat_interval = heartbeat_interval
         self._before_send = before_send
+        self._spool = spool
         self._home = Home()
         self._inbox = self._new_inbox()
         self._state = State.NEW
@@ -124,9 +129,15 @@ class Pipeline:
             return
         # Once more: a hook may have waited, and the client been closed, or broken, or the process forked, meanwhile.
         self._check_accepting()
+        self._accept(frame, timeout)
+
+    def _accept(self, frame: bytes, timeout: float | None) -> None:
         sender = self._running_sender()
         try:
             sender.put(frame, timeout)
+        except SpoolError:  # told of when it began
+            self._reject(Rejection.SPOOL)
+            raise
         except QueueFullError as error:
             self._reject(Rejection.QUEUE_FULL)
             self._tell_full(error)
@@ -143,6 +154,9 @@ class Pipeline:
             self._reject(Rejection.LEFT_OUT)
             return
         self._check_accepting()
+        if self._spool is not None:  # where the record goes is for the hub to say
+            self._accept_from_elsewhere(frame, timeout)
+            return
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
@@ -160,6 +174,15 @@ class Pipeline:
                 raise error
             pause(0.002)
             self._check_accepting()
+
+    def _accept_from_elsewhere(self, frame: bytes, timeout: float | None) -> None:
+        def accepted() -> bool:
+            self._accept(frame, timeout)
+            return True
+
+        if not self._home.run(accepted, timeout, otherwise=False, withdraw=True):
+            self._reject(Rejection.QUEUE_FULL)
+            raise QueueFullError("the client's own thread did not answer")
 
     def _waiting(self) -> int:
         sender = self._sender
@@ -226,9 +249,9 @@ class Pipeline:
         if self._sender is None:
             return True
         if self._state is State.CLOSED:
-            return self._counters.dropped == 0
+            return self._counters.dropped + self._counters.kept == 0
         if self._is_beyond_help():
-            return self._counters.settled >= self._counters.accepted
+            return self._counters.settled >= self._counters.taken
         self._sender.ensure_running()
         return self._sender.flush(timeout)
 
@@ -251,34 +274,42 @@ class Pipeline:
             self._notifier.end()
         elif self._state is State.RUNNING:
             self._move_to(State.CLOSING)
+            deadline = None if timeout is None else time.monotonic() + timeout
             try:
-                self._drain(timeout)
+                self._drain(deadline)
             finally:  # a Timeout or a kill that ends the waiting ends the client all the same
-                self._finish()
+                self._finish(0.0 if deadline is None else deadline - time.monotonic())
         elif self._state is State.CLOSING:  # another greenlet is at it
             self._closed.wait(timeout)
         undelivered, self._undelivered = self._undelivered, []
         return undelivered
 
-    def _drain(self, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _drain(self, deadline: float | None) -> None:
         # More than once: whoever was waiting for room when closing began may still get it.
         if self._sender is not None:
             self._sender.empty_inbox()
-        while self._counters.settled < self._counters.accepted and not self._is_beyond_help():
+        while self._counters.settled < self._counters.taken and not self._is_beyond_help():
             left = None if deadline is None else deadline - time.monotonic()
             if (left is not None and left <= 0) or self._sender is None:
                 break
             self._sender.ensure_running()
             self._sender.flush(left)
 
-    def _finish(self) -> None:
+    def _finish(self, seconds: float) -> None:
         if self._state is State.CLOSED:  # this is a forked child's copy of a call that closes the parent's client
             return
         sender = cast(Sender, self._sender)
         self._inbox.close("the client is closed")
         sender.stop("the client was closed")
-        frames = sender.take_undelivered()
+        frames: list[bytes] = []
+        try:
+            frames = sender.keep(seconds)
+        finally:
+            if self._state is State.CLOSING:  # not in a forked child's copy of this call
+                self._end(frames)
+        sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
+
+    def _end(self, frames: list[bytes]) -> None:
         self._counters.dropped += len(frames)
         self._move_to(State.CLOSED)
         _running.discard(self)
@@ -291,7 +322,6 @@ class Pipeline:
         finally:
             self._notifier.end()
             self._closed.set()
-        sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
 
     def stats(self) -> Stats:
         """The numbers of this client, now."""
@@ -302,7 +332,12 @@ class Pipeline:
             sender.look()
         records, size = sender.in_flight
         return self._counters.snapshot(
-            self._inbox, queued=sender.queued, in_flight=records, in_flight_bytes=size, connected=sender.connected
+            self._inbox,
+            queued=sender.queued,
+            in_flight=records,
+            in_flight_bytes=size,
+            spooled=sender.spooled,
+            connected=sender.connected,
         )
 
     def notify(self) -> NotificationChannel:
@@ -345,6 +380,9 @@ class Pipeline:
                 set_aside=self._set_aside,
                 counters=self._counters,
                 inbox=self._inbox,
+                spool=self._spool,
+                home=self._home,
+                tell=self._tell,
             )
             self._move_to(State.RUNNING)
             _drain_at_exit(self)
@@ -366,6 +404,8 @@ class Pipeline:
             self._closed.set()
         if sender is not None:
             sender.stop("the process was forked")
+            if sender.store is not None:
+                sender.store.abandon()
 
     def _new_inbox(self) -> Inbox:
         return Inbox(self._queue_size, lambda: self._home.call(self._something_in_the_inbox))

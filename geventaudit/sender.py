@@ -23,8 +23,9 @@ from gevent.queue import Empty, Full, Queue
 
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, show
+from .spool import Batch, Spool, Store, Tell
 from .stats import Counters
-from .threads import Inbox
+from .threads import Home, Inbox
 
 __all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "STRIKES", "Sender"]
 
@@ -48,6 +49,14 @@ _FIRST_LOOK = 0.001
 _LAST_LOOK = 0.05
 
 
+class _Flush:
+    """Somebody who waits until so many records are settled."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.over = Event()
+
+
 class Sender:
     """The queue, the window and the greenlet of one client. Bound to the hub it was made in.
 
@@ -60,6 +69,9 @@ class Sender:
     :param set_aside: told of a frame that makes the agent hang up, which is given up; None where nobody is to judge.
     :param counters: counted up here.
     :param inbox: what other native threads hand over; put on the queue here.
+    :param spool: what is behind the queue; None for nothing.
+    :param home: the thread and the hub of the client.
+    :param tell: tells the application what the spool has to say.
     """
 
     def __init__(
@@ -73,6 +85,9 @@ class Sender:
         set_aside: Callable[[bytes, int], None] | None,
         counters: Counters,
         inbox: Inbox,
+        spool: Spool | None,
+        home: Home,
+        tell: Tell,
     ) -> None:
         self._connect = connect
         self._lost = lost
@@ -96,7 +111,7 @@ class Sender:
         self._refusal: Exception | None = None
         self._wake = Event()
         self._asleep = False
-        self._flushes: list[tuple[int, Event]] = []
+        self._flushes: list[_Flush] = []
 
         self._connection: Connection | None = None
         self._watcher: gevent.Greenlet[..., None] | None = None
@@ -111,6 +126,21 @@ class Sender:
         self.connected_or_over = Event()
         """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
+        self.store: Store | None = None
+        if spool is not None:
+            self.store = Store(
+                spool,
+                home=home,
+                queue=self._queue,
+                counters=counters,
+                tell=tell,
+                undelivered=self._in_memory,
+                found=self._found,
+                arrived=self._arrived,
+                room=self._room,
+            )
+            self.store.start()
+
     # -- the client's side ---------------------------------------------------------------------------------------------
 
     def put(self, frame: bytes, timeout: float | None) -> None:
@@ -121,22 +151,34 @@ class Sender:
         :raises Exception: what :meth:`refuse` was given while this waited; nothing was accepted.
         """
         try:
-            self._put_now(frame)
+            batch = self._put_now(frame)
         except Full:
             if timeout is not None and timeout <= 0:
-                raise QueueFullError(f"the queue is full ({self._queue.maxsize} records)") from None
-            self._put_when_there_is_room(frame, timeout)
-        self._counters.accepted += 1
-        if self._asleep:
-            self._wake.set()
+                raise self._full() from None
+            batch = self._put_when_there_is_room(frame, timeout)
+        if batch is not None:
+            batch.wait()
+        self._arrived()
 
-    def _put_now(self, frame: bytes) -> None:
+    def _put_now(self, frame: bytes) -> Batch | None:
+        if self.store is not None:
+            return self.store.put(frame)
         if self._inbox.used:
             with self._inbox.lock:
                 self._take_inbox()
                 self._queue.put(frame, False)
         else:
             self._queue.put(frame, False)
+        self._counters.accepted += 1
+        return None
+
+    def _full(self, wait: str = "") -> QueueFullError:
+        why = f" {self.store.why_full()}" if self.store is not None else ""
+        return QueueFullError(f"the queue is full ({self._queue.maxsize} records){why}{wait}")
+
+    def _arrived(self) -> None:
+        if self._asleep:
+            self._wake.set()
 
     def _take_inbox(self) -> None:
         """Put what other threads handed over on the queue; holding the inbox's lock, which keeps room for it."""
@@ -150,7 +192,7 @@ class Sender:
             if self._asleep:
                 self._wake.set()
 
-    def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> None:
+    def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Batch | None:
         """One at a time, in the order of their coming, so that nobody waits for ever.
 
         Not with ``Queue.put(timeout=...)``: what waits there could get onto the queue after the sender was stopped.
@@ -160,8 +202,7 @@ class Sender:
             try:
                 while not self._stopped and self._refusal is None:
                     try:
-                        self._put_now(frame)
-                        return
+                        return self._put_now(frame)
                     except Full:
                         self._room.clear()
                         if not self._room.wait(None if deadline is None else deadline - time.monotonic()):
@@ -172,7 +213,7 @@ class Sender:
             raise ClientClosedError(f"{self._stopped} while send() waited for room")
         if self._refusal is not None:
             raise self._refusal
-        raise QueueFullError(f"the queue is full ({self._queue.maxsize} records) after {timeout} s")
+        raise self._full(f" after {timeout} s")
 
     def refuse(self, error: Exception | None) -> None:
         """Let everybody go who waits in :meth:`put`, with *error*; None accepts again."""
@@ -187,29 +228,38 @@ class Sender:
     def flush(self, timeout: float | None) -> bool:
         """Wait until all that was accepted so far is delivered; False when it was not, for whatever reason."""
         self.empty_inbox()
-        target = self._counters.accepted
-        given_up = self._counters.dropped + self._counters.recovered
-        if self._counters.settled >= target:
+        given_up = self._counters.unsent
+        if self._reached(self._counters.taken):
             return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        entry = (target, Event())
+        entry = _Flush(self._counters.taken)
         self._flushes.append(entry)
         try:
-            while not entry[1].is_set():
+            while not entry.over.is_set():
                 left = _LAST_LOOK if deadline is None else min(deadline - time.monotonic(), _LAST_LOOK)
                 if left <= 0:
                     break
-                entry[1].wait(left)
+                entry.over.wait(left)
                 self.ensure_running()
                 self.look()
         finally:
             self._flushes.remove(entry)
-        return self._counters.settled >= target and self._counters.dropped + self._counters.recovered == given_up
+        return self._reached(entry.target) and self._counters.unsent == given_up
+
+    def _reached(self, target: int) -> bool:
+        if self.store is not None and self.store.overtaken:  # what was delivered may be later than what is asked after
+            return self._counters.settled >= self._counters.taken
+        return self._counters.settled >= target
+
+    def _found(self, count: int) -> None:
+        """Older records came to light, and go before all others."""
+        for flush in self._flushes:
+            flush.target += count
 
     def give_up_flushes(self) -> None:
         """Let everybody go who waits in :meth:`flush`."""
-        for _, event in self._flushes:
-            event.set()
+        for flush in self._flushes:
+            flush.over.set()
 
     def look(self) -> None:
         """Take note of what was delivered by now; the sender greenlet cannot while it waits in a write."""
@@ -239,6 +289,19 @@ class Sender:
             except Empty:
                 return frames
 
+    def keep(self, timeout: float) -> list[bytes]:
+        """After :meth:`stop`: leave what is undelivered in the spool; what cannot be left there is returned.
+
+        :param timeout: seconds that the spool may take.
+        """
+        frames = self.take_undelivered()
+        return frames if self.store is None else self.store.keep(frames, timeout)
+
+    def _in_memory(self) -> list[bytes]:
+        """All frames that were put on the queue and are not delivered, in their order."""
+        window = [frame for frame in self._window if frame is not None]
+        return [*window, *self._resend, *self._queue.queue]
+
     def stop(self, why: str) -> None:
         """End the greenlet and the connection, for good. Does not wait; what is undelivered can be taken afterwards."""
         self._stopped = why
@@ -262,6 +325,11 @@ class Sender:
     def waiting(self) -> int:
         """Records on the queue: what its size bounds. From any thread."""
         return int(self._queue.qsize())
+
+    @property
+    def spooled(self) -> int:
+        """Records in the spool, or on the way there, and not on the queue."""
+        return 0 if self.store is None else self.store.waiting
 
     @property
     def connected(self) -> bool:
@@ -388,6 +456,8 @@ class Sender:
             except Empty:
                 break
             size += len(batch[-1])
+        if self.store is not None:
+            self.store.refill()
         self._room.set()
         self._window.extend(batch)
         self._window_records += len(batch)
@@ -415,13 +485,15 @@ class Sender:
                 self._window_bytes -= len(frame)
         self._window_records -= records
         self._counters.delivered += records
+        if self.store is not None:
+            self.store.settled(records)
         self._tell_flushes()
         return True
 
     def _tell_flushes(self) -> None:
-        for target, event in self._flushes:
-            if self._counters.settled >= target:
-                event.set()
+        for flush in self._flushes:
+            if self._reached(flush.target):
+                flush.over.set()
 
     def _judge(self, connection: Connection | None) -> None:
         """After a connection broke: was it a frame that made the agent hang up? Such a frame would come back for ever.
@@ -469,6 +541,8 @@ class Sender:
         self._careful = max(self._careful - 1, 0)
         self._acquit()
         self._counters.dropped += 1
+        if self.store is not None:
+            self.store.reject(frame, f"the agent hung up on it {STRIKES} times in a row")
         self._tell_flushes()
         if self._set_aside is not None:
             self._set_aside(frame, STRIKES)

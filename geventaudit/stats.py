@@ -22,6 +22,8 @@ class Rejection:
     """The client was closing or closed (:class:`~geventaudit.ClientClosedError`)."""
     BROKEN = "broken"
     """The base client's connection was broken (:class:`~geventaudit.ConnectionFailedError`)."""
+    SPOOL = "spool"
+    """The spool could not keep it (:class:`~geventaudit.SpoolError`)."""
     LEFT_OUT = "left_out"
     """``before_send`` returned None."""
 
@@ -30,7 +32,8 @@ class Rejection:
 class Stats:
     """A snapshot of a client's numbers. Records are counted, heartbeats are not, except where it says so.
 
-    ``accepted == delivered + dropped + recovered + queued + in_flight`` holds at every moment.
+    ``accepted + adopted == delivered + dropped + recovered + kept + queued + in_flight + spooled`` holds at every
+    moment; without a spool, the three that are its own are 0.
     """
 
     accepted: int = 0
@@ -42,11 +45,18 @@ class Stats:
     resent: int = 0
     """Written because a connection broke before they were known to be delivered over it."""
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Not taken by ``send``, by reason: ``invalid``, ``queue_full``, ``closed``, ``broken``, ``left_out``."""
+    """Not taken by ``send``, by reason: ``invalid``, ``queue_full``, ``spool``, ``closed``, ``broken``,
+    ``left_out``."""
     dropped: int = 0
     """Accepted, and given up when the client closed."""
     recovered: int = 0
     """Accepted, and handed back by ``BaseClient.recover``."""
+    adopted: int = 0
+    """Found in the spool: from before, or left by a process that is no more."""
+    kept: int = 0
+    """Left in the spool when the client closed, for the next one."""
+    spool_failures: int = 0
+    """Times that the spool could not be used."""
     connects: int = 0
     """Connections made."""
     connect_failures: int = 0
@@ -59,6 +69,8 @@ class Stats:
     """Written, and not known to be delivered, now."""
     in_flight_bytes: int = 0
     """The same in bytes of frames."""
+    spooled: int = 0
+    """In the spool, or on the way there, and not on the queue, now."""
     connected: bool = False
     """Whether there is a connection now."""
 
@@ -73,18 +85,38 @@ class Counters:
         self.resent = 0
         self.dropped = 0
         self.recovered = 0
+        self.adopted = 0
+        self.kept = 0
+        self.spool_failures = 0
         self.connects = 0
         self.connect_failures = 0
         self.heartbeats = 0
         self.rejected: Counter[str] = Counter()
 
     @property
+    def taken(self) -> int:
+        """Records that became the sender's to deliver."""
+        return self.accepted + self.adopted
+
+    @property
     def settled(self) -> int:
-        """Accepted records that are no longer the sender's to deliver."""
-        return self.delivered + self.dropped + self.recovered
+        """Records that are no longer the sender's to deliver."""
+        return self.delivered + self.unsent
+
+    @property
+    def unsent(self) -> int:
+        """Records that are no longer the sender's to deliver, and were not delivered."""
+        return self.dropped + self.recovered + self.kept
 
     def snapshot(
-        self, inbox: Inbox, *, queued: int = 0, in_flight: int = 0, in_flight_bytes: int = 0, connected: bool = False
+        self,
+        inbox: Inbox,
+        *,
+        queued: int = 0,
+        in_flight: int = 0,
+        in_flight_bytes: int = 0,
+        spooled: int = 0,
+        connected: bool = False,
     ) -> Stats:
         """All numbers as they are now, with what other threads did."""
         handed_over = len(inbox)
@@ -96,11 +128,15 @@ class Counters:
             rejected=dict(self.rejected + Counter(inbox.rejected)),
             dropped=self.dropped,
             recovered=self.recovered,
+            adopted=self.adopted,
+            kept=self.kept,
+            spool_failures=self.spool_failures,
             connects=self.connects,
             connect_failures=self.connect_failures,
             heartbeats=self.heartbeats,
             queued=queued + handed_over,
             in_flight=in_flight,
             in_flight_bytes=in_flight_bytes,
+            spooled=spooled,
             connected=connected,
         )

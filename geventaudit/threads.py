@@ -20,13 +20,14 @@ from gevent.queue import Queue
 
 from .errors import ClientClosedError
 
-__all__ = ["Home", "Inbox", "pause", "thread_ident"]
+__all__ = ["Home", "Inbox", "allocate_lock", "pause", "start_new_thread", "thread_ident"]
 
 _T = TypeVar("_T")
 
 # The native ones: gevent's stand-ins are about greenlets.
 thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
-_allocate_lock = monkey.get_original("_thread", "allocate_lock")
+allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
+start_new_thread: Callable[..., int] = monkey.get_original("_thread", "start_new_thread")
 _native_sleep = monkey.get_original("time", "sleep")
 
 
@@ -55,18 +56,23 @@ class Home:
         timeout: float | None,
         otherwise: _T,
         late: Callable[[_T], object] = lambda result: None,
+        *,
+        withdraw: bool = False,
     ) -> _T:
         """From another thread: run *function* in a greenlet of the hub, and wait for what it returns or raises.
 
         :param timeout: seconds that the function may take by itself; a hub that does not answer by then is not waited
             for, and *otherwise* is returned.
         :param late: given what the function returned when nobody waited for it any more.
+        :param withdraw: a function that has not begun by then never begins; one that has is waited for.
         """
         answer: list[tuple[_T | None, BaseException | None]] = []
-
         gone: list[bool] = []
+        begun = allocate_lock()  # whoever gets it: the function may begin, or it is withdrawn
 
         def answering() -> None:
+            if withdraw and not begun.acquire(False):
+                return
             try:
                 result = function()
                 answer.append((result, None))
@@ -79,6 +85,9 @@ class Home:
         deadline = None if timeout is None else time.monotonic() + timeout + 1.0
         while not answer:
             if deadline is not None and time.monotonic() > deadline:
+                if withdraw and not begun.acquire(False):
+                    deadline = None
+                    continue
                 gone.append(True)
                 return otherwise
             pause(0.002)
@@ -96,7 +105,7 @@ class Inbox:
     """
 
     def __init__(self, size: int, notify: Callable[[], None]) -> None:
-        self.lock = _allocate_lock()
+        self.lock = allocate_lock()
         self.used = False
         """Whether another thread has ever been here: the hub's own puts are to hold the lock from then on."""
         self._size = size

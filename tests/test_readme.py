@@ -12,7 +12,8 @@ import pytest
 from gevent import subprocess
 from helpers import SERVICE_TREE_ID, eventually, message
 
-from geventaudit import TCP, Backoff, Client, DomainSocket, Msg, Stats
+import geventaudit
+from geventaudit import TCP, Backoff, Client, DomainSocket, Msg, Spool, Stats
 from geventaudit.agent import Agent
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -38,12 +39,33 @@ def test_the_quick_start_sends_exactly_its_record(socket_path: str) -> None:
 
 
 def test_every_python_block_compiles() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for block in BLOCKS:
         compile(block, "README.md", "exec")
 
 
-@pytest.mark.parametrize("owner", [Client, DomainSocket, TCP, Backoff])
+def test_the_spool_that_is_shown_can_be_made() -> None:
+    (block,) = (block for block in BLOCKS if "Spool(" in block)
+    names: dict[str, Any] = {"geventaudit": geventaudit, "factory": geventaudit.NoOp}
+    exec(block, names)
+    assert isinstance(names["client"], Client)
+
+
+def test_every_test_that_is_named_exists() -> None:
+    here = Path(__file__).parent
+    rows = [line for line in README.splitlines() if line.startswith("|") and "`test_" in line]
+    assert len(rows) > 15
+    for row in rows:
+        names = re.findall(r"`((?:test_|\.\.\.)[^`]*)`", row)
+        modules = [name for name in names if (here / f"{name}.py").exists()]
+        assert modules, row
+        text = "".join((here / f"{module}.py").read_text() for module in modules)
+        for name in set(names) - set(modules):
+            pattern = r"\w*".join(re.escape(part) for part in name.split("..."))
+            assert re.search(rf"def (test_)?{pattern}\(", text), name
+
+
+@pytest.mark.parametrize("owner", [Client, DomainSocket, TCP, Backoff, Spool])
 def test_the_options_and_their_defaults(owner: type[Any]) -> None:
     for name, parameter in inspect.signature(owner).parameters.items():
         if name in ("factory", "address"):

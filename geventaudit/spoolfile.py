@@ -1,0 +1,433 @@
+"""The file of a spool: frames on disk, in SQLite. Plain and blocking; :mod:`geventaudit.spool` keeps it off the hub.
+
+===========  ==========================================================================================================
+table        holds
+===========  ==========================================================================================================
+frames       what is accepted and not known to be delivered, by ``seq``, the order of its acceptance (nanoseconds since
+             the epoch, made unique); ``crc`` is the CRC-32 of the frame
+rejected     frames that the agent never took, or that were damaged on disk: when, why, the frame; the newest 1,000
+===========  ==========================================================================================================
+
+One process has a file at a time: whoever holds the ``flock`` of the file beside it (``.lock``), which ends with the
+process however it ends. A descriptor that a forked child inherits would keep the lock, so the child closes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from . import fork
+from .errors import SpoolError, show
+
+__all__ = ["Loaded", "Row", "SpoolFile", "TakenOver"]
+
+Row = tuple[int, bytes]
+"""A frame by its ``seq``."""
+
+_APPLICATION_ID = 0x67615370
+_BUSY_SECONDS = 1.0  # how long SQLite waits for somebody who looks into the file with a tool of their own
+_ROWS = 200  # in one statement: sqlite3 lets go of the interpreter's lock for each statement, not for each row
+_SHRINK_BYTES = 4 << 20
+_MAX_REJECTED = 1000
+_SIDES = ("", "-wal", "-shm")
+_COLUMNS = "seq, CAST(crc AS INTEGER), coalesce(CAST(frame AS BLOB), x'')"  # bytes, whatever damage made of them
+
+_SCHEMA = f"""
+    BEGIN;
+    CREATE TABLE frames (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, frame BLOB NOT NULL);
+    CREATE TABLE rejected (id INTEGER PRIMARY KEY, at REAL NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL);
+    PRAGMA application_id = {_APPLICATION_ID};
+    COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was read from the file, and how many rows were damaged (they are in ``rejected`` now)."""
+
+    rows: Sequence[Row]
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Rows that came from other files, and what was wrong with those."""
+
+    records: int
+    problems: tuple[str, ...] = ()
+
+
+class _DamagedError(sqlite3.DatabaseError):
+    """The file is ours, and not in order."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether *error* says that the file itself is not in order, rather than the disk or whoever has it locked."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, _DamagedError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class SpoolFile:
+    """One file. Every method blocks, and raises ``sqlite3.Error``, ``OSError`` or :class:`SpoolError`.
+
+    :param path: of the file; its folder must exist.
+    :param synchronous: SQLite's: ``OFF``, ``NORMAL`` or ``FULL``.
+    :param breathe: called now and then in what may take long.
+    """
+
+    def __init__(self, path: str, synchronous: str, breathe: Callable[[], None]) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._breathe = breathe
+        self._db: sqlite3.Connection | None = None
+        self._lock: int | None = None
+        fork.track(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is."""
+        return self._db is not None
+
+    def open(self) -> None:
+        """Claim the file, and make it where there is none.
+
+        :raises SpoolError: another process, or another client of this one, has it; or it is no spool.
+        """
+        self.close()
+        self._lock = _claim(self.path)
+        try:
+            self._db = _connect(self.path, self._synchronous)
+        except BaseException as error:
+            if not is_damage(error):  # a damaged one is still ours, to be set aside
+                self.close()
+            raise
+
+    def measure(self, after: int) -> tuple[int, int, int]:
+        """Of the rows behind *after*: how many, their bytes; and the last ``seq`` of all (0 where there is none)."""
+        count, size = self._one("SELECT count(*), coalesce(sum(length(frame)), 0) FROM frames WHERE seq > ?", after)
+        (last,) = self._one("SELECT coalesce(max(seq), 0) FROM frames")
+        return count, size, last
+
+    def write(self, rows: Sequence[Row], forget: int, *, known: bool = False) -> None:
+        """Add *rows* and take away all up to *forget*: both or neither.
+
+        :param known: whether some of the rows may be there already.
+        """
+        db = self._open()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for start in range(0, len(rows), _ROWS):
+                _insert(db, rows[start : start + _ROWS], "OR IGNORE" if known else "")
+            if forget:
+                db.execute("DELETE FROM frames WHERE seq <= ?", (forget,))
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
+
+    def load(self, after: int, count: int, size: int) -> Loaded:
+        """The next rows behind *after*: at most *count*, and no more once they have *size* bytes."""
+        db = self._open()
+        rows: list[Row] = []
+        damaged: list[Row] = []
+        for seq, crc, frame in db.execute(
+            f"SELECT {_COLUMNS} FROM frames WHERE seq > ? ORDER BY seq LIMIT ?", (after, count)
+        ):
+            (rows if zlib.crc32(frame) == crc else damaged).append((seq, frame))
+            size -= len(frame)
+            if size <= 0:
+                break
+        for seq, frame in damaged:
+            self.reject(seq, frame, "it was damaged on disk")
+        return Loaded(rows, len(damaged))
+
+    def reject(self, seq: int, frame: bytes, reason: str) -> None:
+        """Move one frame into the table of rejected ones."""
+        db = self._open()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute("INSERT INTO rejected (at, reason, frame) VALUES (?, ?, ?)", (time.time(), reason, frame))
+            db.execute("DELETE FROM rejected WHERE id <= (SELECT max(id) FROM rejected) - ?", (_MAX_REJECTED,))
+            db.execute("DELETE FROM frames WHERE seq = ?", (seq,))
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
+
+    def shrink(self) -> None:
+        """Give the space of an empty file back, where it is much."""
+        db = self._open()
+        (pages,), (size,) = self._one("PRAGMA page_count"), self._one("PRAGMA page_size")
+        if pages * size > _SHRINK_BYTES and not self._one("SELECT EXISTS (SELECT 1 FROM frames)")[0]:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def renew(self) -> None:
+        """Begin a new file in the place of one without frames: on a full disk, taking rows away may need room too."""
+        rejected = self._open().execute("SELECT at, reason, frame FROM rejected ORDER BY id").fetchall()
+        self._close_database()
+        for side in _SIDES:
+            if os.path.exists(self.path + side):
+                os.unlink(self.path + side)
+        self._db = _connect(self.path, self._synchronous)
+        self._add_rejected(rejected)
+
+    def set_aside(self, after: int) -> tuple[str, TakenOver]:
+        """Put the damaged file aside under another name and begin a new one with what can be read behind *after*.
+
+        :returns: the other name, and what was saved.
+        """
+        self._close_database()
+        aside = _move_aside(self.path)
+        self._db = _connect(self.path, self._synchronous)
+        return aside, TakenOver(self._take_from(aside, after, None)[0])
+
+    def adopt(self, template: str, first: int | None) -> TakenOver:
+        """Take over what processes that are no more left in files of the same *template* (with ``{pid}`` in it).
+
+        :param first: where the ``seq`` of what comes begins; None leaves it as it is.
+        """
+        folder, _, name = template.rpartition("/")
+        pattern = re.compile(r"\d+".join(re.escape(part) for part in name.split("{pid}")))
+        records = 0
+        problems = []
+        for entry in sorted(os.listdir(folder or ".")):
+            path = os.path.join(folder, entry)
+            if not pattern.fullmatch(entry) or path == self.path:
+                continue
+            try:
+                taken, problem = self._adopt_one(path, None if first is None else first + records)
+            except SpoolError:
+                continue  # it is somebody's who is alive
+            except (sqlite3.Error, OSError) as error:
+                taken, problem = 0, f"{path} cannot be taken over: {error}"
+            records += taken
+            if problem:
+                problems.append(problem)
+        return TakenOver(records, tuple(problems))
+
+    def close(self, *, remove_if_empty: bool = False) -> None:
+        """Let go of the file. May be called again."""
+        empty = False
+        if self._db is not None and remove_if_empty:
+            empty = not any(
+                self._one(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)")[0]
+                for table in ("frames", "rejected")
+            )
+        self._close_database()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            if empty:
+                _remove(self.path)
+            os.close(lock)
+
+    # -- forks ---------------------------------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """The file stays the parent's."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+        database, self._db = self._db, None
+        if database is not None:
+            # Neither used nor closed in a child, as SQLite asks: closing could end the parent's log. So it is kept from
+            # ever being collected, with its descriptors.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise SpoolError(f"{self.path} is not open")
+        return self._db
+
+    def _one(self, statement: str, *values: object) -> tuple[int, ...]:
+        row: tuple[int, ...] = self._open().execute(statement, values).fetchone()
+        return row
+
+    def _close_database(self) -> None:
+        database, self._db = self._db, None
+        if database is not None:
+            database.close()
+
+    def _adopt_one(self, path: str, first: int | None) -> tuple[int, str]:
+        lock = _claim(path)
+        try:
+            if not os.path.exists(path):
+                return 0, ""
+            taken, damage = self._take_from(path, -1, first)
+            problem = f"{path} was damaged and is {_move_aside(path)} now ({damage})" if damage else ""
+            _remove(path)
+        finally:
+            os.close(lock)
+        return taken, problem
+
+    def _take_from(self, path: str, after: int, first: int | None) -> tuple[int, str]:
+        """Copy what can be read of another file behind *after*; how much it was, and what was wrong."""
+        saved = 0
+        try:
+            other = _connect(path, "OFF", timeout=_BUSY_SECONDS)
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            other = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
+            damage = str(error)
+        else:
+            damage = ""
+        try:
+            seen = after
+            for descending in (False, True):  # from both ends: damage may be in the middle
+                try:
+                    order = "DESC" if descending else "ASC"
+                    rows = other.execute(f"SELECT {_COLUMNS} FROM frames WHERE seq > ? ORDER BY seq {order}", (seen,))
+                    for batch in _batches(rows):
+                        whole = [(seq, frame) for seq, crc, frame in batch if zlib.crc32(frame) == crc]
+                        if len(whole) < len(batch):
+                            damage = damage or "damaged records"
+                        if first is not None:
+                            whole = [(first + saved + place, frame) for place, (_, frame) in enumerate(whole)]
+                        self._add(whole)
+                        saved += len(whole)
+                        self._breathe()
+                        if not descending:
+                            seen = batch[-1][0]
+                except sqlite3.Error as error:
+                    damage = damage or str(error)
+                else:
+                    break
+            try:
+                self._add_rejected(other.execute("SELECT at, reason, frame FROM rejected ORDER BY id").fetchall())
+            except sqlite3.Error as error:
+                damage = damage or str(error)
+        finally:
+            other.close()
+        return saved, damage
+
+    def _add_rejected(self, rows: list[tuple[float, str, bytes]]) -> None:
+        self._open().executemany("INSERT INTO rejected (at, reason, frame) VALUES (?, ?, ?)", rows)
+
+    def _add(self, rows: list[Row]) -> None:
+        """Add rows that come from elsewhere, whose ``seq`` may be taken here."""
+        try:
+            self.write(rows, 0)
+        except sqlite3.IntegrityError:
+            for seq, frame in rows:
+                while self._one("SELECT count(*) FROM frames WHERE seq = ?", seq)[0]:
+                    seq += 1
+                self.write([(seq, frame)], 0)
+
+
+def _batches(rows: sqlite3.Cursor) -> Iterator[list[tuple[int, int, bytes]]]:
+    while True:
+        batch = []
+        try:
+            for row in rows:
+                batch.append(row)
+                if len(batch) == _ROWS:
+                    break
+        except sqlite3.Error:
+            if batch:
+                yield batch  # what came before the damage
+            raise
+        if not batch:
+            return
+        yield batch
+
+
+def _claim(path: str) -> int:
+    """The descriptor of the lock beside *path*, locked.
+
+    :raises SpoolError: somebody else has it.
+    """
+    while True:
+        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path + ".lock")):
+                return lock
+        except FileNotFoundError:
+            pass  # whoever had it removed it meanwhile: another time
+        except BlockingIOError:
+            os.close(lock)
+            raise SpoolError(f"{path} is in use by another process or client") from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _connect(path: str, synchronous: str, timeout: float = _BUSY_SECONDS) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # nobody else is to read an audit trail
+    db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+    try:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables >= {"frames", "rejected"}:
+            if db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+                raise SpoolError(f"{path} is the database of something else, with the tables {show(sorted(tables))}")
+            raise _DamagedError("its tables are not there")
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute(f"PRAGMA journal_size_limit = {_SHRINK_BYTES}").fetchall()
+        if not tables:
+            db.executescript(_SCHEMA)
+        for (verdict,) in db.execute("PRAGMA quick_check(1)"):
+            if verdict != "ok":
+                raise _DamagedError(verdict)
+        try:
+            db.execute("SELECT seq, crc, frame FROM frames LIMIT 0")
+            db.execute("SELECT id, at, reason, frame FROM rejected LIMIT 0")
+        except sqlite3.OperationalError as error:
+            raise _DamagedError(str(error)) from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _insert(db: sqlite3.Connection, rows: Sequence[Row], on_conflict: str) -> None:
+    values: list[object] = []
+    for seq, frame in rows:
+        values += (seq, zlib.crc32(frame), frame)
+    places = ",".join(["(?,?,?)"] * len(rows))
+    db.execute(f"INSERT {on_conflict} INTO frames (seq, crc, frame) VALUES {places}", values)
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        try:
+            db.execute("ROLLBACK")
+        except sqlite3.Error:
+            pass  # SQLite has done it by itself
+
+
+def _move_aside(path: str) -> str:
+    """Rename the file and what belongs to it; the new name."""
+    stem = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    aside, number = stem, 1
+    while os.path.exists(aside):
+        number += 1
+        aside = f"{stem}-{number}"
+    for side in _SIDES:
+        try:
+            os.rename(path + side, aside + side)
+        except FileNotFoundError:
+            pass
+    return aside
+
+
+def _remove(path: str) -> None:
+    """Remove the file and what belongs to it, the lock last."""
+    for side in (*_SIDES, ".lock"):
+        try:
+            os.unlink(path + side)
+        except FileNotFoundError:
+            pass

@@ -1,0 +1,720 @@
+"""The disk behind the queue: what it keeps, in which order, and what happens when it fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess as std_subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import subprocess
+from gevent.threadpool import ThreadPool
+from helpers import Receiver, eventually, first_arrivals, message, receiving
+from test_acks import scripted
+from test_poison import Picky
+
+from geventaudit import (
+    Backoff,
+    Client,
+    ClientClosedError,
+    DomainSocket,
+    NotificationKind,
+    QueueFullError,
+    Spool,
+    SpoolError,
+    wire,
+)
+from geventaudit.spoolfile import SpoolFile
+
+MODES = ["overflow", "always"]
+KILLS = int(os.environ.get("GEVENTAUDIT_KILLS", "30"))
+
+
+def client_of(receiver: Receiver, spool: Spool, **options: Any) -> Client:
+    options = {"queue_size": 50, **options}
+    return Client(lambda: DomainSocket(receiver.where), backoff=Backoff(0.01, 0.05), spool=spool, **options)
+
+
+def send_all(client: Client, numbers: range) -> None:
+    for number in numbers:
+        client.send(message(number))
+        if number % 20 == 0:
+            gevent.sleep(0)
+
+
+def balanced(client: Client) -> bool:
+    stats = client.stats()
+    have = stats.delivered + stats.dropped + stats.recovered + stats.kept + stats.queued + stats.in_flight
+    return stats.accepted + stats.adopted == have + stats.spooled
+
+
+def told(client: Client, kind: NotificationKind) -> list[str]:
+    """The errors of the notifications of that kind, up to now."""
+    channel = client.notify()
+    texts = []
+    while True:
+        try:
+            notification = channel.get(timeout=0.01)
+        except gevent.queue.Empty:
+            return texts
+        if notification is StopIteration:
+            return texts
+        if notification.kind is kind:
+            texts.append(str(notification.error))
+
+
+def rows(path: Path, table: str = "frames") -> list[Any]:
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+    except sqlite3.OperationalError:  # it is not made yet
+        return []
+
+
+@contextmanager
+def a_file(path: Path) -> Iterator[SpoolFile]:
+    file = SpoolFile(str(path), "NORMAL", lambda: None)
+    file.open()
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+# -- the way of a record -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_than_the_queue_holds_waits_on_disk(folder: Path, mode: Any) -> None:
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db", mode=mode))
+        send_all(client, range(500))
+        assert balanced(client)
+        assert client.stats().accepted == 500
+        assert client.stats().spooled >= 450, "the queue holds 50"
+        receiver.start()
+        assert client.flush(30)
+        assert balanced(client)
+        assert client.close() == []
+        eventually(lambda: receiver.numbers() == list(range(500)), "read, and stored")
+    assert rows(folder / "spool.db") == [], "what is delivered leaves the disk"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_left_is_sent_first_by_the_next_client(folder: Path, mode: Any) -> None:
+    spool = Spool(folder / "spool.db", mode=mode)
+    with receiving(folder) as receiver:
+        for start in (0, 300, 600):
+            client = client_of(receiver, spool)
+            send_all(client, range(start, start + 300))
+            assert client.close(0.0) == []
+            assert client.stats().kept == start + 300
+            assert client.stats().spooled == 0
+            assert balanced(client)
+            assert not client.flush(), "kept is not delivered"
+        receiver.start()
+        client = client_of(receiver, spool)
+        send_all(client, range(900, 1000))
+        assert client.flush(30), "what came before goes before, and is waited for"
+        eventually(lambda: receiver.numbers() == list(range(1000)))
+        assert client.stats().adopted == 900
+        client.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_an_agent_did_not_read_is_kept(folder: Path, mode: Any) -> None:
+    spool = Spool(folder / "spool.db", mode=mode)
+    with receiving(folder) as receiver:
+        receiver.start()
+        client = client_of(receiver, spool)
+        client.send(message(0))
+        assert client.flush(10)
+        receiver.pause()
+        send_all(client, range(1, 400))
+        eventually(lambda: client.stats().in_flight, "written, and not read")
+        assert client.close(0.0) == []
+        receiver.end(signal.SIGKILL)
+        receiver.start()
+        with client_of(receiver, spool) as client:
+            client.connect()
+            assert client.flush(10) or client.flush(10)
+            eventually(lambda: len(set(receiver.numbers())) == 400)
+        assert first_arrivals(receiver.numbers()) == list(range(400))
+
+
+def test_a_client_without_records_touches_no_disk(folder: Path) -> None:
+    with Client(lambda: DomainSocket(folder / "nobody"), spool=Spool(folder / "spool.db")):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_always_is_on_disk_when_send_returns(folder: Path) -> None:
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db", mode="always")) as client:
+        for number in range(20):
+            client.send(message(number))
+            assert len(rows(folder / "spool.db")) == number + 1
+        receiver.start()
+        assert client.flush(10)
+        eventually(lambda: rows(folder / "spool.db") == [], "delivered, and gone from the disk")
+
+
+def test_in_order_while_records_come_and_go(folder: Path) -> None:
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db")) as client:
+        receiver.start()
+        number = 0
+        for round_ in range(12):
+            if round_ % 3 == 0:
+                receiver.end(signal.SIGTERM)
+            if round_ % 3 == 1:
+                receiver.start()
+            send_all(client, range(number, number + 200))
+            number += 200
+            gevent.sleep(0.005 * round_)
+        assert client.flush(30)
+        eventually(lambda: first_arrivals(receiver.numbers()) == list(range(number)))
+
+
+def test_the_file_is_for_its_owner_only(folder: Path) -> None:
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db", mode="always")) as client:
+        client.send(message(1))
+        for path in folder.glob("spool.db*"):
+            assert path.stat().st_mode & 0o777 == 0o600, path
+        client.close(0.0)
+
+
+def test_a_record_that_the_agent_never_takes_is_among_the_rejected(folder: Path) -> None:
+    agent = Picky(3)
+    with scripted(str(folder / "agent.sock"), agent):
+        client = Client(
+            lambda: DomainSocket(folder / "agent.sock", require_ack=True),
+            backoff=Backoff(0.005, 0.02),
+            spool=Spool(folder / "s.db", mode="always"),
+        )
+        for number in range(10):
+            client.send(message(number))
+        assert not client.flush(60), "one was given up"
+        assert (client.stats().delivered, client.stats().dropped) == (9, 1)
+        client.close()
+    assert rows(folder / "s.db") == []
+    ((_, at, reason, frame),) = rows(folder / "s.db", "rejected")
+    assert at > 0
+    assert "hung up" in reason
+    assert wire.decode(frame)[0].record.custom_data == {"n": 3}  # type: ignore[union-attr]
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_full_spool_refuses(folder: Path, mode: Any) -> None:
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db", mode=mode, max_bytes=100_000))
+        accepted = 0
+
+        def send_on() -> None:
+            nonlocal accepted
+            for number in range(5000):
+                client.send(message(number))
+                accepted += 1
+                gevent.sleep(0)
+
+        with pytest.raises(QueueFullError, match="spool"):
+            send_on()
+        assert 100 < accepted < 1000
+        assert client.stats().rejected == {"queue_full": 1}
+        assert client.stats().accepted == accepted
+        receiver.start()
+        client.send(message(accepted), timeout=10.0)  # there is room again before long
+        assert client.flush(30)
+        eventually(lambda: receiver.numbers() == list(range(accepted + 1)))
+        client.close()
+
+
+def test_a_large_file_shrinks_when_it_is_empty(folder: Path) -> None:
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db")) as client:
+        for number in range(120):
+            client.send(message(custom_data={"n": number, "text": "x" * 100_000}))
+            gevent.sleep(0.001)
+        eventually(lambda: (folder / "spool.db").stat().st_size + (folder / "spool.db-wal").stat().st_size > 4 << 20)
+        receiver.start()
+        assert client.flush(30)
+        eventually(lambda: (folder / "spool.db").stat().st_size < 1 << 20, "the file is small again")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"path": "/tmp/"}, "the name of a file"),
+        ({"path": "/var/{pid}/x.db"}, r"one \{pid\}"),
+        ({"max_bytes": 0}, "max_bytes must be"),
+        ({"mode": "sometimes"}, "mode must be"),
+        ({"synchronous": "EXTRA"}, "synchronous must be"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Spool(**{"path": "/tmp/x.db", **options})
+
+
+def test_what_is_no_spool() -> None:
+    with pytest.raises(TypeError, match="spool must be a Spool"):
+        Client(lambda: DomainSocket(), spool="/tmp/x.db")  # type: ignore[arg-type]
+
+
+# -- who else has it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_another_client_has(folder: Path) -> None:
+    """It is the other's; when that one closes, it can be had."""
+    with receiving(folder) as receiver:
+        receiver.start()
+        spool = Spool(folder / "spool.db")
+        first, second = client_of(receiver, spool), client_of(receiver, spool)
+        first.send(message(0))
+        assert first.flush(10)
+        send_all(second, range(1, 20))
+        assert second.flush(10), "the queue has room"
+        assert any("in use by another" in text for text in told(second, NotificationKind.SPOOL_FAILED))
+        assert second.stats().spool_failures >= 1
+        first.close()
+        eventually(lambda: told(second, NotificationKind.SPOOL_RESTORED), "it is tried again")
+        second.close()
+        eventually(lambda: sorted(receiver.numbers()) == list(range(20)))
+
+
+def test_always_cannot_do_without_the_file(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        receiver.start()
+        spool = Spool(folder / "spool.db", mode="always")
+        with client_of(receiver, spool) as first, client_of(receiver, spool) as second:
+            first.send(message(0))
+            with pytest.raises(SpoolError, match="in use by another"):
+                second.send(message(1))
+            assert second.stats().rejected == {"spool": 1}
+            assert second.stats().accepted == 0
+
+
+LOCKER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_process_has_locked(folder: Path) -> None:
+    """With SQLite's own means: somebody looks into it."""
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db")) as client:
+        send_all(client, range(100))
+        eventually(lambda: len(rows(folder / "spool.db")) >= 50)
+        locker = std_subprocess.Popen(
+            [sys.executable, "-c", LOCKER, str(folder / "spool.db")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with locker:
+            assert locker.stdout
+            assert locker.stdout.readline() == b"locked\n"
+            send_all(client, range(100, 120))  # not one raises
+            eventually(lambda: "locked" in " ".join(told(client, NotificationKind.SPOOL_FAILED)))
+            receiver.start()
+            eventually(lambda: len(receiver.numbers()) >= 50, "the client goes on")
+            assert locker.stdin
+            locker.stdin.close()
+        eventually(lambda: told(client, NotificationKind.SPOOL_RESTORED), "it is tried again")
+        assert client.flush(30)
+        eventually(lambda: sorted(receiver.numbers()) == list(range(120)), "not one is lost, not one comes twice")
+
+
+def test_orphans_are_adopted_by_exactly_one(folder: Path) -> None:
+    """Five processes died; four that live begin at once."""
+    for number in range(5):
+        with a_file(folder / f"audit-{99999990 + number}.db") as file:
+            frames = [wire.encode(message(number * 100 + n), 0.0) for n in range(100)]
+            file.write([(number * 1000 + n + 1, frame) for n, frame in enumerate(frames)], 0)
+    with receiving(folder) as receiver:
+        receiver.start()
+        programs = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
+                    *(str(folder / "audit-{pid}.db"), "overflow", str(1000 + number * 100), "100"),
+                ],
+                stdout=subprocess.PIPE,
+            )
+            for number in range(4)
+        ]
+        for program in programs:
+            assert program.communicate(timeout=60)[0].endswith(b"delivered\n")
+        expected = Counter([*range(500), *range(1000, 1400)])
+        eventually(lambda: Counter(receiver.numbers()) == expected)
+    assert [path.name for path in folder.glob("audit-*")] == [], "nothing is left of files that are empty"
+
+
+def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.05)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
+        receiver.start()
+        client.send(message(0))
+        assert client.flush(10)
+        with a_file(folder / "audit-99999999.db") as file:
+            file.write([(5, wire.encode(message(1), 0.0))], 0)
+            client.send(message(2))
+            assert client.flush(10)
+            gevent.sleep(0.2)
+            assert sorted(receiver.numbers()) == [0, 2], "its owner is alive"
+        eventually(lambda: sorted(receiver.numbers()) == [0, 1, 2])
+        assert client.stats().adopted == 1
+        assert balanced(client)
+
+
+# -- what can happen to a disk -----------------------------------------------------------------------------------------
+
+
+def spoil(path: Path, how: str) -> None:
+    """The file is damaged in one way."""
+    data = bytearray(path.read_bytes())
+    chance = random.Random(how)
+    if how == "truncated":
+        del data[len(data) * 2 // 3 :]
+    elif how == "header":
+        data[:100] = chance.randbytes(100)
+    elif how == "nonsense":
+        data = bytearray(chance.randbytes(5000))
+    elif how.startswith("flipped"):
+        for _ in range(200):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    elif how == "tables":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("DROP TABLE rejected")
+        return
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "how", ["truncated", "header", "nonsense", "tables", "flipped 1", "flipped 2", "flipped 3", "flipped 4"]
+)
+def test_a_file_that_was_damaged_between_two_clients(folder: Path, mode: Any, how: str) -> None:
+    spool = Spool(folder / "spool.db", mode=mode)
+    with receiving(folder) as receiver:
+        client = client_of(receiver, spool)
+        send_all(client, range(300))
+        assert client.close(0.0) == []
+        spoil(folder / "spool.db", how)
+        receiver.start()
+        client = client_of(receiver, spool)
+        for number in range(300, 600):
+            client.send(message(number))
+            gevent.sleep(0)
+        assert client.flush(30) or client.stats().dropped
+        assert told(client, NotificationKind.SPOOL_FAILED), "it is told"
+        eventually(lambda: 599 in receiver.numbers())
+        arrived = receiver.numbers()
+        assert [number for number in first_arrivals(arrived) if number >= 300] == list(range(300, 600))
+        assert set(arrived) <= set(range(600)), "nothing that was never sent"
+        if how in ("tables", "flipped 1"):
+            assert len(set(arrived)) > 300, "what could be read is sent"
+        assert balanced(client)
+        assert client.close() == []
+    if how not in ("flipped 1", "flipped 2", "flipped 3", "flipped 4"):  # in these, single records may be all
+        assert len(list(folder.glob("spool.db.damaged-*"))) >= 1, "put aside under another name"
+
+
+def test_a_file_that_is_damaged_under_a_running_client(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        spool = Spool(folder / "spool.db", mode="always")
+        client = client_of(receiver, spool)
+        send_all(client, range(2000))
+        assert client.stats().spooled == 1950
+        with closing(sqlite3.connect(folder / "spool.db")) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with open(folder / "spool.db", "r+b") as file:
+            file.seek(4096)
+            file.write(bytes(4096 * 40))
+        receiver.start()
+        eventually(lambda: told(client, NotificationKind.SPOOL_FAILED))
+        eventually(lambda: client.stats().spooled == 0)
+        client.send(message(2000))
+        eventually(lambda: 2000 in receiver.numbers())
+        assert client.flush(30) or client.stats().dropped
+        assert set(range(50)) <= set(receiver.numbers()), "what was in memory is not lost"
+        assert balanced(client)
+        assert client.stats().dropped == 2001 - len(set(receiver.numbers()))
+        assert client.close() == []
+
+
+def test_a_single_record_that_was_damaged(folder: Path) -> None:
+    spool = Spool(folder / "spool.db")
+    with receiving(folder) as receiver:
+        client = client_of(receiver, spool)
+        send_all(client, range(100))
+        client.close(0.0)
+        with closing(sqlite3.connect(folder / "spool.db")) as database, database:
+            database.execute(
+                "UPDATE frames SET frame = x'0102' WHERE seq = (SELECT seq FROM frames ORDER BY seq LIMIT 1 OFFSET 7)"
+            )
+        receiver.start()
+        with client_of(receiver, spool) as client:
+            client.connect()
+            eventually(lambda: len(receiver.numbers()) == 99)
+            assert set(range(100)) - set(receiver.numbers()) == {7}
+            assert client.stats().dropped == 1
+            assert told(client, NotificationKind.SPOOL_FAILED)
+    assert [row[2:] for row in rows(folder / "spool.db", "rejected")] == [("it was damaged on disk", b"\1\2")]
+
+
+def test_somebody_elses_database_is_not_touched(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "shop.db")) as database, database:
+        database.execute("CREATE TABLE orders (id INTEGER)")
+    before = (folder / "shop.db").read_bytes()
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "shop.db")) as client:
+        receiver.start()
+        client.send(message(1))
+        assert client.flush(10)
+        assert any("the database of something else" in text for text in told(client, NotificationKind.SPOOL_FAILED))
+    assert (folder / "shop.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["no-such-folder/spool.db", "a-file/spool.db", "a-folder"])
+def test_a_file_that_cannot_be_made(folder: Path, mode: Any, where: str) -> None:
+    (folder / "a-file").touch()
+    (folder / "a-folder").mkdir()
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / where, mode=mode)) as client:
+        receiver.start()
+        if mode == "always":
+            with pytest.raises(SpoolError, match=where):
+                client.send(message(1))
+        else:
+            send_all(client, range(40))
+            assert client.flush(10)
+            eventually(lambda: receiver.numbers() == list(range(40)))
+        assert told(client, NotificationKind.SPOOL_FAILED)
+        assert balanced(client)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
+def test_a_folder_without_permission(folder: Path) -> None:
+    (folder / "mine").mkdir(mode=0o700)
+    folder.chmod(0o755)
+    with receiving(folder) as receiver:
+        receiver.start()
+        os.chmod(receiver.where, 0o777)
+        program = subprocess.run(
+            [
+                *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
+                *(str(folder / "mine" / "spool.db"), "overflow", "0", "80", "65534"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+        assert program.stdout.endswith(b"delivered\n"), program.stderr.decode()
+        eventually(lambda: receiver.numbers() == list(range(80)))
+    assert list((folder / "mine").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 400 KiB."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
+    if std_subprocess.run(mount, stderr=std_subprocess.DEVNULL).returncode:
+        pytest.skip("nobody may mount here")
+    try:
+        yield disk
+    finally:
+        std_subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_full_disk(folder: Path, small_disk: Path, mode: Any) -> None:
+    with receiving(folder) as receiver, client_of(receiver, Spool(small_disk / "spool.db", mode=mode)) as client:
+        accepted = []
+        refused = 0
+        for number in range(3000):
+            try:
+                client.send(message(number))
+            except QueueFullError:  # in mode always a SpoolError, otherwise the queue is full too
+                refused += 1
+            else:
+                accepted.append(number)
+            gevent.sleep(0)
+            if refused > 10:
+                break
+        assert refused
+        assert len(accepted) > 20
+        assert "full" in " ".join(told(client, NotificationKind.SPOOL_FAILED))
+        assert balanced(client)
+        receiver.start()
+        eventually(lambda: set(receiver.numbers()) >= set(accepted), "what was accepted arrives")
+        eventually(lambda: client.stats().spooled == 0)
+
+        def accepts() -> bool:
+            try:
+                client.send(message(9999))
+            except QueueFullError:
+                return False
+            return True
+
+        eventually(accepts, "there is room again")
+        assert client.flush(30)
+        assert client.close() == []
+
+
+# -- this process, and others ------------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_instant_nothing_is_lost_that_was_returned_for(folder: Path) -> None:
+    """KILLS times kill -9 under load in mode always; the agent comes and goes as well."""
+    chance = random.Random(4)
+    accepted: set[int] = set()
+    first = 0
+    with receiving(folder) as receiver:
+        for kill in range(KILLS):
+            if kill % 3 == 0:
+                receiver.start()
+            elif kill % 3 == 2:
+                receiver.end(signal.SIGTERM)
+            with subprocess.Popen(
+                [
+                    *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
+                    *(str(folder / "spool.db"), "always", str(first), "0"),
+                ],
+                stdout=subprocess.PIPE,
+            ) as program:
+                assert program.stdout
+                line = program.stdout.readline()
+                gevent.sleep(chance.random() * 0.2)
+                program.kill()
+                lines = [line, *program.stdout.read().splitlines(keepends=True)]
+            numbers = [int(line) for line in lines if line.endswith(b"\n")]
+            accepted.update(numbers)
+            first = max(numbers) + 1000
+        if receiver.process is None:
+            receiver.start()
+        program = subprocess.run(
+            [
+                *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
+                *(str(folder / "spool.db"), "always", str(first), "10"),
+            ],
+            stdout=subprocess.PIPE,
+            timeout=120,
+        )
+        assert program.stdout.endswith(b"delivered\n")
+        assert len(accepted) > KILLS
+        eventually(lambda: accepted <= set(receiver.numbers()), "nothing is lost")
+
+
+def test_a_fork_leaves_the_spool_to_the_parent(folder: Path) -> None:
+    """Forked again and again while the disk's thread is at work; the children have files of their own."""
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "audit-{pid}.db", mode="always"))
+        stop: list[bool] = []
+        sent: list[int] = []
+
+        def sending() -> None:
+            number = 0
+            while not stop:
+                client.send(message(number))
+                sent.append(number)
+                number += 1
+                gevent.sleep(0)
+
+        greenlets = [gevent.spawn(sending)]
+        eventually(lambda: len(sent) > 10)
+        for child in range(10):
+            gevent.sleep(0.003 * child)
+            pid = gevent.os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    stop.append(True)
+                    client.send(message(1_000_000 + child))
+                    client.close(0.0)
+                    stats = client.stats()  # it may have adopted what an earlier child left
+                    status = 0 if (stats.accepted, stats.kept) == (1, 1 + stats.adopted) else 2
+                finally:
+                    os._exit(status)
+            assert gevent.os.waitpid(pid, 0)[1] == 0
+        stop.append(True)
+        gevent.joinall(greenlets, raise_error=True)
+        assert client.stats().accepted == len(sent)
+        receiver.start()
+        assert client.flush(30)
+        client.close()
+        with client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:  # what the children left
+            client.connect()
+            eventually(lambda: len(set(receiver.numbers())) == len(sent) + 10)
+        eventually(lambda: sorted(receiver.numbers()) == [*sent, *range(1_000_000, 1_000_010)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_other_threads_send_too(folder: Path, mode: Any) -> None:
+    pool = ThreadPool(4)
+    try:
+        with receiving(folder) as receiver, client_of(receiver, Spool(folder / "s.db", mode=mode)) as client:
+            client.send(message(0))
+
+            def sending(start: int) -> None:
+                for number in range(start, start + 100):
+                    client.send(message(number))
+
+            results = [pool.spawn(sending, 1000 * (1 + thread)) for thread in range(4)]
+            gevent.joinall(results, raise_error=True)
+            for result in results:
+                result.get()
+            assert client.stats().accepted == 401
+            assert balanced(client)
+            receiver.start()
+            assert client.flush(30)
+            eventually(lambda: len(receiver.numbers()) == 401)
+            arrived = receiver.numbers()
+            for thread in range(4):
+                mine = [number for number in arrived if number // 1000 == thread + 1]
+                assert mine == list(range(1000 * (1 + thread), 1000 * (1 + thread) + 100)), "in order for each"
+    finally:
+        pool.kill()
+
+
+def test_whoever_waits_for_the_disk_can_be_interrupted(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db", mode="always"))
+        waiting = gevent.spawn(client.send, message(0))
+        gevent.sleep(0)
+        waiting.kill()
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0):
+            client.send(message(1))
+        client.send(message(2))
+        receiver.start()
+        assert client.flush(10)
+        eventually(lambda: receiver.numbers()[-1] == 2)
+        assert balanced(client)
+        waiting = gevent.spawn(client.send, message(3))
+        gevent.sleep(0)
+        client.close()
+        assert isinstance(waiting.exception, ClientClosedError | None)
+        assert balanced(client)
+
+
+def test_hundreds_of_clients(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        receiver.start()
+        clients = [client_of(receiver, Spool(folder / f"{number}.db", mode="always")) for number in range(200)]
+        gevent.joinall([gevent.spawn(client.send, message(number)) for number, client in enumerate(clients)])
+        for client in clients:
+            assert client.flush(30)
+            client.close()
+        eventually(lambda: sorted(receiver.numbers()) == list(range(200)))
