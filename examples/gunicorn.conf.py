@@ -6,7 +6,7 @@ graceful_timeout = 10
 
 
 def worker_exit(server, worker):
-    """Let what was accepted drain before the worker goes."""
+    """Let what was accepted drain before the worker goes; after graceful_timeout gunicorn would kill it."""
     from gunicorn_app import client
 
-    client.close(timeout=worker.cfg.graceful_timeout)
+    client.close(timeout=worker.cfg.graceful_timeout / 2)

@@ -7,11 +7,13 @@ acknowledges messages that have a chunk. Signals:
 
 - SIGUSR1: read nothing more and accept nobody; says "paused" on standard output when all that was read is stored.
 - SIGUSR2: read again.
+- SIGHUP: read a few bytes of each connection, store the records that are whole, and hang up on it.
 - SIGTERM over a Unix socket: exit at once, with unread data in the socket. Over TCP: shut down its writing, read
   everything to the end of each stream, then exit.
 """
 
 import os
+import random
 import selectors
 import signal
 import socket
@@ -27,6 +29,7 @@ wakeup_writer.setblocking(False)
 signal.set_wakeup_fd(wakeup_writer.fileno())
 signal.signal(signal.SIGUSR1, lambda *_: flags.add("pause"))
 signal.signal(signal.SIGUSR2, lambda *_: flags.discard("pause"))
+signal.signal(signal.SIGHUP, lambda *_: flags.add("hang up"))
 signal.signal(signal.SIGTERM, lambda *_: flags.add("stop"))
 
 if kind == "unix":
@@ -52,8 +55,8 @@ def accept():
     selector.register(sock, selectors.EVENT_READ, msgpack.Unpacker(raw=False, strict_map_key=False))
 
 
-def take(sock, unpacker):
-    data = sock.recv(65536)
+def take(sock, unpacker, size=65536):
+    data = sock.recv(size)
     if not data:
         selector.unregister(sock)
         sock.close()
@@ -81,6 +84,18 @@ while True:
     if draining and not any(key.data not in ("wakeup", "listener") for key in selector.get_map().values()):
         sys.exit(0)
     ready = selector.select()
+    if "hang up" in flags:
+        flags.discard("hang up")
+        for key in [key for key in selector.get_map().values() if key.data not in ("wakeup", "listener")]:
+            key.fileobj.setblocking(False)
+            try:
+                take(key.fileobj, key.data, random.randrange(1, 1500))
+            except OSError:
+                pass
+            if key.fileobj.fileno() >= 0:
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+        continue
     if "stop" in flags and not draining:
         if kind == "unix":
             sys.exit(0)

@@ -51,33 +51,43 @@ def workers_of(master: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
 
-def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> None:
-    arrived: Counter[str] = Counter()
+@contextmanager
+def gunicorn(folder: Path, socket_path: str, app: str, *options: str) -> Iterator[tuple[Any, int]]:
+    """The example's application and configuration, with what *app* adds; the process and its port."""
+    (folder / "app.py").write_text(app)
+    port = free_port()
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gunicorn", "--config", str(EXAMPLES / "gunicorn.conf.py"), "--preload"),
+            *("-k", "gevent", *options, "--chdir", str(folder), "--pythonpath", str(EXAMPLES)),
+            *("--bind", f"127.0.0.1:{port}", "--log-level", "warning", "app:application"),
+        ],
+        env={**os.environ, "AUDIT_SOCKET": socket_path},
+        stderr=subprocess.PIPE,
+    )
+    with server, killed_in_the_end(server):
+        eventually(lambda: fetch(port, "/ready"), "gunicorn answers")
+        yield server, port
 
+
+def names_into(arrived: Counter[str]) -> Any:
     def take(received: Any) -> None:
         if isinstance(received.message, Msg):
             arrived[received.message.record.target_resources["Thing"][0].name] += 1
 
+    return take
+
+
+def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> None:
+    arrived: Counter[str] = Counter()
     # The application of the example; the client has already been used in the master when it forks.
-    (folder / "app.py").write_text(
-        "import gunicorn_app\n"
-        "from gunicorn_app import application, client\n"
+    app = (
+        "from gunicorn_app import application\n"
         "application({'PATH_INFO': '/master', 'wsgi.errors': __import__('sys').stderr}, lambda *args: None)\n"
     )
-    port = free_port()
-    with Agent(socket_path, take) as agent:
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", "--config", str(EXAMPLES / "gunicorn.conf.py"), "--preload"),
-                *("-k", "gevent", "-w", "4", "--max-requests", "150", "--max-requests-jitter", "50"),
-                *("--chdir", str(folder), "--pythonpath", str(EXAMPLES)),
-                *("--bind", f"127.0.0.1:{port}", "--log-level", "warning", "app:application"),
-            ],
-            env={**os.environ, "AUDIT_SOCKET": socket_path},
-            stderr=subprocess.PIPE,
-        )
-        with server, killed_in_the_end(server):
-            eventually(lambda: fetch(port, "/ready"), "gunicorn answers")
+    with Agent(socket_path, names_into(arrived)) as agent:
+        options = ("-w", "4", "--max-requests", "150", "--max-requests-jitter", "50")
+        with gunicorn(folder, socket_path, app, *options) as (server, port):
             answered: set[str] = set()
 
             def load(first: int) -> None:
@@ -101,3 +111,46 @@ def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> 
         twice = sum(arrived.values()) - len(arrived)
         print(f"{len(answered)} answered, {len(arrived)} on record, {twice} twice")
         assert arrived["/master"] <= 1, "the master's record is not the workers'"
+
+
+def test_workers_drain_within_their_graceful_timeout(socket_path: str, folder: Path) -> None:
+    """The agent is away while they are told to end, and comes a moment later."""
+    arrived: Counter[str] = Counter()
+    with gunicorn(folder, socket_path, "from gunicorn_app import application\n", "-w", "2") as (server, port):
+        answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
+        server.send_signal(signal.SIGTERM)
+        gevent.sleep(0.5)
+        assert server.poll() is None, "they wait for the agent"
+        with Agent(socket_path, names_into(arrived)):
+            log = server.communicate(timeout=60)[1].decode()
+            assert server.returncode == 0, log
+            eventually(lambda: answered <= set(arrived), f"missing: {len(answered - set(arrived))}", timeout=10)
+    assert len(answered) == 50
+
+
+def test_what_workers_leave_in_their_spools_is_sent_by_the_next(socket_path: str, folder: Path) -> None:
+    """The agent stays away; one worker is killed, the others have to end. The next start finds its agent."""
+    app = (
+        "import gunicorn_app\n"
+        "from geventaudit import Client, DomainSocket, Spool\n"
+        "from gunicorn_app import application\n"
+        f"spool = Spool({str(folder / 'audit-{pid}.db')!r}, mode='always')\n"
+        f"gunicorn_app.client = Client(lambda: DomainSocket({socket_path!r}), spool=spool)\n"
+    )
+    with gunicorn(folder, socket_path, app, "-w", "3", "--graceful-timeout", "2") as (server, port):
+        answered = {path for number in range(60) if fetch(port, path := f"/{number}")}
+        os.kill(workers_of(server.pid)[0], signal.SIGKILL)
+        answered |= {path for number in range(60, 100) if fetch(port, path := f"/{number}")}
+        server.send_signal(signal.SIGTERM)
+        log = server.communicate(timeout=60)[1].decode()
+        assert server.returncode == 0, log
+    assert len(answered) > 90
+    arrived: Counter[str] = Counter()
+    with (
+        Agent(socket_path, names_into(arrived)),
+        gunicorn(folder, socket_path, app, "-w", "3") as (server, port),
+    ):
+        eventually(lambda: fetch(port, "/again") and answered <= set(arrived), "what was left arrives")
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+        assert server.returncode == 0
