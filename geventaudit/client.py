@@ -10,7 +10,7 @@ import gevent
 from . import wire
 from .backoff import Backoff
 from .connections import Connection
-from .errors import ClientClosedError, ConnectionFailedError, show
+from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
 from .records import Msg
@@ -129,7 +129,7 @@ class Client(Pipeline):
             except (Exception, gevent.Timeout) as error:
                 self._failures += 1
                 self._counters.connect_failures += 1
-                self._last_error = _connect_error(error)
+                self._last_error = as_connection_error(error, "the factory failed")
                 self._tell(NotificationKind.CONNECT_FAILED, self._last_error)
             else:
                 self._tell(NotificationKind.CONNECTED)
@@ -144,11 +144,3 @@ class Client(Pipeline):
         msg = cast(Msg, wire.decode(frame)[0])
         error = ConnectionFailedError(f"the agent hung up on one record {strikes} times in a row; it is given up")
         self._tell(NotificationKind.DROPPED, error, (msg,))
-
-
-def _connect_error(error: BaseException) -> ConnectionFailedError:
-    if isinstance(error, ConnectionFailedError):
-        return error
-    failed = ConnectionFailedError(f"the factory failed: {error!r}")
-    failed.__cause__ = error
-    return failed

@@ -29,6 +29,7 @@ __all__ = [
     "QueueFullError",
     "SpoolError",
     "ValidationError",
+    "as_connection_error",
     "show",
 ]
 
@@ -105,6 +106,15 @@ class ClientClosedError(AuditError):
 
 class ConnectionFailedError(AuditError):
     """No connection could be made, or it broke. The text names the address and the cause."""
+
+
+def as_connection_error(error: BaseException, what: str) -> ConnectionFailedError:
+    """*error*, whatever it is, as one of a connection: *what* says what happened."""
+    if isinstance(error, ConnectionFailedError):
+        return error
+    failed = ConnectionFailedError(f"{what}: {error!r}")
+    failed.__cause__ = error
+    return failed
 
 
 class FrameError(AuditError):

@@ -22,7 +22,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.queue import Empty, Full, Queue
 
 from .connections import Connection, logger_name
-from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, show
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, as_connection_error, show
 from .spool import Batch, Spool, Store, Tell
 from .stats import Counters
 from .threads import Home, Inbox
@@ -363,7 +363,9 @@ class Sender:
             finally:
                 self._drop_connection()
                 if lost is not None and not self._stopped:
-                    self._lost(_as_connection_error(lost), self._popped, time.monotonic() - since)
+                    self._lost(
+                        as_connection_error(lost, "the connection broke"), self._popped, time.monotonic() - since
+                    )
 
     def _adopt(self, connection: Connection) -> None:
         self._error = None
@@ -567,11 +569,3 @@ class Sender:
         self._resend.extendleft(frame for frame in reversed(self._window) if frame is not None)
         self._window.clear()
         self._window_records = self._window_bytes = 0
-
-
-def _as_connection_error(error: BaseException) -> ConnectionFailedError:
-    if isinstance(error, ConnectionFailedError):
-        return error
-    failed = ConnectionFailedError(f"the connection broke: {error!r}")
-    failed.__cause__ = error
-    return failed
