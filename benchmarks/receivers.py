@@ -1,0 +1,141 @@
+"""Receivers that others wrote, to see who is the limit: geventaudit is not when the receiver's core is all taken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from geventaudit import Client, DomainSocket
+
+from .cores import move_elsewhere
+from .measure import Bound, Row, Samples, Spread
+from .records import FIRST, message
+
+__all__ = ["fluent_bit", "fluent_logger_js"]
+
+_VERSION = "1.0.10"
+_BAR = Bound("at least", 0.95)  # a core that is all taken, as well as the kernel's clock ticks can tell
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def fluent_logger_js(rounds: int, records: int) -> list[Row]:
+    """The server of the npm package @fluent-org/logger, fetched with npm and kept in the user's cache."""
+    what = "@fluent-org/logger's server"
+    if not (shutil.which("node") and shutil.which("npm")):
+        return _missing(what, "node and npm are not here")
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / f"geventaudit-fluent-logger-{_VERSION}"
+    if not (folder / "node_modules" / "@fluent-org" / "logger").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--silent", "--no-fund", "--no-audit", f"@fluent-org/logger@{_VERSION}"]
+        if subprocess.call(install, cwd=folder, stdout=subprocess.DEVNULL):
+            return _missing(what, "npm could not install it")
+    script = str(Path(__file__).parent / "fluent_server.js")
+    return _into(what, lambda path: ["node", script, str(folder / "node_modules"), path], rounds, records, counts=True)
+
+
+def fluent_bit(rounds: int, records: int) -> list[Row]:
+    """Fluent Bit's forward input, where the binary is on the PATH."""
+    what = "Fluent Bit's forward input"
+    binary = shutil.which("fluent-bit")
+    if binary is None:
+        return _missing(what, "there is no fluent-bit on the PATH")
+
+    def command(path: str) -> list[str]:
+        return [binary, "-q", "-i", "forward", "-p", f"unix_path={path}", "-o", "null", "-m", "*"]
+
+    return _into(what, command, rounds, records, counts=False)
+
+
+def _missing(what: str, reason: str) -> list[Row]:
+    return [Row(f"core of {what} that is taken, over the whole core", None, bar=_BAR, aim=_BAR, note=reason)]
+
+
+def _into(what: str, command: Callable[[str], list[str]], rounds: int, records: int, *, counts: bool) -> list[Row]:
+    """Send to it, and see how much of one core its busiest thread had, and how much this process had.
+
+    :param counts: it prints how many records it got when it is told to end.
+    """
+    samples: Samples = {"theirs": [], "ours": [], "rate": []}
+    for number in range(rounds + 1):
+        with _serving(command, counts) as (process, path):
+            client = Client(lambda path=path: DomainSocket(path))  # type: ignore[misc]
+            client.connect()
+            for each in range(1000):  # let its compiler warm up
+                client.send(message(FIRST + each), timeout=None)
+            client.flush()
+            before = _threads(process.pid)
+            own = time.process_time()
+            start = time.perf_counter()
+            for each in range(records):
+                client.send(message(FIRST + each), timeout=None)
+            client.flush()
+            wall = time.perf_counter() - start
+            if number:
+                after = _threads(process.pid)
+                thread = max(after, key=lambda each: after[each] - before.get(each, 0.0))
+                samples["theirs"].append((after[thread] - before.get(thread, 0.0)) / wall)
+                samples["ours"].append((time.process_time() - own) / wall)
+                samples["rate"].append(records / wall)
+            client.close()
+            if counts:
+                process.send_signal(signal.SIGTERM)
+                got = int(process.communicate(timeout=60)[0])
+                if got != records + 1001:  # and one heartbeat
+                    raise RuntimeError(f"{what}: {got} arrived, not {records + 1001}")
+    return [
+        Row(
+            f"core of {what} that is taken, over the whole core",
+            Spread.of(samples["theirs"]),
+            bar=_BAR,
+            aim=_BAR,
+            absolute={
+                "geventaudit's core that is taken": Spread.of(samples["ours"]),
+                "records/s": Spread.of(samples["rate"]),
+            },
+            note="processor time of its busiest thread over wall time",
+        )
+    ]
+
+
+@contextmanager
+def _serving(command: Callable[[str], list[str]], counts: bool) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with tempfile.TemporaryDirectory(prefix="ga-") as folder:
+        path = f"{folder}/socket"
+        output = subprocess.PIPE if counts else subprocess.DEVNULL
+        process = subprocess.Popen(command(path), stdout=output, text=True, preexec_fn=move_elsewhere)
+        with process:
+            try:
+                _wait_for(path, process)
+                yield process, path
+            finally:
+                process.kill()
+
+
+def _wait_for(path: str, process: subprocess.Popen[str], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+                return
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise
+        time.sleep(0.01)
+
+
+def _threads(pid: int) -> dict[str, float]:
+    """Seconds of processor time of each thread of a process."""
+    spent = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        spent[thread.name] = (int(fields[11]) + int(fields[12])) / _TICKS
+    return spent
