@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from . import chart, report
-from .cores import stay_on_one
 from .figures import FIGURES
 from .measure import Row
+from .processes import stay_on_one
 
 
 def main() -> int:

@@ -97,7 +97,7 @@ def _against_bars(parts: list[str], y: int, rows: Sequence[Row]) -> int:
         assert row.value is not None
         x = place(_times_better(row, row.value.median))
         colour = _GOOD if row.met else _BAD
-        parts.append(_text(_LEFT - 12, y, _short(row.name), anchor="end", size=12))
+        parts.append(_text(_LEFT - 12, y, row.name, anchor="end", size=12))
         ends = [place(_times_better(row, each)) for each in (row.value.low, row.value.high)]
         parts.append(_whisker(ends[0], ends[1], y - 4, colour))
         if row.aim is not None:
@@ -119,10 +119,6 @@ def _times_better(row: Row, value: float) -> float:
     assert isinstance(row.bar, Bound)
     value = max(value, row.bar.value / 64)
     return value / row.bar.value if row.bar.kind == "at least" else row.bar.value / value
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 68 else name[:67].rsplit(" ", 1)[0] + " …"
 
 
 def _whisker(start: float, end: float, y: int, colour: str = _INK) -> str:

@@ -24,6 +24,7 @@ import msgpack
 import geventaudit
 from geventaudit import TCP, Client, Connection, DomainSocket
 
+from .processes import ROOT, module
 from .reader import Reader
 from .records import FIRST, TAG, body, frame_of, message
 
@@ -261,9 +262,8 @@ def why_not(name: str) -> str:
 
 def rate(name: str, records: int) -> float:
     """Records per second of one contender, in a process of its own."""
-    patched = ["gevent.monkey", "--module"] if CONTENDERS[name].patched else []
-    command = [sys.executable, "-m", *patched, "benchmarks.contenders", name, str(records)]
-    return float(subprocess.check_output(command, text=True))
+    command = module("contenders", name, str(records), patched=CONTENDERS[name].patched)
+    return float(subprocess.check_output(command, cwd=ROOT, text=True))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ FIGURES = {
     "greenlets": Figure(cost.greenlets, (7, 10_000), (5, 10_000)),
     "size": Figure(cost.record_size, (9, 4_000), (5, 1_000)),
     "hub": Figure(footprint.hub_hold, (7, 2.0), (5, 0.5)),
-    "memory": Figure(footprint.queue_memory, (5, 20_000), (5, 5_000)),
+    "memory": Figure(footprint.queue_memory, (5, 5_000), (5, 1_000)),
     "import": Figure(footprint.import_time, (21,), (7,)),
     "options": Figure(throughput.acks_tls_spool, (7, 20_000), (5, 4_000)),
     "fluent-logger-js": Figure(receivers.fluent_logger_js, (5, 50_000), (5, 5_000)),

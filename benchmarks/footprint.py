@@ -12,11 +12,12 @@ import gevent
 
 from geventaudit import Client, DomainSocket
 
-from .measure import Bound, Row, Spread, differences, interleave, percentile, ratios
+from .measure import Bound, Row, Samples, Spread, differences, interleave, percentile, ratios
+from .processes import ROOT, module
 from .reader import Reader
 from .records import FIRST, message
 
-__all__ = ["hub_hold", "import_time", "queue_memory"]
+__all__ = ["hub_hold", "import_time", "importing", "queue_memory", "queued"]
 
 
 def hub_hold(rounds: int, seconds: float) -> list[Row]:
@@ -27,18 +28,10 @@ def hub_hold(rounds: int, seconds: float) -> list[Row]:
     """
     rows = []
     for number, bar, aim in ((100, Bound("at most", 5.0), Bound("at most", 2.0)), (1, None, None)):
-        with Reader() as reader, Client(lambda reader=reader: DomainSocket(reader.path)) as client:  # type: ignore[misc]
-            samples = interleave(
-                {
-                    "idle": partial(_turn, number, lambda msg: None, seconds),
-                    "sending": partial(_turn, number, partial(client.send, timeout=None), seconds),
-                },
-                rounds,
-            )
-            client.flush()
+        samples = _turns(number, rounds, seconds)
         rows.append(
             Row(
-                f"hub held under full load, 99.9th percentile, {number} sending",
+                f"hub held, 99.9th percentile, {number} sending",
                 differences(samples["sending"], samples["idle"]),
                 unit="ms",
                 bar=bar,
@@ -48,6 +41,17 @@ def hub_hold(rounds: int, seconds: float) -> list[Row]:
             )
         )
     return rows
+
+
+def _turns(number: int, rounds: int, seconds: float) -> Samples:
+    with Reader() as reader, Client(lambda: DomainSocket(reader.path)) as client:
+        return interleave(
+            {
+                "idle": partial(_turn, number, lambda msg: None, seconds),
+                "sending": partial(_turn, number, partial(client.send, timeout=None), seconds),
+            },
+            rounds,
+        )
 
 
 def _turn(number: int, send: Callable[..., object], seconds: float) -> float:
@@ -78,15 +82,15 @@ def queue_memory(rounds: int, records: int) -> list[Row]:
     """Bytes that a queued record takes over the length of its frame, asked of Python and of the kernel."""
     samples = interleave(
         {
-            "tracemalloc": partial(_queued, "tracemalloc", records),
+            "tracemalloc": partial(queued, "tracemalloc", records),
             # More of them: memory that was free before, in the allocator's hands, is taken first.
-            "rss": partial(_queued, "rss", records * 5),
+            "rss": partial(queued, "rss", records * 10),
         },
         rounds,
     )
     of_python = Spread.of(samples["tracemalloc"])
     of_kernel = Spread.of(samples["rss"])
-    name = "memory per queued record over its frame's length"
+    name = "memory per queued record over its frame"
     return [
         Row(
             f"{name}, by tracemalloc",
@@ -103,18 +107,18 @@ def queue_memory(rounds: int, records: int) -> list[Row]:
     ]
 
 
-def _queued(kind: str, records: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.queued", kind, str(records)]
-    return float(subprocess.check_output(command, text=True))
+def queued(kind: str, records: int) -> float:
+    """Bytes that a queued record takes over the length of its frame, in a process of its own; see ``queued.py``."""
+    return float(subprocess.check_output(module("queued", kind, str(records)), cwd=ROOT, text=True))
 
 
 def import_time(rounds: int) -> list[Row]:
     """``import geventaudit`` over importing what it depends on, each in a fresh interpreter."""
     contenders = {"geventaudit": "geventaudit", "dependencies": "gevent, msgpack, marshmallow"}
-    samples = interleave({name: partial(_importing, modules) for name, modules in contenders.items()}, rounds)
+    samples = interleave({name: partial(importing, modules) for name, modules in contenders.items()}, rounds)
     return [
         Row(
-            "import geventaudit over importing gevent, msgpack and marshmallow",
+            "import geventaudit over importing its dependencies",
             ratios(samples["geventaudit"], samples["dependencies"]),
             bar=Bound("at most", 1.25),
             aim=Bound("at most", 1.1),
@@ -123,7 +127,7 @@ def import_time(rounds: int) -> list[Row]:
     ]
 
 
-def _importing(modules: str) -> float:
+def importing(modules: str) -> float:
     """Milliseconds, in a fresh interpreter."""
     program = f"import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
     return float(subprocess.check_output([sys.executable, "-c", program], text=True)) * 1e3

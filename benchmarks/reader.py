@@ -10,7 +10,6 @@ import argparse
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from typing import Self
 
 import msgpack
 
-from .cores import move_elsewhere
+from .processes import ROOT, module, move_elsewhere
 
 __all__ = ["Reader"]
 
@@ -38,7 +37,7 @@ class Reader:
         folder = Path(self._folder.name)
         self.path = str(folder / "socket")
         self.port = 0
-        command = [sys.executable, "-m", "benchmarks.reader", self._folder.name]
+        command = module("reader", self._folder.name)
         if acks:
             command.append("--acks")
         if tcp or tls:
@@ -46,7 +45,7 @@ class Reader:
         if tls:
             self.client_context = _certify(folder)
             command.append("--tls")
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=move_elsewhere)
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.port = self._answer()
 
     def total(self) -> int:
@@ -88,6 +87,7 @@ def _certify(folder: Path) -> ssl.SSLContext:
 
 
 def _serve(folder: Path, *, acks: bool, tcp: bool, tls: bool) -> None:
+    move_elsewhere()
     listener: socket.socket
     if tcp:
         listener = socket.create_server(("127.0.0.1", 0))

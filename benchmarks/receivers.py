@@ -15,14 +15,15 @@ from pathlib import Path
 
 from geventaudit import Client, DomainSocket
 
-from .cores import move_elsewhere
 from .measure import Bound, Row, Samples, Spread
+from .processes import elsewhere
 from .records import FIRST, message
 
 __all__ = ["fluent_bit", "fluent_logger_js"]
 
 _VERSION = "1.0.10"
 _BAR = Bound("at least", 0.95)  # a core that is all taken, as well as the kernel's clock ticks can tell
+_WARM_UP = 1000  # records for its compiler to see before those that count
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -55,7 +56,7 @@ def fluent_bit(rounds: int, records: int) -> list[Row]:
 
 
 def _missing(what: str, reason: str) -> list[Row]:
-    return [Row(f"core of {what} that is taken, over the whole core", None, bar=_BAR, aim=_BAR, note=reason)]
+    return [Row(f"core taken by {what}", None, bar=_BAR, aim=_BAR, note=reason)]
 
 
 def _into(what: str, command: Callable[[str], list[str]], rounds: int, records: int, *, counts: bool) -> list[Row]:
@@ -66,33 +67,18 @@ def _into(what: str, command: Callable[[str], list[str]], rounds: int, records: 
     samples: Samples = {"theirs": [], "ours": [], "rate": []}
     for number in range(rounds + 1):
         with _serving(command, counts) as (process, path):
-            client = Client(lambda path=path: DomainSocket(path))  # type: ignore[misc]
-            client.connect()
-            for each in range(1000):  # let its compiler warm up
-                client.send(message(FIRST + each), timeout=None)
-            client.flush()
-            before = _threads(process.pid)
-            own = time.process_time()
-            start = time.perf_counter()
-            for each in range(records):
-                client.send(message(FIRST + each), timeout=None)
-            client.flush()
-            wall = time.perf_counter() - start
-            if number:
-                after = _threads(process.pid)
-                thread = max(after, key=lambda each: after[each] - before.get(each, 0.0))
-                samples["theirs"].append((after[thread] - before.get(thread, 0.0)) / wall)
-                samples["ours"].append((time.process_time() - own) / wall)
-                samples["rate"].append(records / wall)
-            client.close()
+            sample = _sample(process.pid, path, records)
             if counts:
                 process.send_signal(signal.SIGTERM)
                 got = int(process.communicate(timeout=60)[0])
-                if got != records + 1001:  # and one heartbeat
-                    raise RuntimeError(f"{what}: {got} arrived, not {records + 1001}")
+                if got != _WARM_UP + records + 1:  # and one heartbeat
+                    raise RuntimeError(f"{what}: {got} arrived, not {_WARM_UP + records + 1}")
+        if number:  # the first does not count
+            for name, value in sample.items():
+                samples[name].append(value)
     return [
         Row(
-            f"core of {what} that is taken, over the whole core",
+            f"core taken by {what}",
             Spread.of(samples["theirs"]),
             bar=_BAR,
             aim=_BAR,
@@ -105,12 +91,32 @@ def _into(what: str, command: Callable[[str], list[str]], rounds: int, records: 
     ]
 
 
+def _sample(pid: int, path: str, records: int) -> dict[str, float]:
+    """The part of a core that the receiver's busiest thread and this process had, and records per second."""
+    with Client(lambda: DomainSocket(path)) as client:
+        _send(client, _WARM_UP)
+        before = _threads(pid)
+        own = time.process_time()
+        start = time.perf_counter()
+        _send(client, records)
+        wall = time.perf_counter() - start
+        own = time.process_time() - own
+        theirs = max(spent - before.get(thread, 0.0) for thread, spent in _threads(pid).items())
+    return {"theirs": theirs / wall, "ours": own / wall, "rate": records / wall}
+
+
+def _send(client: Client, records: int) -> None:
+    for number in range(records):
+        client.send(message(FIRST + number), timeout=None)
+    client.flush()
+
+
 @contextmanager
 def _serving(command: Callable[[str], list[str]], counts: bool) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with tempfile.TemporaryDirectory(prefix="ga-") as folder:
         path = f"{folder}/socket"
         output = subprocess.PIPE if counts else subprocess.DEVNULL
-        process = subprocess.Popen(command(path), stdout=output, text=True, preexec_fn=move_elsewhere)
+        process = subprocess.Popen(elsewhere(command(path)), stdout=output, text=True)
         with process:
             try:
                 _wait_for(path, process)

@@ -23,9 +23,9 @@ def end_to_end(rounds: int, records: int) -> list[Row]:
     rows = []
     for peer in peers:
         bar, aim = bounds.get(peer, (None, None))
-        name = f"records/s end to end, over {CONTENDERS[peer].what}"
+        name = f"records/s over {CONTENDERS[peer].what}"
         rows.append(_row(name, samples, "geventaudit", peer, bar, aim))
-    rows.append(_row("what the reading process can take, over geventaudit", samples, "bare", "geventaudit"))
+    rows.append(_row("records/s that the reading process can take", samples, "bare", "geventaudit"))
     return rows
 
 
@@ -34,14 +34,14 @@ def acks_tls_spool(rounds: int, records: int) -> list[Row]:
     pairs = [
         ("acks", "geventaudit", "acknowledgements over none"),
         ("tls", "tcp", "TLS over plain TCP"),
-        ("spool-overflow", "geventaudit", "a spool that only takes what overflows over none"),
-        ("spool-always", "geventaudit", "a spool that takes everything over none"),
+        ("spool-overflow", "geventaudit", "a spool for what overflows over none"),
+        ("spool-always", "geventaudit", "a spool for everything over none"),
     ]
     here = [pair for pair in pairs if not why_not(pair[0])]
     samples = _rates(list(dict.fromkeys(name for pair in here for name in pair[1::-1])), rounds, records)
     rows = []
     for with_it, without, what in pairs:
-        name = f"records/s end to end, {what}"
+        name = f"records/s, {what}"
         reason = why_not(with_it)
         rows.append(Row(name, None, note=reason) if reason else _row(name, samples, with_it, without))
     return rows
