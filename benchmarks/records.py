@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -95,5 +96,17 @@ def frame_of(msg: Msg) -> bytes:
 
 
 def wire_form(msg: Msg) -> Any:
-    """The plain lists, maps and texts that its frame is the MessagePack of."""
-    return msgpack.unpackb(frame_of(msg), timestamp=3)
+    """The plain lists, maps and texts that its frame is the MessagePack of.
+
+    Equal texts are one object, as they are in the message, where nearly all are constants of the program: were each of
+    its own, packing a thousand records would wait for memory, and be an easier baseline.
+    """
+    return _sharing_texts(msgpack.unpackb(frame_of(msg)))
+
+
+def _sharing_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {sys.intern(key): _sharing_texts(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_sharing_texts(each) for each in value]
+    return sys.intern(value) if isinstance(value, str) else value
