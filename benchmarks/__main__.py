@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ def main() -> int:
             print(f"{name:18}{figure.what}")
         return 0
     stay_on_one()
+    logging.getLogger("geventaudit").setLevel(logging.ERROR)  # that NoOp goes nowhere is on purpose here
     rows: dict[str, list[Row]] = {}
     for name in options.names or FIGURES:
         figure = FIGURES[name]
