@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["ROOT", "elsewhere", "module", "move_elsewhere", "stay_on_one"]
+__all__ = ["ROOT", "Scheduling", "elsewhere", "module", "move_elsewhere", "scheduling", "stay_on_one"]
 
 ROOT = Path(__file__).parent.parent
 """Where processes are to be started that run a module of this package."""
@@ -31,6 +32,20 @@ def elsewhere(command: list[str]) -> list[str]:
 def stay_on_one() -> None:
     """Keep this process, and those that it starts, on the first core that it may use."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+class Scheduling(NamedTuple):
+    """What a thread has had of its core so far, in seconds."""
+
+    running: float
+    kept_waiting: float
+    """It could have run, and somebody else did: a neighbour's doing, not its own."""
+
+
+def scheduling(schedstat: int) -> Scheduling:
+    """What the kernel says in a ``schedstat`` of ``/proc``, open as that descriptor, each time anew."""
+    running, kept_waiting, _ = os.pread(schedstat, 100, 0).split()
+    return Scheduling(int(running) / 1e9, int(kept_waiting) / 1e9)
 
 
 def move_elsewhere() -> None:

@@ -14,7 +14,7 @@ _UNIT = "records/s"
 
 def end_to_end(rounds: int, records: int) -> list[Row]:
     """geventaudit over each of its peers; and the reading process, over geventaudit."""
-    peers = ["fluent-async", "fluent-async-threads", "fluent", "opentelemetry", "logging"]
+    peers = ["fluent-async", "fluent-async-threads", "fluent", "opentelemetry-body", "opentelemetry", "logging"]
     samples = _rates(["geventaudit", *peers, "bare"], rounds, records)
     bounds = {
         "fluent-async": (Bound("at least", 1.6), Bound("at least", 2.5)),
