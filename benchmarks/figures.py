@@ -33,6 +33,6 @@ FIGURES = {
     "memory": Figure(footprint.queue_memory, (5, 5_000), (5, 1_000)),
     "import": Figure(footprint.import_time, (21,), (7,)),
     "options": Figure(throughput.acks_tls_spool, (7, 20_000), (5, 4_000)),
-    "fluent-logger-js": Figure(receivers.fluent_logger_js, (5, 50_000), (5, 5_000)),
+    "fluent-logger-js": Figure(receivers.fluent_logger_js, (5, 100_000), (5, 30_000)),
     "fluent-bit": Figure(receivers.fluent_bit, (5, 200_000), (5, 10_000)),
 }

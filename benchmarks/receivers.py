@@ -104,9 +104,13 @@ def _into(
 
 
 def _sample(pid: int, path: str, records: int) -> dict[str, float]:
-    """The part of a core that the receiver's busiest thread and this process had, and records per second."""
+    """The part of a core that the receiver's busiest thread and this process had, and records per second.
+
+    Until the last record is accepted, not delivered: how the client finds that out is not what is asked.
+    """
     with Client(lambda: DomainSocket(path)) as client:
         _send(client, _WARM_UP)
+        client.flush()
         before = _threads(pid)
         own = time.process_time()
         start = time.perf_counter()
@@ -120,7 +124,6 @@ def _sample(pid: int, path: str, records: int) -> dict[str, float]:
 def _send(client: Client, records: int) -> None:
     for number in range(records):
         client.send(message(FIRST + number), timeout=None)
-    client.flush()
 
 
 @contextmanager
