@@ -111,14 +111,20 @@ def _sample(pid: int, path: str, records: int) -> dict[str, float]:
     with Client(lambda: DomainSocket(path)) as client:
         _send(client, _WARM_UP)
         client.flush()
-        before = _threads(pid)
-        own = time.process_time()
+        theirs, ours = _threads(pid), _threads(os.getpid())
         start = time.perf_counter()
         _send(client, records)
         wall = time.perf_counter() - start
-        own = time.process_time() - own
-        theirs = max(spent - before.get(thread, 0.0) for thread, spent in _threads(pid).items())
-    return {"theirs": theirs / wall, "ours": own / wall, "rate": records / wall}
+        return {
+            "theirs": _busiest(pid, theirs) / wall,
+            "ours": _busiest(os.getpid(), ours) / wall,
+            "rate": records / wall,
+        }
+
+
+def _busiest(pid: int, before: dict[str, float]) -> float:
+    """Seconds that the busiest thread of a process has had since."""
+    return max(spent - before.get(thread, 0.0) for thread, spent in _threads(pid).items())
 
 
 def _send(client: Client, records: int) -> None:
