@@ -20,7 +20,8 @@ class Figure(NamedTuple):
 
     @property
     def what(self) -> str:
-        return " ".join((self.take.__doc__ or "").split())
+        """The first sentence of what its function says."""
+        return " ".join((self.take.__doc__ or "").split()).partition(". ")[0].rstrip(".")
 
 
 FIGURES = {
