@@ -301,12 +301,11 @@ class Pipeline:
         sender = cast(Sender, self._sender)
         self._inbox.close("the client is closed")
         sender.stop("the client was closed")
-        frames: list[bytes] = []
         try:
-            frames = sender.keep(seconds)
+            sender.keep(seconds)
         finally:
             if self._state is State.CLOSING:  # not in a forked child's copy of this call
-                self._end(frames)
+                self._end(sender.unkept)
         sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
 
     def _end(self, frames: list[bytes]) -> None:

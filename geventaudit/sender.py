@@ -126,6 +126,8 @@ class Sender:
         self.connected_or_over = Event()
         """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
+        self.unkept: list[bytes] = []
+        """After :meth:`keep`: what is undelivered, and nowhere else."""
         self.store: Store | None = None
         if spool is not None:
             self.store = Store(
@@ -289,13 +291,17 @@ class Sender:
             except Empty:
                 return frames
 
-    def keep(self, timeout: float) -> list[bytes]:
-        """After :meth:`stop`: leave what is undelivered in the spool; what cannot be left there is returned.
+    def keep(self, timeout: float) -> None:
+        """After :meth:`stop`: leave what is undelivered in the spool. What cannot be left there is in ``unkept`` then.
 
         :param timeout: seconds that the spool may take.
         """
-        frames = self.take_undelivered()
-        return frames if self.store is None else self.store.keep(frames, timeout)
+        self.unkept = self.take_undelivered()
+        if self.store is not None:
+            try:
+                self.store.keep(self.unkept, timeout)
+            finally:
+                self.unkept = self.store.unkept
 
     def _in_memory(self) -> list[bytes]:
         """All frames that were put on the queue and are not delivered, in their order."""
