@@ -29,6 +29,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from . import fork, wire
+from .compiled import Compiled
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, ValidationError, show
 from .notifications import NotificationChannel, NotificationKind, Notifier
@@ -91,6 +92,7 @@ class Pipeline:
         self._schema = MsgSchema(record=schema)
         self._is_stricter = schema is not None and type(schema) is not RecordSchema
         self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
+        self._compiled = Compiled(self._schema, self._encoder)
         self._queue_size = queue_size
         self._heartbeat_interval = heartbeat_interval
         self._before_send = before_send
@@ -198,6 +200,9 @@ class Pipeline:
                     msg = self._before_send(self._schema.shape(msg))
                     if msg is None:
                         return None
+                frame = self._compiled.frame_of(msg, now, encoder.pack)
+                if frame is not None:
+                    return frame
                 loaded = self._schema.load(msg)
                 if self._is_stricter:  # the rules themselves hold whatever a user's schema or its hooks made of it
                     loaded = _RULES.load(loaded)

@@ -4,8 +4,9 @@ Whatever else checks them is derived from these schemas. The rules are those of 
 implementation, which the golden data in ``tests/golden`` records, and a few that are stricter on purpose: no
 enumeration value outside the members, no unspecified address in any spelling, no ``null`` for a list.
 
-Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates, the
-address in its canonical spelling, custom data as :mod:`geventaudit.values` describes. What is loaded is never changed.
+Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates,
+identities sorted by their kind, the address in its canonical spelling, custom data as :mod:`geventaudit.values`
+describes. What is loaded is never changed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .records import (
 from .values import normal_form, surrogate_problem
 
 __all__ = [
+    "NEEDS_DESCRIPTION",
     "TYPE_NAMES",
     "CallerIdentitySchema",
     "MsgSchema",
@@ -65,7 +67,7 @@ _IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdenti
 
 _T = TypeVar("_T")
 
-# Unicode White_Space. str.isspace() differs: it has U+001C to U+001F, which are not in it.
+# Unicode White_Space. str.isspace() differs: it has U+001C to U+001F besides, which are not in it.
 _BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*")
 
 _REQUIRED = "is required"
@@ -226,10 +228,18 @@ class _Groups(fields.Field[dict[Any, Any]]):
 
     default_error_messages = _COMMON_MESSAGES
 
-    def __init__(self, key: fields.Field[Any], items: fields.Field[Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        key: fields.Field[Any],
+        items: fields.Field[Any],
+        *,
+        order: Callable[[Mapping[Any, Any]], list[tuple[Any, Any]]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.key = key
         self.items = items
+        self.order = order
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> dict[str, Any]:
         return {
@@ -264,7 +274,7 @@ class _Groups(fields.Field[dict[Any, Any]]):
                     errors[key] = of_key + error.messages
         if errors:
             raise ValidationError(errors)
-        return result
+        return result if self.order is None else dict(self.order(result))
 
 
 class _Address(fields.Field[str]):
@@ -322,6 +332,13 @@ class _Type(fields.Field[AuditType]):
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
+
+NEEDS_DESCRIPTION: dict[str, tuple[str, StrEnum]] = {
+    "operation_category_description": ("operation_categories", OperationCategory.OTHER),
+    "operation_result_description": ("operation_result", OperationResult.FAILURE),
+}
+"""Which description is required with which value of which field. The two hooks of :class:`RecordSchema` read it, and so
+does what is compiled from it."""
 
 
 class _TypedSchema(marshmallow.Schema):
@@ -409,7 +426,12 @@ class RecordSchema(_TypedSchema):
     operation_access_level = _Text(required=True)
     caller_agent = _Text(required=True)
     caller_ip_address = _Address(required=True)
-    caller_identities = _Groups(_Member(CallerIdentityType), _Items(fields.Nested(CallerIdentitySchema)), required=True)
+    caller_identities = _Groups(
+        _Member(CallerIdentityType),
+        _Items(fields.Nested(CallerIdentitySchema)),
+        order=sorted_identities,
+        required=True,
+    )
     caller_access_levels = _Items(_Text(may_be_blank=False), order=sorted_levels, required=True)
     target_resources = _Groups(
         _Text(may_be_blank=False), _Items(fields.Nested(TargetResourceSchema), may_be_empty=True), required=True
@@ -431,19 +453,20 @@ class RecordSchema(_TypedSchema):
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _other_needs_description(self, data: Mapping[str, Any], original: Any, **kwargs: Any) -> None:
-        categories = data.get("operation_categories")
+        name, other = NEEDS_DESCRIPTION["operation_category_description"]
+        categories = data.get(name)
         if categories is None:  # some of them are wrong; the others count all the same
             given = original.get("OperationCategories") if isinstance(original, Mapping) else None
             categories = given if isinstance(given, list | tuple) else ()
         described = data.get("operation_category_description", True)
-        if not described and any(isinstance(each, str) and each == OperationCategory.OTHER for each in categories):
-            raise ValidationError({"OperationCategoryDescription": ["is required with the category OCOther"]})
+        if not described and any(isinstance(each, str) and each == other for each in categories):
+            raise ValidationError({"OperationCategoryDescription": [f"is required with the category {other}"]})
 
     @validates_schema(skip_on_field_errors=False)
     def _failure_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        failed = data.get("operation_result") == OperationResult.FAILURE
-        if failed and not data.get("operation_result_description", True):
-            raise ValidationError({"OperationResultDescription": ["is required with the result Failure"]})
+        name, failure = NEEDS_DESCRIPTION["operation_result_description"]
+        if data.get(name) == failure and not data.get("operation_result_description", True):
+            raise ValidationError({"OperationResultDescription": [f"is required with the result {failure}"]})
 
 
 class MsgSchema(_TypedSchema):
