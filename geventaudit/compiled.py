@@ -60,6 +60,11 @@ _OF_EACH_CLASS = {
 _OF_EACH_FIELD = {"parent", "name", "root", "metadata", "error_messages", "dump_default", "load_only", "validate"}
 
 
+# What is remembered of each field: this many values, of so many bytes with their key.
+_MOST = 1024
+_LONGEST = 128
+
+
 class _NotCompiledError(Exception):
     """Why a schema is left to marshmallow."""
 
@@ -118,21 +123,20 @@ def _same(field: Any, stock: Any) -> bool:
 
 
 class _Packed(dict[Any, bytes]):
-    """Values that were found valid, packed: most of a trail's texts come again and again. Bounded.
+    """Values that were found valid, packed, behind what always stands before them. Bounded.
 
-    Threads may share it: what two of them miss at once is made twice, and is the same.
+    Most texts of a trail come again and again. Threads may share it: what two of them miss at once is made twice.
     """
 
-    def __init__(self, pack: Callable[[Any], bytes], longest: int = 64, size: int = 4096) -> None:
+    def __init__(self, before: bytes, pack: Pack) -> None:
+        self._before = before
         self._pack = pack
-        self._longest = longest
-        self._size = size
 
     def __missing__(self, value: Any) -> bytes:
-        packed = self._pack(value)
-        if len(packed) <= self._longest:
-            if len(self) >= self._size:
-                self.clear()  # cheaper than to know which were used last
+        packed = self._before + self._pack(value)
+        if len(packed) <= _LONGEST:
+            if len(self) >= _MOST:
+                self.clear()  # costs less than knowing which were used last
             self[value] = packed
         return packed
 
@@ -144,6 +148,28 @@ def _text_packer(required: bool, may_be_blank: bool) -> Pack:
         return wire.pack(text)  # raises for text that UTF-8 cannot write
 
     return pack
+
+
+def _address_text(address: Any) -> str:
+    if type(address) is not IPv4Address and type(address) is not IPv6Address:
+        raise TypeError("perhaps no address")
+    return str(address)
+
+
+def _pack_address(text: str) -> bytes:
+    address, forbidden = canonical_address(text)
+    if forbidden:
+        raise ValueError(forbidden)
+    return wire.pack(address)
+
+
+def _order_of(kinds: set[type], order: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def ordered(values: Any) -> Any:
+        if not kinds.issuperset(map(type, values)):
+            raise TypeError("no code of anybody's is to have a say in the order")
+        return order(values)
+
+    return ordered
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
@@ -168,15 +194,21 @@ class _Source:
 
     def line(self, line: str) -> None:
         """One line, behind what the pieces so far make."""
-        if self._pieces:
-            pieces = ", ".join(piece if isinstance(piece, str) else repr(piece) for piece in self._pieces)
-            self._lines.append("    " * self._indent + f"parts += ({pieces},)")
-            self._pieces = []
+        pieces = [piece if isinstance(piece, str) else repr(piece) for piece in self._pieces]
+        if len(pieces) < 4:  # cheaper one by one than as a tuple
+            self._lines += ["    " * self._indent + f"add({piece})" for piece in pieces]
+        else:
+            self._lines.append("    " * self._indent + f"parts += ({', '.join(pieces)})")
+        self._pieces = []
+        self._lines.append("    " * self._indent + line)
+
+    def step(self, line: str) -> None:
+        """One line that may stand before what the pieces so far make."""
         self._lines.append("    " * self._indent + line)
 
     def unsure_if(self, condition: str) -> None:
-        """A line that gives up."""
-        self._lines.append("    " * self._indent + f"if {condition}: return None")
+        """A step that gives up."""
+        self.step(f"if {condition}: return None")
 
     def piece(self, piece: bytes | str) -> None:
         """The next bytes of the frame: themselves, or an expression. Neighbours become one where they can."""
@@ -184,6 +216,19 @@ class _Source:
             self._pieces[-1] += piece
         else:
             self._pieces.append(piece)
+
+    def looked_up(self, value: str, packed: Pack | dict[Any, bytes]) -> None:
+        """As the next piece, what *packed* has for the local *value*, or makes of it.
+
+        The key before it is kept with it: half as many pieces to join.
+        """
+        before = self._pieces.pop() if self._pieces and isinstance(self._pieces[-1], bytes) else b""
+        if isinstance(packed, dict):
+            table = {each: before + bytes for each, bytes in packed.items()}
+        else:
+            table = _Packed(before, packed)
+        name = "packed_" + "".join(each if each.isalnum() else "_" for each in value).strip("_")
+        self._pieces.append(f"{self.name(name, table)}[{value}]")
 
     @contextmanager
     def block(self, header: str) -> Iterator[None]:
@@ -245,7 +290,7 @@ class _Function:
         heads = {each: wire.envelope(loaded)[0] for each in given if (loaded := _accepted(kind, each))}
         source.unsure_if(f"type(kind) is not {source.name(type(given[0]).__name__, type(given[0]))}")
         source.name("floor", math.floor)
-        source.line(f"parts = [{source.name('names' if self._by_name else 'kinds', heads)}[kind], pack(floor(unix_time))]")
+        self._head = f"{source.name('names' if self._by_name else 'kinds', heads)}[kind], pack(floor(unix_time))"
 
     def _values(self) -> None:
         """The values of the record, each by the name of its field; what is not the stock's own is called for them."""
@@ -284,13 +329,15 @@ class _Function:
         """The body as the wire has it; each value by the field of the stock, whose rules hold in any case."""
         source, body = self._source, wire.record_body(_EXAMPLE, self._encoder.service_tree_id)
         by_key = {field.data_key: name for name, field in self._stock.fields.items()}
+        first = b"".join(wire.pack(key) + wire.pack(value) for key, value in body.items() if key not in by_key)
         for name, field in self._stock.fields.items():
             if isinstance(field, _CustomData):
                 self._custom_data(name)
-                source.piece(f"{wire.map_header(len(body))!r} if {name} else {wire.map_header(len(body) - 1)!r}")
+                with_it, without = (wire.map_header(len(body) - missing) + first for missing in (0, 1))
+                source.line(f"parts = [{self._head}, {with_it!r} if {name} else {without!r}]")
+                source.line("add = parts.append")
         for key, example in body.items():
             if key not in by_key:
-                source.piece(wire.pack(key) + wire.pack(example))
                 continue
             name = by_key[key]
             field = self._stock.fields[name]
@@ -309,20 +356,13 @@ class _Function:
         source = self._source
         if isinstance(field, _Text):
             source.unsure_if(f"type({value}) is not str")
-            rule = ("filled" if field.required else "text") + ("" if field.may_be_blank else "_not_blank")
-            texts = _Packed(_text_packer(field.required, field.may_be_blank))
-            source.piece(f"{source.name(rule, texts)}[{value}]")
+            source.looked_up(value, _text_packer(field.required, field.may_be_blank))
         elif isinstance(field, _Member):
             source.unsure_if(f"type({value}) is not {source.name(field.enum.__name__, field.enum)} and type({value}) is not str")
-            members = {member: wire.pack(each) for each, member in field.by_value.items()}
-            source.piece(f"{source.name(f'packed_{field.enum.__name__}', members)}[{value}]")
+            source.looked_up(value, {member: wire.pack(each) for each, member in field.by_value.items()})
         elif isinstance(field, _Address):
-            packed = _Packed(lambda text: wire.pack(canonical_address(field.deserialize(text))[0]))
-            with source.block(f"if type({value}) is not str:"):
-                kinds = source.name("addresses_kinds", (IPv4Address, IPv6Address))
-                source.unsure_if(f"type({value}) not in {kinds}")
-                source.line(f"{value} = str({value})")
-            source.piece(f"{source.name('addresses', packed)}[{value}]")
+            source.step(f"if type({value}) is not str: {value} = {source.name('address_text', _address_text)}({value})")
+            source.looked_up(value, _pack_address)
         elif isinstance(field, _Items):
             self._items(field, value, example, mapped)
         elif isinstance(field, _Groups):
@@ -333,15 +373,15 @@ class _Function:
     def _items(self, field: _Items, value: str, example: list[Any], mapped: bool) -> None:
         source, item = self._source, f"one_of_{value}"
         lists = (list, tuple) if field.order is None else (list, tuple, set, frozenset)
-        source.unsure_if(f"type({value}) not in {source.name(f'lists_{len(lists)}', frozenset(lists))}")
+        others = source.name(f"kinds_of_lists_{len(lists)}", frozenset(lists))
+        source.unsure_if(f"type({value}) is not list and type({value}) not in {others}")
         if not field.may_be_empty:
             source.unsure_if(f"not {value}")
         if field.order is not None:  # of one item there is only one order
-            with source.block(f"if len({value}) > 1:"):
-                kinds = {str} if isinstance(field.inner, _Text) else {str, getattr(field.inner, "enum", str)}
-                source.unsure_if(f"not {source.name(f'kinds_of_{value}', kinds)}.issuperset(map(type, {value}))")
-                source.line(f"{value} = {source.name(field.order.__name__, field.order)}({value})")
-        source.piece(f"{source.name('arrays', _Packed(wire.array_header))}[len({value})]")
+            kinds = {str} if isinstance(field.inner, _Text) else {str, getattr(field.inner, "enum", str)}
+            order = source.name(f"order_of_{value}", _order_of(kinds, field.order))
+            source.step(f"if len({value}) > 1: {value} = {order}({value})")
+        source.looked_up(f"len({value})", wire.array_header)
         with source.block(f"for {item} in {value}:"):
             self._value(field.inner, item, example[0], mapped)
 
@@ -352,7 +392,7 @@ class _Function:
         if field.order is not None:
             order = source.name(field.order.__name__, field.order)
             pairs = f"({order}({value}) if len({value}) > 1 else {pairs})"
-        source.piece(f"{source.name('maps', _Packed(wire.map_header))}[len({value})]")
+        source.looked_up(f"len({value})", wire.map_header)
         with source.block(f"for {kind}, {items} in {pairs}:"):
             self._value(field.key, kind, None, mapped)
             self._value(field.items, items, next(iter(example.values())), mapped)
