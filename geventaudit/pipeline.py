@@ -57,6 +57,11 @@ class State(Enum):
     CLOSED = "closed"
 
 
+_CLOSING, _CLOSED = (
+    State.CLOSING,
+    State.CLOSED,
+)  # send() asks for them twice, and a member of a class takes longer to find
+
 _TRANSITIONS = {
     State.NEW: {State.RUNNING, State.CLOSED},
     State.RUNNING: {State.CLOSING},
@@ -115,6 +120,11 @@ class Pipeline:
 
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
         :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
+        :raises ValidationError: it breaks the rules.
+        :raises QueueFullError: there was no room (in that time); the message is still the caller's.
+        :raises ClientClosedError: the client is closing or closed.
+        :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
+            accepted. A :class:`~geventaudit.Client` does not raise it.
         """
         if thread_ident() != self._home.ident:
             self._send_from_elsewhere(msg, timeout)
@@ -124,8 +134,8 @@ class Pipeline:
         if frame is None:
             self._reject(Rejection.LEFT_OUT)
             return
-        # Once more: a hook may have waited, and the client been closed, or broken, or the process forked, meanwhile.
-        self._check_accepting()
+        # This asks once more whether to accept: a hook may have waited, and the client been closed, or broken, or the
+        # process forked, meanwhile.
         sender = self._running_sender()
         try:
             sender.put(frame, timeout)
@@ -183,7 +193,7 @@ class Pipeline:
             self._inbox.reject(reason)
 
     def _check_accepting(self) -> None:
-        if self._state is State.CLOSING or self._state is State.CLOSED:
+        if self._state is _CLOSING or self._state is _CLOSED:
             self._reject(Rejection.CLOSED)
             raise ClientClosedError(f"the client is {self._state.value}")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from functools import lru_cache
+from inspect import getattr_static
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -40,16 +41,21 @@ from .values import normal_form, surrogate_problem
 
 __all__ = [
     "NEEDS_DESCRIPTION",
+    "SENDABLE",
     "TYPE_NAMES",
     "CallerIdentitySchema",
     "MsgSchema",
     "RecordSchema",
     "TargetResourceSchema",
     "canonical_address",
+    "fields_of_its_own",
+    "is_bare",
     "service_tree_uuid",
     "sorted_categories",
     "sorted_identities",
     "sorted_levels",
+    "validating_methods",
+    "ways_of_its_own",
 ]
 
 TYPE_NAMES: dict[AuditType, str] = {
@@ -60,7 +66,8 @@ TYPE_NAMES: dict[AuditType, str] = {
 }
 """What the types are called in mappings."""
 
-_SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+"""The types that users send, by those names."""
 
 _CATEGORY_NUMBERS = {member: number for number, member in enumerate(OperationCategory)}
 _IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdentityType)}
@@ -324,10 +331,10 @@ class _Type(fields.Field[AuditType]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> AuditType:
         name = TYPE_NAMES[value] if isinstance(value, AuditType) else value
-        if isinstance(name, str) and name in _SENDABLE:
-            return _SENDABLE[name]
+        if isinstance(name, str) and name in SENDABLE:
+            return SENDABLE[name]
         own = isinstance(value, AuditType) or (isinstance(name, str) and name in TYPE_NAMES.values())
-        problem = f"must be {' or '.join(_SENDABLE)}, got {show(name)}"
+        problem = f"must be {' or '.join(SENDABLE)}, got {show(name)}"
         raise ValidationError(f"{problem} (only the library itself sends it)" if own else problem)
 
 
@@ -538,6 +545,53 @@ _SNAKES = {
 
 def _snake(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {_SNAKES[key]: value for key, value in mapping.items()}
+
+
+# -- what a schema of somebody's own does besides ---------------------------------------------------------------------
+
+# What each class has for itself, and what of a field no load looks at.
+_OF_EACH_CLASS = {
+    "__init__", "__doc__", "__module__", "__dict__", "__weakref__", "__annotations__", "__parameters__",
+    "__abstractmethods__", "__slotnames__", "__static_attributes__", "__firstlineno__", "_abc_impl",
+    "Meta", "opts", "error_messages", "_declared_fields", "_hooks",
+}  # fmt: skip
+_OF_EACH_FIELD = {"parent", "name", "root", "metadata", "error_messages", "dump_default", "load_only", "validate"}
+
+
+def ways_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
+    """By what names *schema* does anything else than *stock*, its fields and what validates one field apart."""
+    own = {name for name in vars(schema) if name not in vars(stock) and hasattr(type(stock), name)}
+    own |= {name for name in ("many", "partial") if getattr(schema, name)}
+    for name in set(dir(type(stock))) - _OF_EACH_CLASS:
+        if getattr_static(type(schema), name, None) is not getattr_static(type(stock), name):
+            own.add(name)
+    for tag in ("pre_load", "post_load", "validates_schema"):
+        own.update({name for name, *_ in schema._hooks[tag]} - {name for name, *_ in stock._hooks[tag]})
+    return own | {name for name, field in schema.fields.items() if field.attribute not in (None, name)}
+
+
+def fields_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
+    """The fields that *schema* does not load just as *stock* does. The schema in a record's field is not looked at."""
+
+    def settings(field: fields.Field[Any]) -> dict[str, Any]:
+        ignored = _OF_EACH_FIELD | ({"nested", "_schema"} if field.name == "record" else set())
+        return {name: value for name, value in vars(field).items() if name not in ignored}
+
+    pairs = ((field, stock.fields[name]) for name, field in schema.fields.items())
+    own = {str(a.name) for a, b in pairs if type(a) is not type(b) or settings(a) != settings(b)}
+    return own | {name for _, name in validating_methods(schema)}
+
+
+def is_bare(field: fields.Field[Any]) -> bool:
+    """Whether *field* has nothing but the rule of its class."""
+    nested = field.schema._hooks if isinstance(field, fields.Nested) else {}
+    return not (field.validators or field.pre_load or field.post_load or field.allow_none or any(nested.values()))
+
+
+def validating_methods(schema: marshmallow.Schema) -> list[tuple[Callable[..., Any], str]]:
+    """The methods that ``validates`` marks, in their order, each with the name of a field that it validates."""
+    hooks = schema._hooks["validates"]
+    return [(getattr(schema, method), name) for method, _, marked in hooks for name in marked["field_names"]]
 
 
 def by_record(messages: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -121,7 +121,10 @@ class Sender:
         :raises Exception: what :meth:`refuse` was given while this waited; nothing was accepted.
         """
         try:
-            self._put_now(frame)
+            if self._inbox.used:
+                self._put_now(frame)
+            else:  # the same without a call: the way of every record of a client that has one thread
+                self._queue.put(frame, False)
         except Full:
             if timeout is not None and timeout <= 0:
                 raise QueueFullError(f"the queue is full ({self._queue.maxsize} records)") from None

@@ -48,6 +48,7 @@ __all__ = [
     "Entry",
     "Frame",
     "Message",
+    "Packed",
     "ack_of",
     "array_header",
     "bundle",
@@ -225,6 +226,32 @@ def map_header(size: int) -> bytes:
     """What stands before *size* keys, each with its value, that make a map."""
     header: bytes = msgpack.Packer().pack_map_header(size)
     return header
+
+
+class Packed(dict[Any, bytes]):
+    """Values packed, behind what always stands before them; remembers those that are short. Bounded.
+
+    Most texts of a trail come again and again. Threads may share it: what two of them miss at once is made twice.
+
+    :param pack: makes what is missing; what it raises, looking up raises.
+    """
+
+    MOST = 1024
+    """Values remembered."""
+    LONGEST = 128
+    """Bytes of one that is."""
+
+    def __init__(self, before: bytes, pack: Callable[[Any], bytes]) -> None:
+        self._before = before
+        self._pack = pack
+
+    def __missing__(self, value: Any) -> bytes:
+        packed = self._before + self._pack(value)
+        if len(packed) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()  # costs less than knowing which were used last
+            self[value] = packed
+        return packed
 
 
 _TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
