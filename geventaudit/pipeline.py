@@ -69,8 +69,6 @@ _TRANSITIONS = {
     State.CLOSED: set[State](),
 }
 
-_RULES = MsgSchema()
-
 BeforeSend = Callable[[Msg], Msg | None]
 
 
@@ -95,7 +93,8 @@ class Pipeline:
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
         self._schema = MsgSchema(record=schema)
-        self._is_stricter = schema is not None and type(schema) is not RecordSchema
+        # The rules themselves, which are to hold whatever a user's schema or its hooks make of a message.
+        self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
         self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
         self._compiled = Compiled(self._schema, self._encoder)
         self._queue_size = queue_size
@@ -214,8 +213,8 @@ class Pipeline:
                 if frame is not None:
                     return frame
                 loaded = self._schema.load(msg)
-                if self._is_stricter:  # the rules themselves hold whatever a user's schema or its hooks made of it
-                    loaded = _RULES.load(loaded)
+                if self._rules is not None:
+                    loaded = self._rules.load(loaded)
                 return encoder.encode(loaded, now)
             except ValidationError as error:
                 raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
@@ -345,7 +344,7 @@ class Pipeline:
         self._check_accepting()
         if self._sender is None:
             self._start()
-        sender = cast(Sender, self._sender)
+        sender: Sender = self._sender  # type: ignore[assignment]  # cast() would be a call for every record
         sender.ensure_running()
         return sender
 
