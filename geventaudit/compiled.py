@@ -78,7 +78,7 @@ def _pack_address(value: object) -> bytes:
 class _Writer:
     """Writes the functions: ``lines`` of Python, and the ``names`` they go by.
 
-    Pieces of the frame are collected, to be added by one line before the next loop begins.
+    Pieces of the frame are collected, and added together where the next block begins or ends.
     """
 
     def __init__(self, schema: MsgSchema, encoder: wire.Encoder) -> None:
@@ -221,7 +221,8 @@ class _Writer:
         self._line("add = parts.append")
         for key in (key for key in self._body if key in by_key):
             if by_key[key] == "custom_data":
-                self._pieces.append(f"{wire.pack(key)!r} + pack(custom_data) if custom_data else b''")
+                with self._block("if custom_data:"):
+                    self._pieces += [repr(wire.pack(key)), "pack(custom_data)"]
                 continue
             self._before += wire.pack(key)
             mapped = self._by_name and by_key[key] not in self._called

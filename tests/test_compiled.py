@@ -6,6 +6,7 @@ import datetime as dt
 import enum
 import ipaddress
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -475,3 +476,18 @@ def test_the_result_of_a_failure_is_not_needed_for_a_success() -> None:
         assert bool(agrees(RULES, compiled, message(operation_result=result))) == (
             result is not OperationResult.FAILURE
         )
+
+
+def test_it_pays() -> None:
+    """As a ratio within one run, with a wide margin: it takes a thirtieth where this asks for an eighth."""
+    compiled, msg = COMPILED["RecordSchema"], message()
+    ratios = []
+    for _ in range(7):
+        start = time.perf_counter()
+        for _ in range(20):
+            plain(RULES, msg)
+        middle = time.perf_counter()
+        for _ in range(20):
+            compiled.frame_of(msg, TIME, ENCODER.pack)
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    assert sorted(ratios)[3] < 1 / 8
