@@ -344,6 +344,47 @@ def test_the_example_is_told_at_once() -> None:
     assert agrees(RULES, compiled, msg)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"caller_access_levels": ["Reader", Likeness("Reader")]},
+        {"caller_access_levels": [Text("READER"), Text("reader")]},
+        {"caller_access_levels": ["Reader", "\u2003"]},
+        {"operation_categories": ["UserManagement", Likeness("UserManagement")]},
+        {"operation_categories": [OperationCategory.EUII, Other.OC_OTHER]},
+        {"operation_categories": ["OCOther", OperationCategory.OTHER]},
+        {"operation_type": Other.READ},
+        {"operation_type": "Read"},
+        {"operation_result": True},
+        {"operation_name": Likeness("CreateUser")},
+        {"caller_ip_address": Likeness("192.0.2.7")},
+        {"caller_ip_address": int(ipaddress.ip_address("192.0.2.7"))},
+        {"caller_identities": {Likeness("UPN"): [CallerIdentity("user@example.com", "the caller")]}},
+        {"caller_identities": {Other.UPN: [CallerIdentity("user@example.com", "the caller")], "PUID": []}},
+        {"caller_identities": {"UPN": [TargetResource("user@example.com")]}},
+        {"target_resources": {Likeness("SubscriptionId"): [TargetResource("res1")]}},
+        {"target_resources": {"SubscriptionId": [TargetResource(Likeness("res1"))]}},
+        {"custom_data": {Likeness("ticket"): 4711}},
+        {"custom_data": {"ticket": Number.ONE, "other": Other.READ, "text": Text("t"), "bytes": bytearray(b"b")}},
+        {"custom_data": {"many": 2**64}},
+        {"custom_data": {"deep": eval("[" * 64 + "]" * 64)}},
+        {"custom_data": {"deep": eval("[" * 63 + "]" * 63)}},
+        {"custom_data": {"nan": float("nan"), "none": None, "text": "\ud800"}},
+        {"custom_data": {"view": {memoryview(b"v"): 1}}},
+    ],
+    ids=str,
+)
+def test_what_resembles_something_good(changes: dict[str, Any]) -> None:
+    for compiled in (COMPILED["RecordSchema"], Compiled(RULES, ENCODER)):
+        agrees(RULES, compiled, message())  # so that what is good is remembered
+        agrees(RULES, compiled, message(**changes))
+        agrees(RULES, compiled, by_names(message()) | {"Record": by_names(message())["Record"] | _camel(changes)})
+
+
+def _camel(changes: dict[str, Any]) -> dict[str, Any]:
+    return {"".join(part.capitalize() for part in name.split("_")): value for name, value in changes.items()}
+
+
 def test_golden_records_are_told_at_once() -> None:
     good = [entry for entry in FRAMES if entry["valid"]]
     quick = 0
