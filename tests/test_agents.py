@@ -1,4 +1,4 @@
-"""The configurations for agents: they parse, and mean the same socket, port and tags. None is run by its program here."""
+"""The configurations for agents parse, and mean the same socket, port and tags. No program that they are for is run."""
 
 from __future__ import annotations
 
