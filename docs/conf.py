@@ -17,7 +17,7 @@ author = "The geventaudit contributors"
 project_copyright = author
 release = version = geventaudit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"geventaudit {release}"
