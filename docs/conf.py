@@ -28,8 +28,9 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-# What the integrations integrate with. One that is not installed is no reason to leave out its page, and one that
-# patches when it is imported must not patch Sphinx.
+# What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is, Sphinx
+# imports it all the same, to look for its sources; Locust must not patch it then.
+os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = ["django", "flask", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest"]
 
 
