@@ -28,22 +28,40 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-# What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is, Sphinx
-# imports it all the same, to look for its sources; Locust must not patch it then.
+# What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is,
+# Sphinx imports it all the same, to look for its sources; Locust must not patch it then.
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = ["django", "flask", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest"]
 
+REFERENCE = Path(__file__).parent / "reference"
+GENERATED = REFERENCE / "generated"
 
-GENERATED = Path(__file__).parent / "reference" / "generated"
-
-
-def _write(name: str, text: str) -> None:
-    path = GENERATED / f"{name}.md"
-    if not path.exists() or path.read_text() != text:  # Sphinx builds again what has changed
-        path.write_text(text)
+_pages: dict[str, str] = {}
 
 
-def _write_pages_of_integrations() -> None:
+def _write_pages() -> None:
+    GENERATED.mkdir(exist_ok=True)
+    for path in GENERATED.iterdir():
+        if path.stem not in _pages:
+            path.unlink()
+    for name, text in _pages.items():
+        path = GENERATED / f"{name}.md"
+        if not path.exists() or path.read_text() != text:  # Sphinx builds again what has changed
+            path.write_text(text)
+
+
+def _make_page_of_what_else_is_public() -> None:
+    """The names that no page of the reference has taken in: none is forgotten."""
+    pages = "".join(path.read_text() for path in REFERENCE.glob("*.md"))
+    taken = set(re.findall(r"^\.\. auto\w+:: (\w+)$", pages, re.MULTILINE)) | set(geventaudit.errors.__all__)
+    page = "# What else is public\n\n```{eval-rst}\n.. currentmodule:: geventaudit\n"
+    for name in sorted(set(geventaudit.__all__) - taken):
+        directive = "autoclass" if isinstance(getattr(geventaudit, name), type) else "autofunction"
+        page += f"\n.. {directive}:: {name}\n" if name != "__version__" else "\n.. autodata:: __version__\n"
+    _pages["what-else"] = page + "```\n"
+
+
+def _make_pages_of_integrations() -> None:
     """A page for each integration that there is, and one that lists them."""
     modules = [
         f"{package.__name__}.{each.name}"
@@ -53,9 +71,9 @@ def _write_pages_of_integrations() -> None:
     ]
     index = "# Integrations\n\n```{eval-rst}\n.. automodule:: geventaudit.integrations\n```\n"
     index += "\n```{toctree}\n" + "".join(f"{module}\n" for module in modules) + "```\n" if modules else ""
-    _write("integrations", index)
+    _pages["integrations"] = index
     for module in modules:
-        _write(module, f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
+        _pages[module] = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
 
 
 def _help(*command: str) -> str:
@@ -68,16 +86,17 @@ def _help(*command: str) -> str:
     ).stdout
 
 
-def _write_page_of_the_command_line() -> None:
+def _make_page_of_the_command_line() -> None:
     """What each command's ``--help`` says."""
     text = _help()
     commands = re.findall(r"^    ([a-z]+) ", text, re.MULTILINE)
     page = f"# Command line\n\n```text\n{text}```\n"
     for command in commands:
         page += f"\n## geventaudit {command}\n\n```text\n{_help(command)}```\n"
-    _write("command-line", page)
+    _pages["command-line"] = page
 
 
-GENERATED.mkdir(exist_ok=True)
-_write_pages_of_integrations()
-_write_page_of_the_command_line()
+_make_page_of_what_else_is_public()
+_make_pages_of_integrations()
+_make_page_of_the_command_line()
+_write_pages()
