@@ -1,0 +1,102 @@
+"""Sphinx: ``python -m sphinx -W -b html docs docs/_build``, with the extra [docs]."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import geventaudit
+import geventaudit.integrations
+
+project = "geventaudit"
+author = "The geventaudit contributors"
+project_copyright = author
+release = version = geventaudit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"geventaudit {release}"
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is,
+# Sphinx imports it all the same, to look for its sources; Locust must not patch it then.
+os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
+autodoc_mock_imports = ["django", "flask", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest"]
+
+REFERENCE = Path(__file__).parent / "reference"
+GENERATED = REFERENCE / "generated"
+
+_pages: dict[str, str] = {}
+
+
+def _write_pages() -> None:
+    GENERATED.mkdir(exist_ok=True)
+    for path in GENERATED.iterdir():
+        if path.stem not in _pages:
+            path.unlink()
+    for name, text in _pages.items():
+        path = GENERATED / f"{name}.md"
+        if not path.exists() or path.read_text() != text:  # Sphinx builds again what has changed
+            path.write_text(text)
+
+
+def _make_page_of_what_else_is_public() -> None:
+    """The names that no page of the reference has taken in: none is forgotten."""
+    pages = "".join(path.read_text() for path in REFERENCE.glob("*.md"))
+    taken = set(re.findall(r"^\.\. auto\w+:: (\w+)$", pages, re.MULTILINE)) | set(geventaudit.errors.__all__)
+    page = "# What else is public\n\n```{eval-rst}\n.. currentmodule:: geventaudit\n"
+    for name in sorted(set(geventaudit.__all__) - taken):
+        directive = "autoclass" if isinstance(getattr(geventaudit, name), type) else "autofunction"
+        page += f"\n.. {directive}:: {name}\n" if name != "__version__" else "\n.. autodata:: __version__\n"
+    _pages["what-else"] = page + "```\n"
+
+
+def _make_pages_of_integrations() -> None:
+    """A page for each integration that there is, and one that lists them."""
+    modules = [
+        f"{package.__name__}.{each.name}"
+        for package in (geventaudit, geventaudit.integrations)
+        for each in pkgutil.iter_modules(package.__path__)
+        if package is not geventaudit or each.name == "testing"
+    ]
+    index = "# Integrations\n\n```{eval-rst}\n.. automodule:: geventaudit.integrations\n```\n"
+    index += "\n```{toctree}\n" + "".join(f"{module}\n" for module in modules) + "```\n" if modules else ""
+    _pages["integrations"] = index
+    for module in modules:
+        _pages[module] = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+
+
+def _help(*command: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "geventaudit", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    ).stdout
+
+
+def _make_page_of_the_command_line() -> None:
+    """What each command's ``--help`` says."""
+    text = _help()
+    commands = re.findall(r"^    ([a-z]+) ", text, re.MULTILINE)
+    page = f"# Command line\n\n```text\n{text}```\n"
+    for command in commands:
+        page += f"\n## geventaudit {command}\n\n```text\n{_help(command)}```\n"
+    _pages["command-line"] = page
+
+
+_make_page_of_what_else_is_public()
+_make_pages_of_integrations()
+_make_page_of_the_command_line()
+_write_pages()
