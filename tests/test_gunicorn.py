@@ -19,7 +19,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket, subprocess
-from helpers import eventually, free_port, message
+from helpers import PATCHED, eventually, free_port, message
 
 from geventaudit import Client, Msg, NoOp
 from geventaudit.agent import Agent
@@ -193,6 +193,7 @@ def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_pat
     assert not list(folder.glob("audit-*")), "what is delivered is no file"
 
 
+@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
 def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str, folder: Path) -> None:
     """It uses most of the graceful timeout, and there is no agent to drain to."""
     options = ("-w", "1", "--graceful-timeout", "6")
