@@ -64,7 +64,7 @@ class Stats:
     heartbeats: int = 0
     """Heartbeats written."""
     heartbeats_dropped: int = 0
-    """Heartbeats not known to be delivered when their connection ended; they are not written once more."""
+    """Heartbeats not known to be delivered when their connection broke; they are not written once more."""
     queued: int = 0
     """Waiting to be written now, those that are to be written once more included."""
     in_flight: int = 0

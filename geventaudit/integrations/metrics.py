@@ -38,7 +38,7 @@ COUNTERS = (
     Metric("messages_errors", "Audit records that send() refused", "{message}", _refused),
     Metric(
         "heartbeat_dropped",
-        "Heartbeats not known to be delivered when their connection ended",
+        "Heartbeats not known to be delivered when their connection broke",
         "{message}",
         lambda s: s.heartbeats_dropped,
     ),
