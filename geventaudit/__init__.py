@@ -1,8 +1,8 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``connections``,
-``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``. The receiving end
-is ``agent``.
+The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``compiled``,
+``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``.
+The receiving end is ``agent``.
 """
 
 from .backoff import Backoff

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from gevent.event import Event
 
@@ -62,18 +61,6 @@ class BaseClient(Pipeline):
     def error(self) -> ConnectionFailedError | None:
         """Why the connection broke; None while it is in order."""
         return self._error
-
-    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
-        """Validate, encode and accept *msg*; it is written and delivered in the background.
-
-        :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
-        :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
-        :raises ConnectionFailedError: the connection broke; nothing was accepted.
-        :raises ValidationError: it breaks the rules.
-        :raises QueueFullError: there was no room (in that time).
-        :raises ClientClosedError: the client is closing or closed.
-        """
-        super().send(msg, timeout=timeout)
 
     def _check_accepting(self) -> None:
         super()._check_accepting()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import gevent
 
@@ -70,18 +70,6 @@ class Client(Pipeline):
         self._backoff = Backoff() if backoff is None else backoff
         self._failures = 0  # in a row
         self._last_error: ConnectionFailedError | None = None
-
-    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
-        """Validate, encode and accept *msg*; it is written and delivered in the background.
-
-        :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
-        :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
-        :raises ValidationError: it breaks the rules.
-        :raises QueueFullError: there was no room (in that time); the message is still the caller's. A
-            :class:`~geventaudit.SpoolError`, which is one, when the spool has to keep it and cannot.
-        :raises ClientClosedError: the client is closing or closed.
-        """
-        super().send(msg, timeout=timeout)
 
     def connect(self, timeout: float = 10.0) -> None:
         """Wait until there is a connection; for those who want to fail at start-up rather than wait for the agent.

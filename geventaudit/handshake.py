@@ -12,10 +12,8 @@ what keeps them has no repr of its own that would show them.
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Mapping
-from hashlib import sha512
 from typing import Any
 
 from .wire import pack
@@ -28,10 +26,14 @@ class HandshakeError(Exception):
 
 
 def _digest(*parts: bytes) -> str:
+    from hashlib import sha512  # loads OpenSSL, which takes a tenth of importing this library; few share a key
+
     return sha512(b"".join(parts)).hexdigest()
 
 
 def _same(one: object, other: str) -> bool:
+    import hmac  # see _digest
+
     return isinstance(one, str) and hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode())
 
 

@@ -29,6 +29,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from . import fork, wire
+from .compiled import Compiled
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, show
 from .notifications import NotificationChannel, NotificationKind, Notifier
@@ -57,14 +58,17 @@ class State(Enum):
     CLOSED = "closed"
 
 
+_CLOSING, _CLOSED = (
+    State.CLOSING,
+    State.CLOSED,
+)  # send() asks for them twice, and a member of a class takes longer to find
+
 _TRANSITIONS = {
     State.NEW: {State.RUNNING, State.CLOSED},
     State.RUNNING: {State.CLOSING},
     State.CLOSING: {State.CLOSED},
     State.CLOSED: set[State](),
 }
-
-_RULES = MsgSchema()
 
 BeforeSend = Callable[[Msg], Msg | None]
 
@@ -93,8 +97,10 @@ class Pipeline:
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
         self._schema = MsgSchema(record=schema)
-        self._is_stricter = schema is not None and type(schema) is not RecordSchema
+        # The rules themselves, which are to hold whatever a user's schema or its hooks make of a message.
+        self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
         self._encoder = wire.Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
+        self._compiled = Compiled(self._schema, self._encoder)
         self._queue_size = queue_size
         self._heartbeat_interval = heartbeat_interval
         self._before_send = before_send
@@ -118,6 +124,12 @@ class Pipeline:
 
         :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
         :param timeout: seconds to wait for room on the queue; 0 does not wait, None waits for ever.
+        :raises ValidationError: it breaks the rules.
+        :raises QueueFullError: there was no room (in that time); the message is still the caller's. A
+            :class:`~geventaudit.SpoolError`, which is one, when the spool has to keep it and cannot.
+        :raises ClientClosedError: the client is closing or closed.
+        :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
+            accepted. A :class:`~geventaudit.Client` does not raise it.
         """
         if thread_ident() != self._home.ident:
             self._send_from_elsewhere(msg, timeout)
@@ -127,11 +139,11 @@ class Pipeline:
         if frame is None:
             self._reject(Rejection.LEFT_OUT)
             return
-        # Once more: a hook may have waited, and the client been closed, or broken, or the process forked, meanwhile.
-        self._check_accepting()
         self._accept(frame, timeout)
 
     def _accept(self, frame: bytes, timeout: float | None) -> None:
+        # This asks once more whether to accept: a hook may have waited, and the client been closed, or broken, or the
+        # process forked, meanwhile.
         sender = self._running_sender()
         try:
             sender.put(frame, timeout)
@@ -204,7 +216,7 @@ class Pipeline:
             self._inbox.reject(reason)
 
     def _check_accepting(self) -> None:
-        if self._state is State.CLOSING or self._state is State.CLOSED:
+        if self._state is _CLOSING or self._state is _CLOSED:
             self._reject(Rejection.CLOSED)
             raise ClientClosedError(f"the client is {self._state.value}")
 
@@ -221,9 +233,12 @@ class Pipeline:
                     msg = self._before_send(self._schema.shape(msg))
                     if msg is None:
                         return None
+                frame = self._compiled.frame_of(msg, now, encoder.pack)
+                if frame is not None:
+                    return frame
                 loaded = self._schema.load(msg)
-                if self._is_stricter:  # the rules themselves hold whatever a user's schema or its hooks made of it
-                    loaded = _RULES.load(loaded)
+                if self._rules is not None:
+                    loaded = self._rules.load(loaded)
                 return encoder.encode(loaded, now)
             except ValidationError as error:
                 raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
@@ -301,12 +316,11 @@ class Pipeline:
         sender = cast(Sender, self._sender)
         self._inbox.close("the client is closed")
         sender.stop("the client was closed")
-        frames: list[bytes] = []
         try:
-            frames = sender.keep(seconds)
+            sender.keep(seconds)
         finally:
             if self._state is State.CLOSING:  # not in a forked child's copy of this call
-                self._end(frames)
+                self._end(sender.unkept)
         sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
 
     def _end(self, frames: list[bytes]) -> None:
@@ -372,7 +386,7 @@ class Pipeline:
         self._check_accepting()
         if self._sender is None:
             self._start()
-        sender = cast(Sender, self._sender)
+        sender: Sender = self._sender  # type: ignore[assignment]  # cast() would be a call for every record
         sender.ensure_running()
         return sender
 

@@ -4,8 +4,9 @@ Whatever else checks them is derived from these schemas. The rules are those of 
 implementation, which the golden data in ``tests/golden`` records, and a few that are stricter on purpose: no
 enumeration value outside the members, no unspecified address in any spelling, no ``null`` for a list.
 
-Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates, the
-address in its canonical spelling, custom data as :mod:`geventaudit.values` describes. What is loaded is never changed.
+Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates,
+identities sorted by their kind, the address in its canonical spelling, custom data as :mod:`geventaudit.values`
+describes. What is loaded is never changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from functools import lru_cache
+from inspect import getattr_static
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -38,16 +40,22 @@ from .records import (
 from .values import normal_form, surrogate_problem
 
 __all__ = [
+    "NEEDS_DESCRIPTION",
+    "SENDABLE",
     "TYPE_NAMES",
     "CallerIdentitySchema",
     "MsgSchema",
     "RecordSchema",
     "TargetResourceSchema",
     "canonical_address",
+    "fields_of_its_own",
+    "is_bare",
     "service_tree_uuid",
     "sorted_categories",
     "sorted_identities",
     "sorted_levels",
+    "validating_methods",
+    "ways_of_its_own",
 ]
 
 TYPE_NAMES: dict[AuditType, str] = {
@@ -58,14 +66,15 @@ TYPE_NAMES: dict[AuditType, str] = {
 }
 """What the types are called in mappings."""
 
-_SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+"""The types that users send, by those names."""
 
 _CATEGORY_NUMBERS = {member: number for number, member in enumerate(OperationCategory)}
 _IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdentityType)}
 
 _T = TypeVar("_T")
 
-# Unicode White_Space. str.isspace() differs: it has U+001C to U+001F, which are not in it.
+# Unicode White_Space. str.isspace() differs: it has U+001C to U+001F besides, which are not in it.
 _BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*")
 
 _REQUIRED = "is required"
@@ -226,10 +235,18 @@ class _Groups(fields.Field[dict[Any, Any]]):
 
     default_error_messages = _COMMON_MESSAGES
 
-    def __init__(self, key: fields.Field[Any], items: fields.Field[Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        key: fields.Field[Any],
+        items: fields.Field[Any],
+        *,
+        order: Callable[[Mapping[Any, Any]], list[tuple[Any, Any]]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.key = key
         self.items = items
+        self.order = order
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> dict[str, Any]:
         return {
@@ -264,7 +281,7 @@ class _Groups(fields.Field[dict[Any, Any]]):
                     errors[key] = of_key + error.messages
         if errors:
             raise ValidationError(errors)
-        return result
+        return result if self.order is None else dict(self.order(result))
 
 
 class _Address(fields.Field[str]):
@@ -314,14 +331,21 @@ class _Type(fields.Field[AuditType]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> AuditType:
         name = TYPE_NAMES[value] if isinstance(value, AuditType) else value
-        if isinstance(name, str) and name in _SENDABLE:
-            return _SENDABLE[name]
+        if isinstance(name, str) and name in SENDABLE:
+            return SENDABLE[name]
         own = isinstance(value, AuditType) or (isinstance(name, str) and name in TYPE_NAMES.values())
-        problem = f"must be {' or '.join(_SENDABLE)}, got {show(name)}"
+        problem = f"must be {' or '.join(SENDABLE)}, got {show(name)}"
         raise ValidationError(f"{problem} (only the library itself sends it)" if own else problem)
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
+
+NEEDS_DESCRIPTION: dict[str, tuple[str, StrEnum]] = {
+    "operation_category_description": ("operation_categories", OperationCategory.OTHER),
+    "operation_result_description": ("operation_result", OperationResult.FAILURE),
+}
+"""Which description is required with which value of which field. The two hooks of :class:`RecordSchema` read it, and so
+does what is compiled from it."""
 
 
 class _TypedSchema(marshmallow.Schema):
@@ -409,7 +433,12 @@ class RecordSchema(_TypedSchema):
     operation_access_level = _Text(required=True)
     caller_agent = _Text(required=True)
     caller_ip_address = _Address(required=True)
-    caller_identities = _Groups(_Member(CallerIdentityType), _Items(fields.Nested(CallerIdentitySchema)), required=True)
+    caller_identities = _Groups(
+        _Member(CallerIdentityType),
+        _Items(fields.Nested(CallerIdentitySchema)),
+        order=sorted_identities,
+        required=True,
+    )
     caller_access_levels = _Items(_Text(may_be_blank=False), order=sorted_levels, required=True)
     target_resources = _Groups(
         _Text(may_be_blank=False), _Items(fields.Nested(TargetResourceSchema), may_be_empty=True), required=True
@@ -431,19 +460,20 @@ class RecordSchema(_TypedSchema):
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _other_needs_description(self, data: Mapping[str, Any], original: Any, **kwargs: Any) -> None:
-        categories = data.get("operation_categories")
+        name, other = NEEDS_DESCRIPTION["operation_category_description"]
+        categories = data.get(name)
         if categories is None:  # some of them are wrong; the others count all the same
             given = original.get("OperationCategories") if isinstance(original, Mapping) else None
             categories = given if isinstance(given, list | tuple) else ()
         described = data.get("operation_category_description", True)
-        if not described and any(isinstance(each, str) and each == OperationCategory.OTHER for each in categories):
-            raise ValidationError({"OperationCategoryDescription": ["is required with the category OCOther"]})
+        if not described and any(isinstance(each, str) and each == other for each in categories):
+            raise ValidationError({"OperationCategoryDescription": [f"is required with the category {other}"]})
 
     @validates_schema(skip_on_field_errors=False)
     def _failure_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        failed = data.get("operation_result") == OperationResult.FAILURE
-        if failed and not data.get("operation_result_description", True):
-            raise ValidationError({"OperationResultDescription": ["is required with the result Failure"]})
+        name, failure = NEEDS_DESCRIPTION["operation_result_description"]
+        if data.get(name) == failure and not data.get("operation_result_description", True):
+            raise ValidationError({"OperationResultDescription": [f"is required with the result {failure}"]})
 
 
 class MsgSchema(_TypedSchema):
@@ -515,6 +545,53 @@ _SNAKES = {
 
 def _snake(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {_SNAKES[key]: value for key, value in mapping.items()}
+
+
+# -- what a schema of somebody's own does besides ---------------------------------------------------------------------
+
+# What each class has for itself, and what of a field no load looks at.
+_OF_EACH_CLASS = {
+    "__init__", "__doc__", "__module__", "__dict__", "__weakref__", "__annotations__", "__parameters__",
+    "__abstractmethods__", "__slotnames__", "__static_attributes__", "__firstlineno__", "_abc_impl",
+    "Meta", "opts", "error_messages", "_declared_fields", "_hooks",
+}  # fmt: skip
+_OF_EACH_FIELD = {"parent", "name", "root", "metadata", "error_messages", "dump_default", "load_only", "validate"}
+
+
+def ways_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
+    """By what names *schema* does anything else than *stock*, its fields and what validates one field apart."""
+    own = {name for name in vars(schema) if name not in vars(stock) and hasattr(type(stock), name)}
+    own |= {name for name in ("many", "partial") if getattr(schema, name)}
+    for name in set(dir(type(stock))) - _OF_EACH_CLASS:
+        if getattr_static(type(schema), name, None) is not getattr_static(type(stock), name):
+            own.add(name)
+    for tag in ("pre_load", "post_load", "validates_schema"):
+        own.update({name for name, *_ in schema._hooks[tag]} - {name for name, *_ in stock._hooks[tag]})
+    return own | {name for name, field in schema.fields.items() if field.attribute not in (None, name)}
+
+
+def fields_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
+    """The fields that *schema* does not load just as *stock* does. The schema in a record's field is not looked at."""
+
+    def settings(field: fields.Field[Any]) -> dict[str, Any]:
+        ignored = _OF_EACH_FIELD | ({"nested", "_schema"} if field.name == "record" else set())
+        return {name: value for name, value in vars(field).items() if name not in ignored}
+
+    pairs = ((field, stock.fields[name]) for name, field in schema.fields.items())
+    own = {str(a.name) for a, b in pairs if type(a) is not type(b) or settings(a) != settings(b)}
+    return own | {name for _, name in validating_methods(schema)}
+
+
+def is_bare(field: fields.Field[Any]) -> bool:
+    """Whether *field* has nothing but the rule of its class."""
+    nested = field.schema._hooks if isinstance(field, fields.Nested) else {}
+    return not (field.validators or field.pre_load or field.post_load or field.allow_none or any(nested.values()))
+
+
+def validating_methods(schema: marshmallow.Schema) -> list[tuple[Callable[..., Any], str]]:
+    """The methods that ``validates`` marks, in their order, each with the name of a field that it validates."""
+    hooks = schema._hooks["validates"]
+    return [(getattr(schema, method), name) for method, _, marked in hooks for name in marked["field_names"]]
 
 
 def by_record(messages: Mapping[Any, Any]) -> dict[Any, Any]:

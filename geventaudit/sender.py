@@ -126,6 +126,8 @@ class Sender:
         self.connected_or_over = Event()
         """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
+        self.unkept: list[bytes] = []
+        """After :meth:`keep`: what is undelivered, and nowhere else."""
         self.store: Store | None = None
         if spool is not None:
             self.store = Store(
@@ -151,7 +153,13 @@ class Sender:
         :raises Exception: what :meth:`refuse` was given while this waited; nothing was accepted.
         """
         try:
-            batch = self._put_now(frame)
+            if self.store is None and not self._inbox.used:
+                # What _put_now does, without a call: the way of every record of a client of one thread without a spool.
+                self._queue.put(frame, False)
+                self._counters.accepted += 1
+                batch = None
+            else:
+                batch = self._put_now(frame)
         except Full:
             if timeout is not None and timeout <= 0:
                 raise self._full() from None
@@ -289,13 +297,17 @@ class Sender:
             except Empty:
                 return frames
 
-    def keep(self, timeout: float) -> list[bytes]:
-        """After :meth:`stop`: leave what is undelivered in the spool; what cannot be left there is returned.
+    def keep(self, timeout: float) -> None:
+        """After :meth:`stop`: leave what is undelivered in the spool. What cannot be left there is in ``unkept`` then.
 
         :param timeout: seconds that the spool may take.
         """
-        frames = self.take_undelivered()
-        return frames if self.store is None else self.store.keep(frames, timeout)
+        self.unkept = self.take_undelivered()
+        if self.store is not None:
+            try:
+                self.store.keep(self.unkept, timeout)
+            finally:
+                self.unkept = self.store.unkept
 
     def _in_memory(self) -> list[bytes]:
         """All frames that were put on the queue and are not delivered, in their order."""

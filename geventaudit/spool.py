@@ -35,7 +35,7 @@ from .notifications import NotificationKind
 from .stats import Counters
 from .threads import Home, allocate_lock, start_new_thread
 
-if TYPE_CHECKING:  # SQLite is loaded by the first spool that is opened
+if TYPE_CHECKING:  # SQLite is loaded when the first Spool is made
     from .spoolfile import Loaded, Row, SpoolFile, TakenOver
 
 __all__ = ["Batch", "Spool", "Store"]
@@ -79,6 +79,7 @@ class Spool:
         it leaves the disk when it is delivered.
     :param synchronous: what a record on disk survives; see above.
     :raises ValueError: for what cannot be.
+    :raises ImportError: this Python was built without SQLite.
     """
 
     path: str | os.PathLike[str]
@@ -87,6 +88,8 @@ class Spool:
     synchronous: Synchronous = "NORMAL"
 
     def __post_init__(self) -> None:
+        from . import spoolfile  # noqa: F401  SQLite is loaded here, by who uses it, and not in the disk's thread
+
         folder, name = os.path.split(os.fspath(self.path))
         if not name or "\0" in name:
             raise ValueError(f"path must be the name of a file, got {show(self.path)}")
@@ -119,6 +122,7 @@ class Batch:
         """The frames of *older* go before these; whoever waits there has to know when these are finished."""
         self.frames[:0] = older.frames
         self.size += older.size
+        older.frames = []
         self._others += [older, *older._others]
 
     def finish(self, error: Exception | None = None) -> None:
@@ -132,7 +136,8 @@ class Batch:
 
         :raises SpoolError, ClientClosedError: they are not.
         """
-        self._done.wait()
+        while not self._done.wait(60.0):  # with an end, since the disk's thread alone does not keep a hub running
+            pass
         if self._error is not None:
             raise type(self._error)(str(self._error)) from self._error
 
@@ -189,10 +194,13 @@ class Store:
         self._failures = 0
         self._backoff = Backoff(initial=1.0, maximum=30.0)
         self._closing = False
-        self._greenlets: list[gevent.Greenlet[..., None]] = []
+        self._abandoned = False
+        self._adopter: gevent.Greenlet[..., None] | None = None
+        self._retry: gevent.Greenlet[..., None] | None = None
 
         self._filling = Batch()  # the tail: what the next write takes
         self._writing: Batch | None = None
+        self._nothing_is_written = Event()
         self._loading = False
         self._resuming = False
         self._unread = 0  # records on disk that the queue has not taken
@@ -206,6 +214,8 @@ class Store:
         self._again: list[Row] = []  # frames in memory whose file was put aside
         self.overtaken = False
         """Whether records went past others that a failing disk holds back."""
+        self.unkept: list[bytes] = []
+        """After :meth:`keep`: what could not be kept."""
 
     # -- the sender's side ---------------------------------------------------------------------------------------------
 
@@ -213,7 +223,7 @@ class Store:
         """Open the file, in the background."""
         self._open()
         if self._template:
-            self._greenlets.append(gevent.spawn(self._adopt_now_and_then))
+            self._adopter = gevent.spawn(self._adopt_now_and_then)
 
     def put(self, frame: bytes) -> Batch | None:
         """Take *frame*, which is accepted then; or a batch to wait for, which accepts it when it is on disk.
@@ -230,7 +240,7 @@ class Store:
                 if self._error is not None:
                     raise
             else:
-                self.overtaken = self.overtaken or self._unread > 0
+                self.overtaken = self.overtaken or self._unread > 0 or self._writing is not None
                 self._order.append((self._next_seq(), 0))
                 self._counters.accepted += 1
                 return None
@@ -273,7 +283,8 @@ class Store:
                 self._bytes -= size
         if not self._order and not self._unread:
             self.overtaken = False
-            if self._error is not None:  # a full disk has room when the file is empty
+            self._bytes = 0
+            if self._error is not None and self._ready:  # a full disk has room when the file is empty
                 self._resume()
         self._room.set()
         self._write()
@@ -288,7 +299,8 @@ class Store:
     @property
     def waiting(self) -> int:
         """Accepted records that are not on the queue."""
-        tail = 0 if self._always else len(self._filling.frames) + (len(self._writing.frames) if self._writing else 0)
+        writing = self._writing
+        tail = 0 if self._always else len(self._filling.frames) + (len(writing.frames) if writing is not None else 0)
         return self._unread + tail
 
     def why_full(self) -> str:
@@ -299,51 +311,69 @@ class Store:
             return f"and so is its spool ({self._spool.max_bytes} bytes)"
         return "and its spool has no room for this record now"
 
-    def keep(self, frames: list[bytes], timeout: float) -> list[bytes]:
+    def keep(self, frames: list[bytes], timeout: float) -> None:
         """Close for good; keep on disk what is undelivered. The sender is stopped, and takes nothing any more.
+
+        What could not be kept is in ``unkept`` afterwards, also when this is interrupted.
 
         :param frames: what the queue took and was not settled, in its order.
         :param timeout: seconds that this may take, and a second at least.
-        :returns: the frames that could not be kept.
         """
         self._closing = True
         self._end_greenlets()
+        deadline = time.monotonic() + max(timeout, _CLOSE_SECONDS)
         in_memory = list(zip(self._order, frames, strict=True))
-        rows = [(seq, frame) for (seq, _), frame in in_memory]
-        tail = [] if self._always else self._filling.frames
-        rows += [(self._next_seq(), frame) for frame in tail]
-        outcome: list[Exception | None] = []
+        outcome: list[tuple[int | None, Exception | None]] = []
         ended = Event()
 
-        def done(_: Any, error: Exception | None) -> None:
-            outcome.append(error)
+        def done(count: int | None, error: Exception | None) -> None:
+            outcome.append((count, error))
             ended.set()
 
-        self._disk.submit(partial(self._keep_on_disk, rows), done)
-        self._disk.end()
         try:
-            ended.wait(max(timeout, _CLOSE_SECONDS))
+            while self._writing is not None and time.monotonic() < deadline:
+                self._nothing_is_written.clear()
+                self._nothing_is_written.wait(deadline - time.monotonic())
+            rows = [(seq, frame) for (seq, _), frame in in_memory]
+            if not self._always:
+                rows += [(self._next_seq(), frame) for frame in self._filling.frames]
+            self._disk.submit(partial(self._keep_on_disk, rows), done)
+            self._disk.end()
+            ended.wait(max(deadline - time.monotonic(), 0.0))
         finally:
-            self._filling.finish(ClientClosedError("the client was closed"))
-            if self._writing is not None:
-                self._writing.finish(SpoolError("the disk did not answer before the client was closed"))
-        if outcome == [None]:
-            self._counters.kept += len(in_memory) + len(tail) + self._unread
-            lost = []
+            if not self._abandoned:
+                self._account(in_memory, *(outcome[0] if outcome else (None, TimeoutError("the disk did not answer"))))
+
+    def _account(
+        self, in_memory: list[tuple[tuple[int, int], bytes]], count: int | None, error: Exception | None
+    ) -> None:
+        """What became of everything, when the last job is done, or is not waited for any more.
+
+        :param count: records in the file, where its number had to be found out.
+        """
+        tail = [] if self._always else [*(self._writing.frames if self._writing else ()), *self._filling.frames]
+        undelivered = len(in_memory) + len(tail) + self._unread
+        if error is None:
+            self._counters.kept += undelivered if count is None else count
+            self._counters.dropped += 0 if count is None else undelivered - count
         else:
-            lost = [frame for (_, size), frame in in_memory if not size] + tail
-            if self._writing is not None and not self._always:
-                lost += self._writing.frames
-            self._counters.kept += len(in_memory) + self._unread - sum(not size for (_, size), _ in in_memory)
-            self._report((outcome and outcome[0]) or SpoolError(f"{self._path}: the disk did not answer in time"))
+            from .spoolfile import is_damage
+
+            # What was written to a file that is in order is there; of another, nothing is known.
+            lost_on_disk = is_damage(error) or bool(self._again) or not (self._ready or self._error is None)
+            self.unkept = [frame for (_, size), frame in in_memory if lost_on_disk or not size] + tail
+            self._counters.kept += undelivered - len(self.unkept)
+            self._report(SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}"))
+        for batch in (self._filling, self._writing):
+            if batch is not None:
+                batch.finish(ClientClosedError("the client was closed"))
         self._unread = 0
         self._filling, self._writing = Batch(), None
         self._order.clear()
-        return lost
 
     def abandon(self) -> None:
         """In a forked child, where all this is the parent's. Must not wait."""
-        self._closing = True
+        self._closing = self._abandoned = True
         self._end_greenlets()
         error = ClientClosedError("the process was forked")
         self._filling.finish(error)
@@ -354,9 +384,9 @@ class Store:
 
     def _is_first_in_line(self) -> bool:
         """Whether nothing older waits that could be sent."""
-        if self._filling.frames or self._writing is not None:
-            return False
-        return self._error is not None or (self._ready and not self._unread)
+        if self._error is not None:
+            return not self._filling.frames
+        return self._ready and not self._unread and not self._filling.frames and self._writing is None
 
     def _tail_size(self) -> int:
         return self._filling.size + (self._writing.size if self._writing is not None else 0)
@@ -389,7 +419,7 @@ class Store:
             self._filling.size -= len(frames[taken]) + _OVERHEAD
             taken += 1
         if taken:
-            self.overtaken = self.overtaken or self._unread > 0
+            self.overtaken = self.overtaken or self._unread > 0 or self._writing is not None
             del frames[:taken]
             self._arrived()
 
@@ -427,12 +457,11 @@ class Store:
         self._unread = count
         if more > 0:
             self._counters.adopted += more
+            self._found(more)
         elif more < 0:
             self._counters.dropped -= more
             self._report(SpoolError(f"{self._path}: {-more} records in it could not be read any more"))
-        if not self._opened_before:
-            self._opened_before = True
-            self._found(count)
+        self._opened_before = True
         if adopted is not None:
             self._report_problems(adopted)
         self._in_order()
@@ -452,16 +481,18 @@ class Store:
         shrink = self._was_large and not rows and not self._order and not self._unread
         self._was_large = self._was_large and not shrink
 
-        def work() -> None:
+        def work() -> Exception | None:
             if again:
                 file.write(again, 0, known=True)
             file.write(rows, forget)
-            if shrink:
-                file.shrink()
+            return file.shrink() if shrink else None
 
-        self._disk.submit(work, lambda _, error: self._written(error, rows, again, forget))
+        self._disk.submit(work, lambda result, error: self._written(error, result, rows, again, forget))
 
-    def _written(self, error: Exception | None, rows: list[Row], again: list[Row], forget: int) -> None:
+    def _written(
+        self, error: Exception | None, problem: Exception | None, rows: list[Row], again: list[Row], forget: int
+    ) -> None:
+        self._nothing_is_written.set()
         batch, self._writing = self._writing, None
         if batch is None:  # closed meanwhile, and nobody waits
             return
@@ -469,7 +500,11 @@ class Store:
             self._again = again + self._again
             self._filling.join(batch)
             self._failed(error)
+            if self._error is not None and not self._always and not self._closing:
+                self._tail_to_queue()
             return
+        if problem is not None:
+            self._report(SpoolError(f"{self._path} could not be made smaller: {problem}"))
         self._forgotten = forget
         if self._always:
             self._counters.accepted += len(rows)
@@ -500,6 +535,7 @@ class Store:
         if missing:
             missing = min(missing, self._unread)
             self._unread -= missing
+            self._bytes -= loaded.damaged_bytes + missing * _OVERHEAD
             self._counters.dropped += missing
             self._report(SpoolError(f"{self._path}: {missing} records in it were damaged or are gone"))
         self._arrived()
@@ -525,8 +561,12 @@ class Store:
         if error is not None:
             self._failed(error)
             return
+        if self._closing:
+            return
         self._counters.adopted += adopted.records
         self._unread += adopted.records
+        self._bytes += adopted.size + adopted.records * _OVERHEAD
+        self._found(adopted.records)
         self._report_problems(adopted)
         self.refill()
 
@@ -554,14 +594,16 @@ class Store:
         else:
             self._tail_to_queue()
         self._room.set()
-        self._report(self._error)
         if is_damage(error):
             self._ready = False
         self._try_again(partial(self._put_aside, error) if is_damage(error) else self._resume)
+        self._report(self._error)
 
     def _try_again(self, what: Callable[[], None]) -> None:
-        self._greenlets = [greenlet for greenlet in self._greenlets if not greenlet.dead]
-        self._greenlets.append(gevent.spawn_later(self._backoff.delay(self._failures), what))
+        """Once, after a while; there is never more than one who waits for that."""
+        if self._retry is not None:
+            self._retry.kill(block=False)
+        self._retry = gevent.spawn_later(self._backoff.delay(self._failures), what)
 
     def _resume(self) -> None:
         """See whether the disk takes something again."""
@@ -573,11 +615,12 @@ class Store:
         self._resuming = True
         file = self._sure_file()
         empty = not self._order and not self._unread and self._writing is None
-        self._disk.submit(file.renew if empty else partial(file.write, (), self._forget), self._resumed)
+        self._disk.submit(partial(file.renew if empty else file.probe, self._forget), self._resumed)
 
     def _resumed(self, _: Any, error: Exception | None) -> None:
         self._resuming = False
         if error is not None:
+            self._ready = self._sure_file().is_open
             self._recover(error)
         elif not self._closing:
             self._in_order()
@@ -586,12 +629,14 @@ class Store:
         self._failures = 0
         if self._error is not None:
             self._error = None
-            self._tell(NotificationKind.SPOOL_RESTORED)
+            self._say(NotificationKind.SPOOL_RESTORED)
         self._write()
         self.refill()
         self._room.set()
 
     def _put_aside(self, error: Exception) -> None:
+        if self._closing:
+            return
         self._ready = False
         self._disk.submit(
             partial(self._sure_file().set_aside, self._cursor),
@@ -602,8 +647,12 @@ class Store:
         if self._closing:
             return
         if error is not None:
-            self._failures = max(self._failures, 2)
-            self._recover(error)
+            self._failures += 1
+            self._error = SpoolError(f"{self._path} is damaged ({damage}) and could not be put aside: {error}")
+            if not self._always:
+                self._tail_to_queue()
+            self._try_again(partial(self._put_aside, damage))
+            self._report(self._error)
             return
         aside, saved = result
         self._again = [
@@ -619,26 +668,43 @@ class Store:
 
     def _report(self, error: Exception) -> None:
         self._counters.spool_failures += 1
-        self._tell(NotificationKind.SPOOL_FAILED, error)
+        self._say(NotificationKind.SPOOL_FAILED, error)
+
+    def _say(self, kind: NotificationKind, error: Exception | None = None) -> None:
+        if gevent.getcurrent() is self._home.hub:  # a log handler may wait, and there nothing may
+            gevent.spawn(self._tell, kind, error)
+        else:
+            self._tell(kind, error)
 
     def _report_problems(self, adopted: TakenOver) -> None:
         for problem in adopted.problems:
             self._report(SpoolError(problem))
 
     def _end_greenlets(self) -> None:
-        for greenlet in self._greenlets:
-            greenlet.kill(block=False)
-        self._greenlets.clear()
+        for greenlet in (self._adopter, self._retry):
+            if greenlet is not None:
+                greenlet.kill(block=False)
 
-    def _keep_on_disk(self, rows: Sequence[Row]) -> None:
-        """In the disk's thread, as its last job."""
+    def _keep_on_disk(self, rows: Sequence[Row]) -> int | None:
+        """In the disk's thread, as its last job; how many records are in the file, where that has to be found out."""
+        from .spoolfile import is_damage
+
         file = self._sure_file()
+        count = None
         try:
-            if not file.is_open:
-                file.open()
-            file.write(rows, self._forget, known=True)
+            try:
+                if not file.is_open:
+                    file.open()
+                file.write(rows, self._forget, known=True)
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                file.set_aside(self._cursor)
+                file.write(rows, self._forget, known=True)
+                count, _, _ = file.measure(-1)
         finally:
             file.close(remove_if_empty=self._template is not None)
+        return count
 
 
 class _DiskThread:

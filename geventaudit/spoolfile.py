@@ -18,11 +18,14 @@ import ctypes
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import quote
 
 from . import fork
@@ -38,6 +41,7 @@ _BUSY_SECONDS = 1.0  # how long SQLite waits for somebody who looks into the fil
 _ROWS = 200  # in one statement: sqlite3 lets go of the interpreter's lock for each statement, not for each row
 _SHRINK_BYTES = 4 << 20
 _MAX_REJECTED = 1000
+_PROBE_BYTES = 1 << 16  # that a disk must have free before it is tried again
 _SIDES = ("", "-wal", "-shm")
 _COLUMNS = "seq, CAST(crc AS INTEGER), coalesce(CAST(frame AS BLOB), x'')"  # bytes, whatever damage made of them
 
@@ -52,10 +56,11 @@ _SCHEMA = f"""
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was read from the file, and how many rows were damaged (they are in ``rejected`` now)."""
+    """What was read from the file; and how many rows were damaged, and their bytes (they are in ``rejected`` now)."""
 
     rows: Sequence[Row]
     damaged: int = 0
+    damaged_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class TakenOver:
     """Rows that came from other files, and what was wrong with those."""
 
     records: int
+    size: int = 0
+    """Bytes of their frames."""
     problems: tuple[str, ...] = ()
 
 
@@ -74,6 +81,9 @@ def is_damage(error: BaseException) -> bool:
     """Whether *error* says that the file itself is not in order, rather than the disk or whoever has it locked."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return isinstance(error, _DamagedError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+_inherited: set[tuple[int, int]] = set()  # files (device, inode) that the parent process had open at a fork
 
 
 class SpoolFile:
@@ -89,7 +99,8 @@ class SpoolFile:
         self._synchronous = synchronous
         self._breathe = breathe
         self._db: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self._locks: dict[str, int] = {}  # descriptors, by the path of what they lock
+        self._aside: str | None = None  # where a damaged file is from which not all is taken yet
         fork.track(self)
 
     @property
@@ -103,8 +114,9 @@ class SpoolFile:
         :raises SpoolError: another process, or another client of this one, has it; or it is no spool.
         """
         self.close()
-        self._lock = _claim(self.path)
+        self._claim(self.path)
         try:
+            _leave_inherited(self.path)
             self._db = _connect(self.path, self._synchronous)
         except BaseException as error:
             if not is_damage(error):  # a damaged one is still ours, to be set aside
@@ -148,7 +160,7 @@ class SpoolFile:
                 break
         for seq, frame in damaged:
             self.reject(seq, frame, "it was damaged on disk")
-        return Loaded(rows, len(damaged))
+        return Loaded(rows, len(damaged), sum(len(frame) for _, frame in damaged))
 
     def reject(self, seq: int, frame: bytes, reason: str) -> None:
         """Move one frame into the table of rejected ones."""
@@ -163,16 +175,34 @@ class SpoolFile:
             _roll_back(db)
             raise
 
-    def shrink(self) -> None:
-        """Give the space of an empty file back, where it is much."""
+    def shrink(self) -> Exception | None:
+        """Give the space of an empty file back, where it is much; why it could not be done, where it could not."""
         db = self._open()
-        (pages,), (size,) = self._one("PRAGMA page_count"), self._one("PRAGMA page_size")
-        if pages * size > _SHRINK_BYTES and not self._one("SELECT EXISTS (SELECT 1 FROM frames)")[0]:
-            db.execute("VACUUM")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        try:
+            (pages,), (size,) = self._one("PRAGMA page_count"), self._one("PRAGMA page_size")
+            if pages * size > _SHRINK_BYTES and not self._one("SELECT EXISTS (SELECT 1 FROM frames)")[0]:
+                db.execute("VACUUM")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            return error
+        return None
 
-    def renew(self) -> None:
-        """Begin a new file in the place of one without frames: on a full disk, taking rows away may need room too."""
+    def probe(self, forget: int) -> None:
+        """Find out whether the file can be written to and the disk has room, and take away all rows up to *forget*."""
+        probe = self.path + ".probe"
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _PROBE_BYTES)
+        finally:
+            os.close(descriptor)
+            os.unlink(probe)
+        self.write((), forget)
+
+    def renew(self, forget: int) -> None:
+        """Begin a new file, where there is nothing behind *forget*: on a full disk, taking rows away may need room."""
+        if self._one("SELECT EXISTS (SELECT 1 FROM frames WHERE seq > ?)", forget)[0]:
+            self.probe(forget)
+            return
         rejected = self._open().execute("SELECT at, reason, frame FROM rejected ORDER BY id").fetchall()
         self._close_database()
         for side in _SIDES:
@@ -187,9 +217,13 @@ class SpoolFile:
         :returns: the other name, and what was saved.
         """
         self._close_database()
-        aside = _move_aside(self.path)
+        if self._aside is None:  # otherwise it did not come to its end the last time
+            self._aside = _move_aside(self.path)
+        aside = self._aside
         self._db = _connect(self.path, self._synchronous)
-        return aside, TakenOver(self._take_from(aside, after, None)[0])
+        taken, _ = self._take_from(aside, after, None)
+        self._aside = None
+        return aside, taken
 
     def adopt(self, template: str, first: int | None) -> TakenOver:
         """Take over what processes that are no more left in files of the same *template* (with ``{pid}`` in it).
@@ -198,9 +232,14 @@ class SpoolFile:
         """
         folder, _, name = template.rpartition("/")
         pattern = re.compile(r"\d+".join(re.escape(part) for part in name.split("{pid}")))
-        records = 0
+        records = size = 0
         problems = []
-        for entry in sorted(os.listdir(folder or ".")):
+        try:
+            entries = sorted(os.listdir(folder or "."))
+        except OSError as error:
+            entries = []
+            problems.append(f"{folder} cannot be looked through for what other processes left: {error}")
+        for entry in entries:
             path = os.path.join(folder, entry)
             if not pattern.fullmatch(entry) or path == self.path:
                 continue
@@ -209,36 +248,42 @@ class SpoolFile:
             except SpoolError:
                 continue  # it is somebody's who is alive
             except (sqlite3.Error, OSError) as error:
-                taken, problem = 0, f"{path} cannot be taken over: {error}"
-            records += taken
+                problems.append(f"{path} cannot be taken over now: {error}")
+                continue
+            records += taken.records
+            size += taken.size
             if problem:
                 problems.append(problem)
-        return TakenOver(records, tuple(problems))
+        return TakenOver(records, size, tuple(problems))
 
     def close(self, *, remove_if_empty: bool = False) -> None:
         """Let go of the file. May be called again."""
         empty = False
         if self._db is not None and remove_if_empty:
-            empty = not any(
-                self._one(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)")[0]
-                for table in ("frames", "rejected")
-            )
+            try:
+                empty = not any(
+                    self._one(f"SELECT EXISTS (SELECT 1 FROM {name})")[0] for name in ("frames", "rejected")
+                )
+            except sqlite3.Error:
+                pass  # whoever opens it next will see what is wrong with it
         self._close_database()
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            if empty:
-                _remove(self.path)
-            os.close(lock)
+        if empty and self.path in self._locks:
+            _remove(self.path)
+        self._release(self.path)
 
     # -- forks ---------------------------------------------------------------------------------------------------------
 
     def after_fork_in_child(self) -> None:
         """The file stays the parent's."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        for path in list(self._locks):
+            self._release(path)
         database, self._db = self._db, None
         if database is not None:
+            try:
+                status = os.stat(self.path)
+                _inherited.add((status.st_dev, status.st_ino))
+            except OSError:
+                pass  # it is not there any more
             # Neither used nor closed in a child, as SQLite asks: closing could end the parent's log. So it is kept from
             # ever being collected, with its descriptors.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
@@ -259,58 +304,44 @@ class SpoolFile:
         if database is not None:
             database.close()
 
-    def _adopt_one(self, path: str, first: int | None) -> tuple[int, str]:
-        lock = _claim(path)
+    def _claim(self, path: str) -> None:
+        self._locks[path] = _locked(path)
+
+    def _release(self, path: str) -> None:
+        lock = self._locks.pop(path, None)
+        if lock is not None:
+            os.close(lock)
+
+    def _adopt_one(self, path: str, first: int | None) -> tuple[TakenOver, str]:
+        self._claim(path)
         try:
             if not os.path.exists(path):
-                return 0, ""
+                return TakenOver(0), ""
             taken, damage = self._take_from(path, -1, first)
+            if taken.records:  # what is removed now has to be as safe here
+                self._open().execute("PRAGMA wal_checkpoint").fetchall()
             problem = f"{path} was damaged and is {_move_aside(path)} now ({damage})" if damage else ""
             _remove(path)
         finally:
-            os.close(lock)
+            self._release(path)
         return taken, problem
 
-    def _take_from(self, path: str, after: int, first: int | None) -> tuple[int, str]:
-        """Copy what can be read of another file behind *after*; how much it was, and what was wrong."""
-        saved = 0
-        try:
-            other = _connect(path, "OFF", timeout=_BUSY_SECONDS)
-        except sqlite3.Error as error:
-            if not is_damage(error):
-                raise
-            other = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
-            damage = str(error)
-        else:
-            damage = ""
-        try:
-            seen = after
-            for descending in (False, True):  # from both ends: damage may be in the middle
-                try:
-                    order = "DESC" if descending else "ASC"
-                    rows = other.execute(f"SELECT {_COLUMNS} FROM frames WHERE seq > ? ORDER BY seq {order}", (seen,))
-                    for batch in _batches(rows):
-                        whole = [(seq, frame) for seq, crc, frame in batch if zlib.crc32(frame) == crc]
-                        if len(whole) < len(batch):
-                            damage = damage or "damaged records"
-                        if first is not None:
-                            whole = [(first + saved + place, frame) for place, (_, frame) in enumerate(whole)]
-                        self._add(whole)
-                        saved += len(whole)
-                        self._breathe()
-                        if not descending:
-                            seen = batch[-1][0]
-                except sqlite3.Error as error:
-                    damage = damage or str(error)
-                else:
-                    break
-            try:
-                self._add_rejected(other.execute("SELECT at, reason, frame FROM rejected ORDER BY id").fetchall())
-            except sqlite3.Error as error:
-                damage = damage or str(error)
-        finally:
-            other.close()
-        return saved, damage
+    def _take_from(self, path: str, after: int, first: int | None) -> tuple[TakenOver, str]:
+        """Copy what can be read of another file behind *after*; what that was, and what was wrong with it.
+
+        Raises what is wrong with *this* file, or keeps the other from being read now.
+        """
+        records = size = 0
+        with closing(_Remains(path)) as remains:
+            for batch in remains.rows(after):
+                if first is not None:
+                    batch = [(first + records + place, frame) for place, (_, frame) in enumerate(batch)]
+                self._add(batch)
+                records += len(batch)
+                size += sum(len(frame) for _, frame in batch)
+                self._breathe()
+            self._add_rejected(remains.rejected())
+            return TakenOver(records, size), remains.damage
 
     def _add_rejected(self, rows: list[tuple[float, str, bytes]]) -> None:
         self._open().executemany("INSERT INTO rejected (at, reason, frame) VALUES (?, ?, ?)", rows)
@@ -326,24 +357,82 @@ class SpoolFile:
                 self.write([(seq, frame)], 0)
 
 
-def _batches(rows: sqlite3.Cursor) -> Iterator[list[tuple[int, int, bytes]]]:
-    while True:
-        batch = []
+class _Remains:
+    """A file of somebody who is no more, which may be damaged."""
+
+    def __init__(self, path: str) -> None:
+        self.damage = ""
+        """What was found to be wrong with it."""
         try:
-            for row in rows:
-                batch.append(row)
-                if len(batch) == _ROWS:
-                    break
-        except sqlite3.Error:
-            if batch:
-                yield batch  # what came before the damage
-            raise
-        if not batch:
+            self._db = _connect(path, "OFF")
+        except sqlite3.Error as error:
+            self._note(error)
+            self._db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
+
+    def rows(self, after: int) -> Iterator[list[Row]]:
+        """All rows behind *after* that are in order, in theirs, some at a time."""
+        try:
+            yield from self._ascending(after)
+        except sqlite3.Error as error:
+            self._note(error)
+        else:
             return
-        yield batch
+        # Damage may be in the middle: the end of the file is read up to it, too.
+        behind = None
+        try:
+            for (seq,) in self._db.execute("SELECT seq FROM frames WHERE seq > ? ORDER BY seq DESC", (self._seen,)):
+                behind = seq
+        except sqlite3.Error as error:
+            self._note(error)
+        if behind is not None:
+            try:
+                yield from self._ascending(behind - 1)
+            except sqlite3.Error as error:
+                self._note(error)
+
+    def rejected(self) -> list[tuple[float, str, bytes]]:
+        """What is in its table of rejected frames."""
+        try:
+            return self._db.execute("SELECT at, reason, frame FROM rejected ORDER BY id").fetchall()
+        except sqlite3.Error as error:
+            self._note(error)
+            return []
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._db.close()
+
+    def _ascending(self, after: int) -> Iterator[list[Row]]:
+        self._seen = after
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM frames WHERE seq > ? ORDER BY seq", (after,))
+        problem: sqlite3.Error | None = None
+        count = _ROWS
+        while count == _ROWS and problem is None:
+            batch: list[Row] = []
+            count = 0
+            try:
+                for seq, crc, frame in islice(rows, _ROWS):
+                    count += 1
+                    self._seen = seq
+                    if zlib.crc32(frame) == crc:
+                        batch.append((seq, frame))
+                    else:
+                        self.damage = self.damage or "damaged records"
+            except sqlite3.Error as error:
+                problem = error  # after what was read before it
+            if batch:
+                yield batch
+        if problem is not None:
+            raise problem
+
+    def _note(self, error: sqlite3.Error) -> None:
+        """Damage is noted; that the file cannot be read *now* is for the caller."""
+        if not is_damage(error) and getattr(error, "sqlite_errorcode", 0) not in (0, sqlite3.SQLITE_ERROR):
+            raise error
+        self.damage = self.damage or str(error)
 
 
-def _claim(path: str) -> int:
+def _locked(path: str) -> int:
     """The descriptor of the lock beside *path*, locked.
 
     :raises SpoolError: somebody else has it.
@@ -391,6 +480,25 @@ def _connect(path: str, synchronous: str, timeout: float = _BUSY_SECONDS) -> sql
         db.close()
         raise
     return db
+
+
+def _leave_inherited(path: str) -> None:
+    """In a child whose parent had this file open: go on with a copy of it.
+
+    SQLite remembers by device and inode which locks its process holds on a file, and what it remembers here are the
+    parent's. Whoever calls holds the lock, so the parent is no more.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in _inherited:
+        shutil.copy2(path, path + ".copy")
+        os.replace(path + ".copy", path)
+        try:
+            os.unlink(path + "-shm")
+        except FileNotFoundError:
+            pass
 
 
 def _insert(db: sqlite3.Connection, rows: Sequence[Row], on_conflict: str) -> None:

@@ -21,7 +21,7 @@ from msgpack import ExtType, Timestamp
 
 from .errors import ValidationError, show
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "exact_datetime", "normal_form", "surrogate_problem"]
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
 
 MAX_DEPTH = 64
 """Levels of nesting, the custom data itself being the first. Receivers recurse; none should have to go deeper."""
@@ -29,6 +29,9 @@ MAX_DEPTH = 64
 MAX_VALUES = 1 << 20
 """Values in one record's custom data. Each takes a byte at the least, so this is beyond the default frame limit; it
 stops a small structure that shares its parts from unfolding into billions."""
+
+SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+"""Values of exactly these types are carried as they are, if they can be at all."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AS_TEXT = (UUID, Decimal, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -48,12 +48,17 @@ __all__ = [
     "Entry",
     "Frame",
     "Message",
+    "Packed",
     "ack_of",
+    "array_header",
     "bundle",
     "decode",
     "encode",
+    "envelope",
+    "map_header",
     "message_of",
     "pack",
+    "record_body",
     "tag_bytes",
     "unpack_first",
 ]
@@ -99,12 +104,12 @@ class Encoder:
         # A Packer keeps its buffer, so one is kept. It is never entered twice: packing a record in normal form runs no
         # code but these hooks.
         self._default = _as_extension if datetimes == "extension" else _as_text
-        self._pack = msgpack.Packer(default=self._default).pack
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=self._default).pack
 
     def twin(self) -> Encoder:
         """One with the same settings, for another thread: a Packer is for one at a time."""
         twin = copy.copy(self)
-        twin._pack = msgpack.Packer(default=self._default).pack
+        twin.pack = msgpack.Packer(default=self._default).pack
         return twin
 
     def encode(self, message: Message, unix_time: float) -> bytes:
@@ -116,7 +121,7 @@ class Encoder:
         """
         try:
             tag, body = self._parts(message)
-            frame: bytes = self._pack((tag, ((math.floor(unix_time), body),), _OPTION))
+            frame = self.pack((tag, ((math.floor(unix_time), body),), _OPTION))
         except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
             # msgpack's errors have no common base; the others come from records that no schema has seen.
             raise ValidationError({"_schema": [f"must be a valid message: {error}"]}) from error
@@ -128,7 +133,7 @@ class Encoder:
 
     def _parts(self, message: Message) -> tuple[str, dict[str, Any]]:
         if isinstance(message, Msg):
-            return AuditType(message.type).value, _record_body(message.record, self.service_tree_id)
+            return AuditType(message.type).value, record_body(message.record, self.service_tree_id)
         if isinstance(message, Heartbeat):
             return AuditType.HEARTBEAT.value, {
                 "AsmAuditServiceId": message.service_id,
@@ -142,7 +147,8 @@ class Encoder:
         raise TypeError(f"got {show(message)} ({type(message).__name__})")
 
 
-def _record_body(record: Record, service_tree_id: str | None) -> dict[str, Any]:
+def record_body(record: Record, service_tree_id: str | None) -> dict[str, Any]:
+    """The body of a record, its keys in the order of the wire."""
     body: dict[str, Any] = {} if service_tree_id is None else {"env_ikey": service_tree_id}
     body["CallerIpAddress"] = canonical_address(str(record.caller_ip_address))[0]
     body["CallerIdentities"] = {
@@ -210,6 +216,44 @@ def ack_of(chunk: str) -> bytes:
     return pack({"ack": chunk})
 
 
+def array_header(size: int) -> bytes:
+    """What stands before *size* values that make an array."""
+    header: bytes = msgpack.Packer().pack_array_header(size)
+    return header
+
+
+def map_header(size: int) -> bytes:
+    """What stands before *size* keys, each with its value, that make a map."""
+    header: bytes = msgpack.Packer().pack_map_header(size)
+    return header
+
+
+class Packed(dict[Any, bytes]):
+    """Values packed, behind what always stands before them; remembers those that are short. Bounded.
+
+    Most texts of a trail come again and again. Threads may share it: what two of them miss at once is made twice.
+
+    :param pack: makes what is missing; what it raises, looking up raises.
+    """
+
+    MOST = 1024
+    """Values remembered."""
+    LONGEST = 128
+    """Bytes of one that is."""
+
+    def __init__(self, before: bytes, pack: Callable[[Any], bytes]) -> None:
+        self._before = before
+        self._pack = pack
+
+    def __missing__(self, value: Any) -> bytes:
+        packed = self._before + self._pack(value)
+        if len(packed) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()  # costs less than knowing which were used last
+            self[value] = packed
+        return packed
+
+
 _TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
 _ENTRY_START = _TAG_END + 1  # behind the header of the array of one entry
 _ENTRY_END = -len(msgpack.packb(_OPTION))
@@ -218,6 +262,12 @@ _ENTRY_END = -len(msgpack.packb(_OPTION))
 def tag_bytes(frame: bytes) -> bytes:
     """The part of a frame, made here, that is the same in all frames of its tag."""
     return frame[:_TAG_END]
+
+
+def envelope(kind: AuditType) -> tuple[bytes, bytes]:
+    """What stands before the time, and behind the body, in every frame of *kind*."""
+    frame = pack((kind.value, ((0, None),), _OPTION))
+    return frame[: _ENTRY_START + len(array_header(2))], frame[_ENTRY_END:]
 
 
 def bundle(frames: Sequence[bytes], chunk: str) -> bytes:

@@ -285,10 +285,14 @@ def test_a_file_that_another_client_has(folder: Path) -> None:
         assert second.flush(10), "the queue has room"
         assert any("in use by another" in text for text in told(second, NotificationKind.SPOOL_FAILED))
         assert second.stats().spool_failures >= 1
+        for number in range(20, 60):
+            second.send(message(number))
+            assert second.flush(10), "one delivery after the other"
+        assert second.stats().spool_failures < 10, "which is no reason to try again each time"
         first.close()
         eventually(lambda: told(second, NotificationKind.SPOOL_RESTORED), "it is tried again")
         second.close()
-        eventually(lambda: sorted(receiver.numbers()) == list(range(20)))
+        eventually(lambda: sorted(receiver.numbers()) == list(range(60)))
 
 
 def test_always_cannot_do_without_the_file(folder: Path) -> None:
@@ -312,25 +316,27 @@ sys.stdin.read()
 """
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """With SQLite's own means, by another process: somebody looks into it."""
+    command = [sys.executable, "-c", LOCKER, str(path)]
+    with std_subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as locker:
+        assert locker.stdin
+        assert locker.stdout
+        assert locker.stdout.readline() == b"locked\n"
+        yield
+        locker.stdin.close()
+
+
 def test_a_file_that_another_process_has_locked(folder: Path) -> None:
-    """With SQLite's own means: somebody looks into it."""
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool.db")) as client:
         send_all(client, range(100))
         eventually(lambda: len(rows(folder / "spool.db")) >= 50)
-        locker = std_subprocess.Popen(
-            [sys.executable, "-c", LOCKER, str(folder / "spool.db")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        with locker:
-            assert locker.stdout
-            assert locker.stdout.readline() == b"locked\n"
+        with locked(folder / "spool.db"):
             send_all(client, range(100, 120))  # not one raises
             eventually(lambda: "locked" in " ".join(told(client, NotificationKind.SPOOL_FAILED)))
             receiver.start()
             eventually(lambda: len(receiver.numbers()) >= 50, "the client goes on")
-            assert locker.stdin
-            locker.stdin.close()
         eventually(lambda: told(client, NotificationKind.SPOOL_RESTORED), "it is tried again")
         assert client.flush(30)
         eventually(lambda: sorted(receiver.numbers()) == list(range(120)), "not one is lost, not one comes twice")
@@ -376,6 +382,35 @@ def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monke
         eventually(lambda: sorted(receiver.numbers()) == [0, 1, 2])
         assert client.stats().adopted == 1
         assert balanced(client)
+
+
+def test_an_orphan_is_not_to_blame_for_the_file_it_goes_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.05)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
+        receiver.start()
+        client.send(message(0))
+        assert client.flush(10)
+        with locked(folder / f"audit-{os.getpid()}.db"):
+            with a_file(folder / "audit-99999999.db") as file:
+                file.write([(n, wire.encode(message(n), 0.0)) for n in range(1, 100)], 0)
+            eventually(lambda: "now: database is locked" in " ".join(told(client, NotificationKind.SPOOL_FAILED)))
+        eventually(lambda: sorted(set(receiver.numbers())) == list(range(100)), "it is taken over a while later")
+        assert list(folder.glob("*.damaged-*")) == []
+        assert client.flush(10)
+
+
+def test_flush_waits_for_what_is_adopted_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is adopted may go before what flush() is asked after."""
+    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.01)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
+        send_all(client, range(100))
+        with a_file(folder / "audit-99999999.db") as file:
+            file.write([(n, wire.encode(message(n), 0.0)) for n in range(1000, 4000)], 0)
+        receiver.start()
+        for number in range(100, 120):
+            client.send(message(number))
+            assert client.flush(30)
+            eventually(lambda number=number: number in receiver.numbers(), "read; a moment later it is stored", 1.0)
 
 
 # -- what can happen to a disk -----------------------------------------------------------------------------------------
@@ -574,6 +609,68 @@ def test_a_full_disk(folder: Path, small_disk: Path, mode: Any) -> None:
         assert client.close() == []
 
 
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_over_a_ruined_file_keeps_what_is_in_memory(folder: Path) -> None:
+    spool = Spool(folder / "spool.db", mode="always")
+    with receiving(folder) as receiver:
+        client = client_of(receiver, spool)
+        send_all(client, range(40))
+        with closing(sqlite3.connect(folder / "spool.db")) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (folder / "spool.db").write_bytes(b"nonsense" * 5000)
+        left = client.close(0.0)
+        assert len(left) + client.stats().kept == 40
+        assert balanced(client)
+        receiver.start()
+        with client_of(receiver, spool) as client:
+            client.connect()
+            eventually(lambda: len(receiver.numbers()) == 40 - len(left))
+
+
+def test_a_write_that_fails_while_closing_is_not_forgotten(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db"))
+        send_all(client, range(100))
+        eventually(lambda: len(rows(folder / "spool.db")) >= 50)
+        with locked(folder / "spool.db"):
+            send_all(client, range(100, 300))
+            left = client.close(0.0)
+        kept = [wire.decode(row[2])[0] for row in rows(folder / "spool.db")]
+        numbers = {msg.record.custom_data["n"] for msg in [*left, *kept]}  # type: ignore[union-attr, index]
+        assert numbers == set(range(300)), "each is here or there"
+        assert client.stats().kept + client.stats().dropped == 300
+        assert client.stats().dropped == len(left)
+
+
+def test_a_close_that_is_interrupted_keeps_count(folder: Path) -> None:
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db"))
+        send_all(client, range(40))
+        with locked(folder / "spool.db"):
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+                client.close(0.0)
+            assert balanced(client)
+            assert not client.flush()
+            assert len(client.close()) == client.stats().dropped
+        assert client.stats().dropped + client.stats().kept == 40
+
+
+def test_always_without_an_agent_needs_no_other_greenlet(folder: Path) -> None:
+    """Waiting for the disk is all that goes on in this hub."""
+    program = (
+        "import sys\nfrom helpers import message\nfrom geventaudit import Client, NoOp, Spool\n"
+        "client = Client(NoOp, spool=Spool(sys.argv[1], mode='always'))\n"
+        "for number in range(5): client.send(message(number))\nclient.close()\n"
+    )
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    for first in ("", "from gevent import monkey; monkey.patch_all()\n"):
+        command = [sys.executable, "-c", first + program, str(folder / "spool.db")]
+        done = subprocess.run(command, env=path, timeout=60, stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stderr.decode()
+
+
 # -- this process, and others ------------------------------------------------------------------------------------------
 
 
@@ -718,3 +815,38 @@ def test_hundreds_of_clients(folder: Path) -> None:
             assert client.flush(30)
             client.close()
         eventually(lambda: sorted(receiver.numbers()) == list(range(200)))
+
+
+def test_a_child_goes_on_with_the_file_of_its_parent_that_is_no_more(folder: Path) -> None:
+    """A service sends, and only then becomes a daemon. Others look into the file; the daemon is killed."""
+    program = """
+import os, sys, time
+from helpers import message
+from geventaudit import Client, NoOp, Spool, DomainSocket
+client = Client(lambda: DomainSocket("/nowhere"), spool=Spool(sys.argv[1], mode="always"))
+client.send(message(0))
+if os.fork():
+    os._exit(0)
+while True:
+    try:
+        client.send(message(1))
+        break
+    except Exception:  # the parent still has it
+        time.sleep(0.05)
+for number in range(2, 100):
+    client.send(message(number))
+print("sent", os.getpid(), flush=True)
+time.sleep(60)
+"""
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", program, str(folder / "spool.db")]
+    with std_subprocess.Popen(command, env=path, stdout=subprocess.PIPE, stderr=std_subprocess.DEVNULL) as process:
+        assert process.stdout
+        _, pid = process.stdout.readline().split()
+        look = (
+            "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from frames').fetchone())"
+        )
+        for _ in range(2):
+            std_subprocess.run([sys.executable, "-c", look, str(folder / "spool.db")], check=True)
+        os.kill(int(pid), signal.SIGKILL)
+    assert len(rows(folder / "spool.db")) == 100

@@ -1,0 +1,141 @@
+"""What geventaudit takes from the process that it lives in: time of the hub, memory, and time to import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import gevent
+
+from geventaudit import Client, DomainSocket
+
+from .measure import Bound, Row, Samples, Spread, differences, interleave, percentile, ratios
+from .processes import ROOT, module, scheduling
+from .reader import Reader
+from .records import FIRST, message
+
+__all__ = ["hub_hold", "import_time", "importing", "queue_memory", "queued"]
+
+
+def hub_hold(rounds: int, seconds: float) -> list[Row]:
+    """How long other greenlets wait for their turn under full load, less what they wait for one that does not send.
+
+    So many greenlets send a record each and let the others run, all the time. A ticker does nothing but let the others
+    run, and looks how long it was until its next turn: all of them had theirs in between, and the sender too. What the
+    kernel gave to other processes meanwhile does not count; waiting in a system call does.
+    """
+    rows = []
+    for number, bar, aim in ((100, Bound("at most", 5.0), Bound("at most", 2.0)), (1, None, None)):
+        samples = _turns(number, rounds, seconds)
+        rows.append(
+            Row(
+                f"hub held, 99.9th percentile, {number} sending",
+                differences(samples["sending"], samples["idle"]),
+                unit="ms",
+                bar=bar,
+                aim=aim,
+                absolute={f"{name}, ms": Spread.of(each) for name, each in samples.items()},
+                note="a whole turn of the loop: one send() of each greenlet, and one batch written",
+            )
+        )
+    return rows
+
+
+def _turns(number: int, rounds: int, seconds: float) -> Samples:
+    with Reader() as reader, Client(lambda: DomainSocket(reader.path)) as client:
+        return interleave(
+            {
+                "idle": partial(_turn, number, lambda msg: None, seconds),
+                "sending": partial(_turn, number, partial(client.send, timeout=None), seconds),
+            },
+            rounds,
+        )
+
+
+def _turn(number: int, send: Callable[..., object], seconds: float) -> float:
+    """The 99.9th percentile of the time between two turns of the ticker, in milliseconds."""
+    schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def clock() -> float:
+        return time.perf_counter() - scheduling(schedstat).kept_waiting
+
+    deadline = time.monotonic() + seconds
+
+    def load() -> None:
+        each = FIRST
+        while time.monotonic() < deadline:
+            send(message(each))
+            each += 1
+            gevent.sleep(0)
+
+    loads = [gevent.spawn(load) for _ in range(number)]
+    waits = []
+    gevent.sleep(0)
+    last = clock()
+    while time.monotonic() < deadline:
+        gevent.sleep(0)
+        now = clock()
+        waits.append(now - last)
+        last = now
+    gevent.joinall(loads, raise_error=True)
+    os.close(schedstat)
+    return percentile(waits, 99.9) * 1e3
+
+
+def queue_memory(rounds: int, records: int) -> list[Row]:
+    """Bytes that a queued record takes over the length of its frame, asked of Python and of the kernel."""
+    samples = interleave(
+        {
+            "tracemalloc": partial(queued, "tracemalloc", records),
+            # More of them: memory that was free before, in the allocator's hands, is taken first.
+            "rss": partial(queued, "rss", records * 10),
+        },
+        rounds,
+    )
+    of_python = Spread.of(samples["tracemalloc"])
+    of_kernel = Spread.of(samples["rss"])
+    name = "memory per queued record over its frame"
+    return [
+        Row(
+            f"{name}, by tracemalloc",
+            of_python,
+            bar=Bound("at most", 1.3),
+            aim=Bound("at most", 1.15),
+            note="what Python asked for",
+        ),
+        Row(
+            f"{name}, by resident memory",
+            of_kernel,
+            note="what the kernel gave for it, in a process of its own, with the allocator's overhead",
+        ),
+    ]
+
+
+def queued(kind: str, records: int) -> float:
+    """Bytes that a queued record takes over the length of its frame, in a process of its own; see ``queued.py``."""
+    return float(subprocess.check_output(module("queued", kind, str(records)), cwd=ROOT, text=True))
+
+
+def import_time(rounds: int) -> list[Row]:
+    """``import geventaudit`` over importing what it depends on, each in a fresh interpreter."""
+    contenders = {"geventaudit": "geventaudit", "dependencies": "gevent, msgpack, marshmallow"}
+    samples = interleave({name: partial(importing, modules) for name, modules in contenders.items()}, rounds)
+    return [
+        Row(
+            "import geventaudit over importing its dependencies",
+            ratios(samples["geventaudit"], samples["dependencies"]),
+            bar=Bound("at most", 1.25),
+            aim=Bound("at most", 1.1),
+            absolute={f"import {contenders[name]}, ms": Spread.of(each) for name, each in samples.items()},
+        )
+    ]
+
+
+def importing(modules: str) -> float:
+    """Milliseconds, in a fresh interpreter."""
+    program = f"import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
+    return float(subprocess.check_output([sys.executable, "-c", program], text=True)) * 1e3

@@ -1,0 +1,112 @@
+"""What is sent: one typical record, the same for everybody, each time built anew."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import msgpack
+
+from geventaudit import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    TargetResource,
+)
+from geventaudit.wire import encode
+
+__all__ = ["FIRST", "TAG", "body", "frame_of", "invalid", "message", "sized", "wire_form"]
+
+TAG = AuditType.CONTROL_PLANE.value
+
+FIRST = 1 << 20
+"""The number of the first record. From here on all numbers, and so all frames, have the same length."""
+
+
+def message(number: int) -> Msg:
+    """The typical record, as a user of geventaudit builds it."""
+    return Msg(
+        AuditType.CONTROL_PLANE,
+        Record(
+            operation_name="CreateUser",
+            operation_categories=[OperationCategory.USER_MANAGEMENT],
+            operation_type=OperationType.CREATE,
+            operation_result=OperationResult.SUCCESS,
+            operation_access_level="Contributor",
+            caller_agent="agent/1.0",
+            caller_ip_address="192.0.2.7",
+            caller_identities={CallerIdentityType.UPN: [CallerIdentity("user@example.com", "the caller")]},
+            caller_access_levels=["Reader"],
+            target_resources={"SubscriptionId": [TargetResource("res1", region="westeurope")]},
+            custom_data={"ticket": number},
+        ),
+    )
+
+
+def body(number: int) -> dict[str, Any]:
+    """The same record as the mapping that it is on the wire, as a user of a peer builds it."""
+    return {
+        "CallerIpAddress": "192.0.2.7",
+        "CallerIdentities": {"UPN": [{"Identity": "user@example.com", "Description": "the caller"}]},
+        "OperationCategories": ["UserManagement"],
+        "CustomData": {"ticket": number},
+        "TargetResources": {
+            "SubscriptionId": [{"Name": "res1", "Cluster": "", "DataCenter": "", "Region": "westeurope"}]
+        },
+        "CallerAccessLevels": ["Reader"],
+        "OperationAccessLevel": "Contributor",
+        "OperationName": "CreateUser",
+        "OperationResultDescription": "",
+        "CallerAgent": "agent/1.0",
+        "OperationCategoryDescription": "",
+        "OperationType": "Create",
+        "OperationResult": "Success",
+    }
+
+
+def invalid(number: int) -> Msg:
+    """A record with one mistake, of three kinds in turn: at the top, deep inside, between two fields."""
+    msg = message(number)
+    if number % 3 == 0:
+        msg.record.caller_ip_address = "127.0.0.1"
+    elif number % 3 == 1:
+        msg.record.target_resources = {"SubscriptionId": [TargetResource("")]}
+    else:
+        msg.record.operation_result = OperationResult.FAILURE
+    return msg
+
+
+def sized(number: int, kib: float) -> Msg:
+    """A record whose frame takes about that many KiB: the typical one, with texts of 100 letters in its custom data."""
+    msg = message(number)
+    texts = max(round((kib * 1024 - len(frame_of(msg))) / 111), 0)
+    msg.record.custom_data = {"ticket": number, **{f"text{each:04}": "x" * 100 for each in range(texts)}}
+    return msg
+
+
+def frame_of(msg: Msg) -> bytes:
+    """Its frame, as if sent now."""
+    return encode(msg, time.time())
+
+
+def wire_form(msg: Msg) -> Any:
+    """The plain lists, maps and texts that its frame is the MessagePack of.
+
+    Equal texts are one object, as they are in the message, where nearly all are constants of the program: were each of
+    its own, packing a thousand records would wait for memory, and be an easier baseline.
+    """
+    return _sharing_texts(msgpack.unpackb(frame_of(msg)))
+
+
+def _sharing_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {sys.intern(key): _sharing_texts(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_sharing_texts(each) for each in value]
+    return sys.intern(value) if isinstance(value, str) else value

@@ -1,0 +1,56 @@
+"""Records per second, end to end."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .contenders import CONTENDERS, rate, why_not
+from .measure import Bound, Row, Samples, Spread, interleave, ratios
+
+__all__ = ["acks_tls_spool", "end_to_end"]
+
+_UNIT = "records/s"
+
+
+def end_to_end(rounds: int, records: int) -> list[Row]:
+    """geventaudit over each of its peers; and the reading process, over geventaudit."""
+    peers = ["fluent-async", "fluent-async-threads", "fluent", "opentelemetry-body", "opentelemetry", "logging"]
+    samples = _rates(["geventaudit", *peers, "bare"], rounds, records)
+    bounds = {
+        "fluent-async": (Bound("at least", 1.6), Bound("at least", 2.5)),
+        "opentelemetry": (Bound("at least", 2.2), Bound("at least", 4.0)),
+    }
+    rows = []
+    for peer in peers:
+        bar, aim = bounds.get(peer, (None, None))
+        name = f"records/s over {CONTENDERS[peer].what}"
+        rows.append(_row(name, samples, "geventaudit", peer, bar, aim))
+    rows.append(_row("records/s that the reading process can take", samples, "bare", "geventaudit"))
+    return rows
+
+
+def acks_tls_spool(rounds: int, records: int) -> list[Row]:
+    """geventaudit with something more, over geventaudit without it."""
+    pairs = [
+        ("acks", "geventaudit", "acknowledgements over none"),
+        ("tls", "tcp", "TLS over plain TCP"),
+        ("spool-overflow", "geventaudit", "a spool for what overflows over none"),
+        ("spool-always", "geventaudit", "a spool for everything over none"),
+    ]
+    here = [pair for pair in pairs if not why_not(pair[0])]
+    samples = _rates(list(dict.fromkeys(name for pair in here for name in pair[1::-1])), rounds, records)
+    rows = []
+    for with_it, without, what in pairs:
+        name = f"records/s, {what}"
+        reason = why_not(with_it)
+        rows.append(Row(name, None, note=reason) if reason else _row(name, samples, with_it, without))
+    return rows
+
+
+def _rates(names: list[str], rounds: int, records: int) -> Samples:
+    return interleave({name: partial(rate, name, records) for name in names}, rounds)
+
+
+def _row(name: str, samples: Samples, over: str, under: str, bar: Bound | None = None, aim: Bound | None = None) -> Row:
+    absolute = {f"{CONTENDERS[each].what}, {_UNIT}": Spread.of(samples[each]) for each in (over, under)}
+    return Row(name, ratios(samples[over], samples[under]), bar=bar, aim=aim, absolute=absolute)
