@@ -19,6 +19,7 @@ from .errors import (
     ValidationError,
 )
 from .notifications import Notification, NotificationChannel, NotificationKind
+from .pipeline import live_clients
 from .records import (
     AuditType,
     CallerIdentity,
@@ -71,4 +72,5 @@ __all__ = [
     "TargetResource",
     "ValidationError",
     "__version__",
+    "live_clients",
 ]

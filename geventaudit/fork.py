@@ -17,7 +17,7 @@ import os
 import weakref
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Forkable", "Holding", "track"]
+__all__ = ["Forkable", "Holding", "track", "tracked"]
 
 
 class Forkable(Protocol):
@@ -52,8 +52,13 @@ def track(thing: Forkable) -> None:
     _tracked.add(thing)
 
 
+def tracked() -> list[Forkable]:
+    """What is tracked and still exists, in no particular order."""
+    return list(_tracked)
+
+
 def _before() -> None:
-    for thing in list(_tracked):
+    for thing in tracked():
         if isinstance(thing, Holding):
             thing.before_fork()
             _held.append(thing)
@@ -66,7 +71,7 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _held.clear()
-    for thing in list(_tracked):
+    for thing in tracked():
         try:
             thing.after_fork_in_child()
         except Exception:  # one that fails must not keep the others from letting go

@@ -41,7 +41,7 @@ from .stats import Counters, Rejection, Stats
 from .threads import Home, Inbox, pause, thread_ident
 from .version import __version__
 
-__all__ = ["Pipeline", "State"]
+__all__ = ["Pipeline", "State", "live_clients"]
 
 logger = logging.getLogger(logger_name)
 
@@ -345,14 +345,21 @@ class Pipeline:
         if thread_ident() == self._home.ident:
             sender.look()
         records, size = sender.in_flight
+        connected = sender.connected
         return self._counters.snapshot(
             self._inbox,
             queued=sender.queued,
             in_flight=records,
             in_flight_bytes=size,
             spooled=sender.spooled,
-            connected=sender.connected,
+            connected=connected,
+            degraded=not connected and self._state is not State.CLOSED,
         )
+
+    @property
+    def spool(self) -> Spool | None:
+        """The disk behind the queue, as it was given; None without one."""
+        return self._spool
 
     def notify(self) -> NotificationChannel:
         """The channel on which this client tells what happens to it; always the same. See :class:`NotificationKind`."""
@@ -474,6 +481,14 @@ class Pipeline:
         untold, self._full_untold = self._full_untold, 0
         self._told_full = now
         self._tell(NotificationKind.QUEUE_FULL, error, missed=untold)
+
+
+def live_clients() -> list[Pipeline]:
+    """The clients of this process that are not closed, those included that never sent: for whoever ends a process.
+
+    A forked child has those of its parent, which begin anew there. Starts nothing. In no particular order.
+    """
+    return [each for each in fork.tracked() if isinstance(each, Pipeline) and each._state is not State.CLOSED]
 
 
 # -- interpreter exit --------------------------------------------------------------------------------------------------

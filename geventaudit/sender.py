@@ -579,5 +579,7 @@ class Sender:
 
     def _window_to_resend(self) -> None:
         self._resend.extendleft(frame for frame in reversed(self._window) if frame is not None)
+        if not self._stopped:  # nobody waits for the last heartbeat of a client that is closed
+            self._counters.heartbeats_dropped += self._window.count(None)
         self._window.clear()
         self._window_records = self._window_bytes = 0

@@ -63,6 +63,8 @@ class Stats:
     """Attempts to make one that failed."""
     heartbeats: int = 0
     """Heartbeats written."""
+    heartbeats_dropped: int = 0
+    """Heartbeats not known to be delivered when their connection broke; they are not written once more."""
     queued: int = 0
     """Waiting to be written now, those that are to be written once more included."""
     in_flight: int = 0
@@ -73,6 +75,8 @@ class Stats:
     """In the spool, or on the way there, and not on the queue, now."""
     connected: bool = False
     """Whether there is a connection now."""
+    degraded: bool = False
+    """Whether the client is at work and has no connection, now."""
 
 
 class Counters:
@@ -91,6 +95,7 @@ class Counters:
         self.connects = 0
         self.connect_failures = 0
         self.heartbeats = 0
+        self.heartbeats_dropped = 0
         self.rejected: Counter[str] = Counter()
 
     @property
@@ -117,6 +122,7 @@ class Counters:
         in_flight_bytes: int = 0,
         spooled: int = 0,
         connected: bool = False,
+        degraded: bool = False,
     ) -> Stats:
         """All numbers as they are now, with what other threads did."""
         handed_over = len(inbox)
@@ -134,9 +140,11 @@ class Counters:
             connects=self.connects,
             connect_failures=self.connect_failures,
             heartbeats=self.heartbeats,
+            heartbeats_dropped=self.heartbeats_dropped,
             queued=queued + handed_over,
             in_flight=in_flight,
             in_flight_bytes=in_flight_bytes,
             spooled=spooled,
             connected=connected,
+            degraded=degraded,
         )

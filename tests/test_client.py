@@ -31,8 +31,10 @@ from geventaudit import (
     NotificationKind,
     QueueFullError,
     RecordSchema,
+    Spool,
     ValidationError,
     __version__,
+    live_clients,
 )
 from geventaudit.agent import Agent, Received
 
@@ -744,3 +746,44 @@ def test_a_connection_that_lived_for_a_while_was_a_success(socket_path: str) -> 
             gevent.sleep(0.1)
             agent.hang_up()
             eventually(lambda connects=connects: client.stats().connects == connects)
+
+
+def test_live_clients(agent: Agent, socket_path: str, folder: Path) -> None:
+    before = set(live_clients())
+    spool = Spool(folder / "audit.db")
+    new, running = Client(NoOp, spool=spool), client_of(socket_path)
+    running.send(message(1))
+    assert set(live_clients()) - before == {new, running}
+    assert (new.spool, running.spool) == (spool, None)
+    new.close()
+    assert set(live_clients()) - before == {running}
+    running.close()
+    assert set(live_clients()) == before
+
+
+def test_degraded_is_at_work_without_a_connection(socket_path: str) -> None:
+    client = client_of(socket_path)
+    assert not client.stats().degraded, "it has not begun"
+    client.send(message(1))
+    assert client.stats().degraded
+    with Agent(socket_path, print):
+        assert client.flush(30)
+        assert not client.stats().degraded
+    eventually(lambda: client.stats().degraded, "it is noticed while there is nothing to send")
+    client.close(0)
+    assert not client.stats().degraded
+
+
+def test_a_heartbeat_that_goes_down_with_its_connection_is_counted(agent: Agent, socket_path: str) -> None:
+    with client_of(socket_path) as client:
+        client.connect()
+        agent.stop_reading()
+        client.send(message(1))
+        eventually(lambda: client.stats().heartbeats == 1)
+        assert client.stats().heartbeats_dropped == 0
+        agent.hang_up()
+        eventually(lambda: client.stats().connects == 2)
+        eventually(lambda: client.stats().heartbeats == 2)
+        assert client.stats().heartbeats_dropped == 1
+        client.close(0)
+        assert client.stats().heartbeats_dropped == 1, "the second was only not waited for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import urllib.request
@@ -33,8 +34,12 @@ def run(name: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
+    """Here, and locustfile.py in test_locust."""
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
-    assert names == {"quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py"}
+    assert names == {
+        "quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py", "audit_logging.py", "metrics.py",
+        "locustfile.py",
+    }  # fmt: skip
 
 
 def test_quickstart() -> None:
@@ -49,6 +54,19 @@ def test_notifications() -> None:
     positions = [out.index(words[0])]
     for word in words[1:]:
         positions.append(out.index(f"\n{word} -", positions[-1]))
+
+
+def test_audit_logging() -> None:
+    out = run("audit_logging.py")
+    assert out.count("arrived: Msg(") == 1
+    assert "operation_name='ReadSecret'" in out
+
+
+def test_metrics() -> None:
+    out = run("metrics.py")
+    assert re.search(r"arrived: Msg.*'trace_id': '[0-9a-f]{32}', 'span_id': '[0-9a-f]{16}'", out)
+    assert "OpenTelemetry: messages_sent 1\n" in out
+    assert "\nmessages_sent_total 1.0\n" in out
 
 
 def test_gunicorn(socket_path: str) -> None:

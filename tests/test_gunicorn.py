@@ -1,4 +1,7 @@
-"""Real gunicorn, gevent workers, preloaded: the record of every request that was answered arrives."""
+"""Real gunicorn, gevent workers, preloaded: the record of every request that was answered arrives.
+
+The configuration is the example's, with the hooks of :mod:`geventaudit.integrations.gunicorn`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 from gevent import socket, subprocess
-from helpers import eventually, free_port
+from helpers import PATCHED, eventually, free_port, message
 
-from geventaudit import Msg
+from geventaudit import Client, Msg, NoOp
 from geventaudit.agent import Agent
+from geventaudit.integrations.gunicorn import worker_exit
 
 pytest.importorskip("gunicorn", reason="needs gunicorn, which the extra [test] brings")
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -154,3 +159,75 @@ def test_what_workers_leave_in_their_spools_is_sent_by_the_next(socket_path: str
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
         assert server.returncode == 0
+
+
+def spooling(folder: Path, socket_path: str, mode: str) -> str:
+    return (
+        "import gevent, gunicorn_app\n"
+        "from geventaudit import Backoff, Client, DomainSocket, Spool\n"
+        f"spool = Spool({str(folder / 'audit-{pid}.db')!r}, mode={mode!r})\n"
+        "gunicorn_app.client = Client(\n"
+        f"    lambda: DomainSocket({socket_path!r}), backoff=Backoff(initial=0.1, maximum=0.2), spool=spool\n"
+        ")\n"
+        "def app(environ, start_response):\n"
+        "    answer = gunicorn_app.application(environ, start_response)\n"
+        "    gevent.sleep(3.0 if environ['PATH_INFO'] == '/slow' else 0.0)\n"
+        "    return answer\n"
+        "application = app\n"
+    )
+
+
+def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_path: str, folder: Path) -> None:
+    """By the worker in its place, when it starts; gunicorn's log says which spool that is."""
+    arrived: Counter[str] = Counter()
+    with gunicorn(folder, socket_path, spooling(folder, socket_path, "always"), "-w", "1") as (server, port):
+        answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
+        (killed,) = workers_of(server.pid)
+        os.kill(killed, signal.SIGKILL)
+        with Agent(socket_path, names_into(arrived)):
+            eventually(lambda: answered <= set(arrived), "its replacement sends them", timeout=20)
+            server.send_signal(signal.SIGTERM)
+            log = server.communicate(timeout=60)[1].decode()
+    assert len(answered) == 50
+    assert f"Worker (pid:{killed}) left the spool {folder}/audit-{killed}.db" in log
+    assert not list(folder.glob("audit-*")), "what is delivered is no file"
+
+
+@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str, folder: Path) -> None:
+    """It uses most of the graceful timeout, and there is no agent to drain to."""
+    options = ("-w", "1", "--graceful-timeout", "6")
+    with gunicorn(folder, socket_path, spooling(folder, socket_path, "overflow"), *options) as (server, port):
+        answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
+        slow = gevent.spawn(fetch, port, "/slow")
+        gevent.sleep(0.5)  # until it has begun
+        server.send_signal(signal.SIGTERM)
+        log = server.communicate(timeout=60)[1].decode()
+        assert slow.get(), "it was answered"
+    assert len(answered) == 50
+    assert "SIGKILL" not in log
+    assert "undelivered" not in log, "it is in the spool"
+    arrived: Counter[str] = Counter()
+    with (
+        Agent(socket_path, names_into(arrived)),
+        gunicorn(folder, socket_path, spooling(folder, socket_path, "overflow"), "-w", "1") as (server, port),
+    ):
+        eventually(lambda: answered | {"/slow"} <= set(arrived), "what was left arrives")
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+def test_without_a_spool_what_is_lost_is_in_the_log(socket_path: str, folder: Path) -> None:
+    options = ("-w", "1", "--graceful-timeout", "2")
+    with gunicorn(folder, socket_path, "from gunicorn_app import application\n", *options) as (server, port):
+        assert all(fetch(port, f"/{number}") for number in range(9))
+        server.send_signal(signal.SIGTERM)
+        log = server.communicate(timeout=60)[1].decode()
+    assert "ends with 10 audit records undelivered" in log  # the tenth is the one by which gunicorn was found ready
+
+
+def test_the_master_closes_no_client() -> None:
+    """gunicorn calls worker_exit in the master too, for a worker whose process it finds gone."""
+    with Client(NoOp) as client:
+        worker_exit(None, SimpleNamespace(pid=os.getpid() + 1))
+        client.send(message(1))

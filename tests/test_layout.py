@@ -62,6 +62,16 @@ def test_dependencies_are_the_three() -> None:
         assert outside <= allowed, module
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").glob("[!_]*.py")), ids=lambda path: str(path.stem))
+def test_integrations_use_what_is_public(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("geventaudit")):
+            assert node.module == "geventaudit" or str(node.module).startswith("geventaudit.integrations."), path
+            assert node.module != "geventaudit" or {name.name for name in node.names} <= set(geventaudit.__all__), path
+        elif isinstance(node, ast.Import):
+            assert not any(name.name.startswith("geventaudit") for name in node.names), path
+
+
 def test_all_is_the_sorted_public_names() -> None:
     public = {
         name
@@ -73,7 +83,13 @@ def test_all_is_the_sorted_public_names() -> None:
     assert geventaudit.__all__ == ruff_order
 
 
-@pytest.mark.parametrize("module", ["geventaudit", "geventaudit.agent", "geventaudit.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("geventaudit", "geventaudit.agent", "geventaudit.cli"),
+        *(f"geventaudit.integrations.{name}" for name in ("gunicorn", "logging", "metrics", "opentelemetry")),
+    ],
+)
 def test_importing_starts_nothing(module: str) -> None:
     program = (
         "import gc, os, threading, sys\n"

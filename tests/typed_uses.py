@@ -96,6 +96,8 @@ def uses() -> None:
     Client(other_factory)
     Client(mine)
     Client(NoOp)
+    for each in geventaudit.live_clients():
+        left += each.close(timeout=1.0) if each.spool is None else []
     base = BaseClient(NoOp(), queue_size=5)
     recovered: list[Msg] = base.recover()
     base.reset(NoOp())

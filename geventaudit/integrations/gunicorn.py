@@ -1,0 +1,111 @@
+"""Hooks for gunicorn's configuration: workers drain before they go, and what dead ones left in a spool is sent.
+
+::
+
+    # gunicorn.conf.py
+    from geventaudit.integrations.gunicorn import child_exit, post_worker_init, worker_exit
+
+They find the clients by :func:`geventaudit.live_clients`, wherever the application made them. A configuration that has
+such hooks already calls these from them.
+
+====================  ==============================================================================================
+hook                  does
+====================  ==============================================================================================
+``post_worker_init``  in a worker that is ready: starts its clients that have a spool, so that what a dead worker left
+                      is sent without waiting for a request; and notes when the worker is told to end
+``worker_exit``       in a worker that ends: closes its clients, all at once, within what is left of
+                      ``graceful_timeout``
+``child_exit``        in the master, when a worker is gone: says in gunicorn's log which spool it left
+====================  ==============================================================================================
+
+The master itself takes over nothing: that needs a client at work, and greenlets that run in a master go on in every
+worker that it forks later. Nor does it have to. The lock of a spool ends with its process; the worker that the master
+starts in the place of a dead one takes over what is there when it starts, and the others look every 30 seconds.
+
+A worker that is killed (SIGKILL, or SIGABRT after ``timeout``) runs no hook. What it had accepted is then in its spool
+with ``mode="always"``, and what was not delivered is lost without.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import gevent
+
+from geventaudit import Client, ConnectionFailedError, live_clients
+
+__all__ = ["child_exit", "post_worker_init", "worker_exit"]
+
+# What of the graceful timeout is not for draining: a spool may take that long to keep what is left. Seconds.
+_RESERVE = 1.0
+
+_told_to_end: float | None = None  # when this worker got SIGTERM, on the monotonic clock
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the clients that have a spool; none of them waits for the agent."""
+    _note_when_told_to_end()
+    for client in live_clients():
+        if isinstance(client, Client) and client.spool is not None:
+            try:
+                client.connect(timeout=0.0)
+            except ConnectionFailedError:
+                pass  # not yet: the client goes on trying, and has opened its spool
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Close all clients, and let them drain: a second less than what is left of ``graceful_timeout``.
+
+    Requests may have used some of that time; gunicorn's gevent worker may take a second to notice the signal. What is
+    still undelivered then is kept, where a client has a spool; otherwise its number is in gunicorn's log.
+    """
+    if worker.pid != os.getpid():
+        return  # gunicorn calls this in the master too, for a worker whose process it finds gone
+    seconds = worker.cfg.graceful_timeout
+    if _told_to_end is not None:
+        seconds -= time.monotonic() - _told_to_end
+    if worker.cfg.timeout:  # from now on the worker gives no sign of life, and would be aborted after that
+        seconds = min(seconds, worker.cfg.timeout)
+    seconds = max(seconds - _RESERVE, 0.0)
+    closing = [gevent.spawn(client.close, seconds) for client in live_clients()]
+    gevent.joinall(closing)
+    undelivered = sum(len(each.value or ()) for each in closing)
+    if undelivered:
+        worker.log.warning("Worker (pid:%s) ends with %d audit records undelivered", worker.pid, undelivered)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Say which spool the worker left. Looks for the file only, so it is safe in the master.
+
+    With ``preload_app`` only: otherwise the master knows no client, and this does nothing.
+    """
+    for client in live_clients():
+        path = "" if client.spool is None else os.path.abspath(os.fspath(client.spool.path))
+        left = path.replace("{pid}", str(worker.pid))
+        if left != path and os.path.exists(left):
+            server.log.warning(
+                "Worker (pid:%s) left the spool %s; the worker that is started next, or one that lives, sends what is "
+                "in it",
+                worker.pid,
+                left,
+            )
+
+
+def _note_when_told_to_end() -> None:
+    """gunicorn has no hook for it: stand before its handler of SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler):
+        return
+
+    def told(number: int, frame: FrameType | None) -> None:
+        global _told_to_end
+        if _told_to_end is None:
+            _told_to_end = time.monotonic()
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, told)
+    signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn set it; setting a handler takes that back

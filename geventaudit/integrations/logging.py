@@ -1,0 +1,55 @@
+"""Audit records by way of the standard library's logging.
+
+::
+
+    handler = AuditHandler(client)
+    logging.getLogger("app").addHandler(handler)
+    logger.info("user created", extra={"audit": Msg(AuditType.CONTROL_PLANE, record)})
+
+The log record goes on to the other handlers as always.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from geventaudit import BaseClient, Client
+
+__all__ = ["AuditHandler"]
+
+
+class AuditHandler(logging.Handler):
+    """Sends what a log record has as ``audit``: a :class:`~geventaudit.Msg`, or a mapping by wire names.
+
+    Log records without it (or with None) pass by. One that the client refuses, for whatever reason, goes to
+    :meth:`~logging.Handler.handleError` (a traceback on stderr, unless ``logging.raiseExceptions`` is off or a subclass
+    does otherwise); ``client.stats().rejected`` counts it too.
+
+    :param client: stays the caller's to close.
+    :param level: log records below it pass by.
+    """
+
+    def __init__(self, client: Client | BaseClient, level: int | str = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._client = client
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """What :meth:`logging.Handler.handle` does, without its lock: ``send`` needs none.
+
+        Two threads could wait for each other with it: one that has it and waits for the client's thread, and the
+        client's thread, which logs.
+        """
+        passed = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send ``record.audit``, where there is one."""
+        message = getattr(record, "audit", None)
+        if message is None:
+            return
+        try:
+            self._client.send(message)
+        except Exception:
+            self.handleError(record)

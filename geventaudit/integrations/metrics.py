@@ -1,0 +1,57 @@
+"""What is published about clients: one list of names and meanings, whoever publishes them.
+
+The names of the counters are those of Microsoft's OTEL Audit for Go, so that dashboards serve both. Two are counted
+otherwise. There, ``messages_sent`` are writes that did not fail; here they are deliveries of records. There,
+``messages_errors`` are writes that failed; here those are seen in ``messages_requeued``, once for each record, and
+``messages_errors`` are records that ``send`` refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from geventaudit import Stats
+
+__all__ = ["COUNTERS", "GAUGES", "Metric"]
+
+
+class Metric(NamedTuple):
+    """One figure of a client; of several clients, their sum."""
+
+    name: str
+    description: str
+    unit: str
+    value: Callable[[Stats], int]
+
+
+def _refused(stats: Stats) -> int:
+    return sum(count for reason, count in stats.rejected.items() if reason != "left_out")
+
+
+COUNTERS = (
+    Metric("messages_sent", "Audit records known to be taken by the agent", "{message}", lambda s: s.delivered),
+    Metric(
+        "messages_requeued", "Audit records written again after a connection broke", "{message}", lambda s: s.resent
+    ),
+    Metric("messages_dropped", "Audit records accepted and given up", "{message}", lambda s: s.dropped),
+    Metric("messages_errors", "Audit records that send() refused", "{message}", _refused),
+    Metric(
+        "heartbeat_dropped",
+        "Heartbeats not known to be delivered when their connection broke",
+        "{message}",
+        lambda s: s.heartbeats_dropped,
+    ),
+    Metric("diagnostic_dropped", "Always 0: this library sends no diagnostics", "{message}", lambda s: 0),
+)
+GAUGES = (
+    Metric("messages_queued", "Audit records that wait in memory to be written", "{message}", lambda s: s.queued),
+    Metric("messages_spooled", "Audit records that wait on disk", "{message}", lambda s: s.spooled),
+    Metric(
+        "messages_in_flight",
+        "Audit records written and not known to be taken by the agent",
+        "{message}",
+        lambda s: s.in_flight,
+    ),
+    Metric("connection_degraded", "Audit clients at work without a connection", "{client}", lambda s: int(s.degraded)),
+)

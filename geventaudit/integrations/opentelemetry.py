@@ -1,0 +1,73 @@
+"""A client's figures as OpenTelemetry metrics, and the trace that a record belongs to. Extra: ``opentelemetry``.
+
+::
+
+    client = Client(factory, before_send=add_trace_context)
+    instrument(client)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from weakref import WeakKeyDictionary
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+from geventaudit import BaseClient, Client, Msg, Record, __version__
+from geventaudit.integrations.metrics import COUNTERS, GAUGES, Metric
+
+__all__ = ["add_trace_context", "instrument"]
+
+_Clients = list[Client | BaseClient]
+
+# A meter has an instrument once: whoever asks for it again is given the first, and its callbacks are ignored.
+_published: WeakKeyDictionary[MeterProvider, _Clients] = WeakKeyDictionary()
+
+
+def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None = None) -> None:
+    """Publish the client's figures: those of :mod:`geventaudit.integrations.metrics`, asked for at each collection.
+
+    Of several clients with the same provider, the sums are published. A client is published, closed or not, for as long
+    as its provider exists: a sum that forgot one would fall.
+
+    :param meter_provider: None for the global one.
+    """
+    provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+    clients = _published.get(provider)
+    if clients is None:
+        clients = _published[provider] = []
+        _create_instruments(provider.get_meter("geventaudit", __version__), clients)
+    if client not in clients:
+        clients.append(client)
+
+
+def _create_instruments(meter: Meter, clients: _Clients) -> None:
+    for metric in COUNTERS:
+        meter.create_observable_counter(
+            metric.name, [_observing(metric, clients)], unit=metric.unit, description=metric.description
+        )
+    for metric in GAUGES:
+        meter.create_observable_gauge(
+            metric.name, [_observing(metric, clients)], unit=metric.unit, description=metric.description
+        )
+
+
+def _observing(metric: Metric, clients: _Clients) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(sum(metric.value(client.stats()) for client in clients))]
+
+    return observe
+
+
+def add_trace_context(msg: Msg) -> Msg:
+    """For ``Client(before_send=...)``: put the current span into the record's ``custom_data``.
+
+    As ``trace_id`` and ``span_id``, in hexadecimal, as W3C and OpenTelemetry's logs write them. Without a current span,
+    or where the record has fields of these names, those stay as they are.
+    """
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid or not isinstance(msg.record, Record) or not isinstance(msg.record.custom_data, Mapping):
+        return msg  # what is no record is for validation to refuse
+    found = {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}
+    return Msg(msg.type, msg.record.replace(custom_data={**found, **msg.record.custom_data}))

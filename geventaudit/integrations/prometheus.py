@@ -1,0 +1,43 @@
+"""A client's figures for Prometheus. Extra: ``prometheus``.
+
+::
+
+    REGISTRY.register(AuditCollector(client))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from geventaudit import BaseClient, Client
+from geventaudit.integrations.metrics import COUNTERS, GAUGES
+
+__all__ = ["AuditCollector"]
+
+
+class AuditCollector(Collector):
+    """The figures of :mod:`geventaudit.integrations.metrics`, as they are when Prometheus asks.
+
+    The names are those that OpenTelemetry's exporter for Prometheus makes of them: ``messages_sent_total``, ...
+
+    A registry takes one such collector. In the multi-process mode of ``prometheus_client`` (several workers of gunicorn
+    behind one address) collectors are not asked at all: give each worker an address of its own, or use OpenTelemetry.
+
+    :param clients: one or more; of several, the sums are published.
+    """
+
+    def __init__(self, *clients: Client | BaseClient) -> None:
+        if not clients:
+            raise TypeError("at least one client is needed: AuditCollector(client)")
+        self._clients = clients
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures of this moment."""
+        snapshots = [client.stats() for client in self._clients]
+        for each in COUNTERS:
+            yield CounterMetricFamily(each.name, each.description, value=sum(map(each.value, snapshots)))
+        for each in GAUGES:
+            yield GaugeMetricFamily(each.name, each.description, value=sum(map(each.value, snapshots)))
