@@ -54,7 +54,11 @@ def track(thing: Forkable) -> None:
 
 def tracked() -> list[Forkable]:
     """What is tracked and still exists, in no particular order."""
-    return list(_tracked)
+    while True:
+        try:
+            return list(_tracked)
+        except RuntimeError:  # another thread tracked something at that instant
+            continue
 
 
 def _before() -> None:

@@ -114,7 +114,14 @@ class SpoolFile:
         :raises SpoolError: another process, or another client of this one, has it; or it is no spool.
         """
         self.close()
-        self._claim(self.path)
+        for _ in range(5):  # somebody who adopts may look whether it is an orphan just now
+            try:
+                self._claim(self.path)
+                break
+            except SpoolError:
+                time.sleep(0.02)
+        else:
+            self._claim(self.path)
         try:
             _leave_inherited(self.path)
             self._db = _connect(self.path, self._synchronous)
@@ -315,7 +322,8 @@ class SpoolFile:
     def _adopt_one(self, path: str, first: int | None) -> tuple[TakenOver, str]:
         self._claim(path)
         try:
-            if not os.path.exists(path):
+            if not os.path.exists(path):  # another took it over a moment ago
+                _remove(path)
                 return TakenOver(0), ""
             taken, damage = self._take_from(path, -1, first)
             if taken.records:  # what is removed now has to be as safe here
