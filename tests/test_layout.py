@@ -14,7 +14,7 @@ import geventaudit
 PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
     "version", "errors", "records", "values", "schemas", "wire", "acks", "handshake", "fork", "connections", "backoff",
-    "notifications", "threads", "stats", "spoolfile", "spool", "sender", "pipeline", "base", "client",
+    "notifications", "threads", "stats", "spoolfile", "spool", "sender", "operation", "pipeline", "base", "client",
     "agent", "__init__", "cli", "__main__",
 ]  # fmt: skip
 
