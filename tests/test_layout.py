@@ -15,7 +15,7 @@ PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
     "version", "errors", "records", "values", "schemas", "wire", "acks", "handshake", "fork", "connections", "backoff",
     "notifications", "threads", "stats", "spoolfile", "spool", "sender", "operation", "pipeline", "base", "client",
-    "agent", "__init__", "cli", "__main__",
+    "agent", "testing", "__init__", "cli", "__main__",
 ]  # fmt: skip
 
 
