@@ -38,6 +38,8 @@ from .records import (
 from .values import normal_form, surrogate_problem
 
 __all__ = [
+    "NEEDS_DESCRIPTION",
+    "SENDABLE",
     "TYPE_NAMES",
     "CallerIdentitySchema",
     "MsgSchema",
@@ -58,7 +60,8 @@ TYPE_NAMES: dict[AuditType, str] = {
 }
 """What the types are called in mappings."""
 
-_SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
+"""The types that users send, by those names."""
 
 _CATEGORY_NUMBERS = {member: number for number, member in enumerate(OperationCategory)}
 _IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdentityType)}
@@ -314,14 +317,21 @@ class _Type(fields.Field[AuditType]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> AuditType:
         name = TYPE_NAMES[value] if isinstance(value, AuditType) else value
-        if isinstance(name, str) and name in _SENDABLE:
-            return _SENDABLE[name]
+        if isinstance(name, str) and name in SENDABLE:
+            return SENDABLE[name]
         own = isinstance(value, AuditType) or (isinstance(name, str) and name in TYPE_NAMES.values())
-        problem = f"must be {' or '.join(_SENDABLE)}, got {show(name)}"
+        problem = f"must be {' or '.join(SENDABLE)}, got {show(name)}"
         raise ValidationError(f"{problem} (only the library itself sends it)" if own else problem)
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
+
+NEEDS_DESCRIPTION: dict[str, tuple[str, StrEnum]] = {
+    "operation_category_description": ("operation_categories", OperationCategory.OTHER),
+    "operation_result_description": ("operation_result", OperationResult.FAILURE),
+}
+"""Which description is required with which value of which field. The two hooks of :class:`RecordSchema` read it, and so
+does what is compiled from it."""
 
 
 class _TypedSchema(marshmallow.Schema):
@@ -431,19 +441,20 @@ class RecordSchema(_TypedSchema):
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _other_needs_description(self, data: Mapping[str, Any], original: Any, **kwargs: Any) -> None:
-        categories = data.get("operation_categories")
+        name, other = NEEDS_DESCRIPTION["operation_category_description"]
+        categories = data.get(name)
         if categories is None:  # some of them are wrong; the others count all the same
             given = original.get("OperationCategories") if isinstance(original, Mapping) else None
             categories = given if isinstance(given, list | tuple) else ()
         described = data.get("operation_category_description", True)
-        if not described and any(isinstance(each, str) and each == OperationCategory.OTHER for each in categories):
-            raise ValidationError({"OperationCategoryDescription": ["is required with the category OCOther"]})
+        if not described and any(isinstance(each, str) and each == other for each in categories):
+            raise ValidationError({"OperationCategoryDescription": [f"is required with the category {other}"]})
 
     @validates_schema(skip_on_field_errors=False)
     def _failure_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        failed = data.get("operation_result") == OperationResult.FAILURE
-        if failed and not data.get("operation_result_description", True):
-            raise ValidationError({"OperationResultDescription": ["is required with the result Failure"]})
+        name, failure = NEEDS_DESCRIPTION["operation_result_description"]
+        if data.get(name) == failure and not data.get("operation_result_description", True):
+            raise ValidationError({"OperationResultDescription": [f"is required with the result {failure}"]})
 
 
 class MsgSchema(_TypedSchema):
