@@ -434,13 +434,23 @@ def _send(arguments: argparse.Namespace) -> int:
 
 def _until_told(work: Callable[[], None]) -> None:
     """Do *work* until it is done, or SIGINT or SIGTERM comes."""
-    worker = gevent.spawn(work)
+    trouble: list[CommandError] = []
+
+    def working() -> None:
+        try:
+            work()
+        except CommandError as error:  # not for gevent to print
+            trouble.append(error)
+
+    worker = gevent.spawn(working)
     handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
         worker.get()
     finally:
         for handler in handlers:
             handler.cancel()
+    if trouble:
+        raise trouble[0]
 
 
 # -- schema, doctor, completion, demo ----------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
         yield from _connection(lambda acks: DomainSocket(path, timeout=timeout, require_ack=acks), timeout)
     except _Failed as failed:
         yield failed.finding
+    except OSError as error:  # it was there a moment ago
+        yield Finding(Outcome.FAILED, str(error), "something changed meanwhile: look once more")
 
 
 # -- the place of the socket -------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def _by_kind(field: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {
             "description": "An IPv4 or IPv6 address without port; not unspecified, loopback or multicast.",
             "type": "string",
+            "minLength": 1,
             "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}, {"pattern": _WITH_ZONE}],
         }
     if isinstance(field, schemas._CustomData):
