@@ -381,7 +381,9 @@ def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
 
 
 def _bytes_read(path: str) -> Progress:
-    """The progress of reading *path* once."""
+    """The progress of reading *path* once; none of what somebody types."""
+    if path == "-" and sys.stdin is not None and sys.stdin.isatty():
+        return Progress()
     try:
         status = os.stat(path)
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
