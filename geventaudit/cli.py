@@ -7,18 +7,15 @@ wrong; 2 for bad arguments and for addresses that cannot be reached or listened 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NoReturn, TextIO
 
 import gevent
@@ -33,8 +30,9 @@ from .doctor import Outcome, examine
 from .errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
 from .json_schema import json_schema
 from .lines import followed, lines
-from .records import Heartbeat, Msg, OperationResult
+from .records import Msg, OperationResult
 from .schemas import MsgSchema, by_record
+from .shown import json_of, line_of, printable
 from .terminal import Colour, CommandError, Progress, coloured
 from .version import __version__
 
@@ -240,7 +238,7 @@ def _listen(arguments: argparse.Namespace) -> int:
             try:
                 print(_coloured_line_of(received), flush=True)
                 if output is not None and isinstance(received.message, Msg):
-                    print(json.dumps(_json_of(received), ensure_ascii=False), file=output, flush=True)
+                    print(json.dumps(json_of(received), ensure_ascii=False), file=output, flush=True)
             except (OSError, ValueError) as error:  # a closed pipe, a full disk: nothing was stored, so do not go on
                 trouble.append(error)
                 done.set()
@@ -279,66 +277,13 @@ def _name_of(address: str | tuple[str, int]) -> str:
 
 
 def _coloured_line_of(received: Received) -> str:
-    line = _line_of(received)
+    line = line_of(received)
     if isinstance(received.message, Msg) and received.message.record.operation_result == OperationResult.FAILURE:
         return coloured(line, "red", sys.stdout)
     return line
 
 
-def _line_of(received: Received) -> str:
-    message = received.message
-    moment = _moment(received.time)
-    if not isinstance(message, Msg):
-        destination = f" via {message.destination}" if isinstance(message, Heartbeat) else ""
-        return f"{moment} {type(message).__name__}{destination}"
-    record = message.record
-    who = ", ".join(one.identity for each in record.caller_identities.values() for one in each)
-    what = ", ".join(
-        f"{kind}/{one.name}" for kind, targets in record.target_resources.items() for one in targets
-    ) or ", ".join(record.target_resources)
-    line = (
-        f"{moment} {_schema.dump(message)['Type']} {record.operation_name} {record.operation_result}: "
-        f"{who} from {record.caller_ip_address} on {what}"
-    )
-    return _printable(line)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
-
-
-def _moment(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        return f"@{seconds}"
-
-
 _schema = MsgSchema()
-
-
-def _json_of(received: Received) -> Any:
-    plain = _schema.dump(received.message)
-    return {
-        "Time": received.time,
-        **({} if received.service_tree_id is None else {"env_ikey": received.service_tree_id}),
-        "Type": plain["Type"],
-        "Record": _jsonable(plain["Record"]),
-    }
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(each) for each in value]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such numbers
-    return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
 # -- send and check ----------------------------------------------------------------------------------------------------
@@ -470,7 +415,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     status = 0
     for finding in examine(arguments.tcp or arguments.unix, max(arguments.timeout, 0.001)):
         word = coloured(f"{finding.outcome.value:<7}", _COLOURS[finding.outcome], sys.stdout)
-        print(f"{word} {_printable(finding.text)}")
+        print(f"{word} {printable(finding.text)}")
         if finding.advice:
             print(f"        -> {finding.advice}")
         sys.stdout.flush()
@@ -491,4 +436,4 @@ def _completion(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     if arguments.records < 1:
         raise CommandError(f"argument --records: must be at least 1, got {arguments.records}")
-    return 0 if demo(arguments.records, _line_of) else 1
+    return 0 if demo(arguments.records) else 1

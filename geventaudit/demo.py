@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
@@ -27,17 +27,15 @@ from .records import (
     Record,
     TargetResource,
 )
+from .shown import line_of
 from .terminal import Progress
 from .version import __version__
 
 __all__ = ["demo"]
 
 
-def demo(records: int, line_of: Callable[[Received], str]) -> bool:
-    """Send that many *records*, and print what became of them; whether all arrived.
-
-    :param line_of: shows a message that arrived.
-    """
+def demo(records: int) -> bool:
+    """Send that many *records*, and print what became of them; whether all arrived."""
     arrived: Counter[int] = Counter()
     samples: list[str] = []
 

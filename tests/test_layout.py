@@ -15,7 +15,7 @@ PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
     "version", "errors", "records", "values", "schemas", "json_schema", "wire", "acks", "handshake", "fork",
     "connections", "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "sender", "operation",
-    "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "demo", "cli",
+    "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "shown", "demo", "cli",
     "__main__",
 ]  # fmt: skip
 
