@@ -1,8 +1,8 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
 The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``compiled``,
-``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``.
-The receiving end is ``agent``.
+``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``operation``, ``pipeline``,
+``base``, ``client``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail.
 """
 
 from .backoff import Backoff
@@ -19,6 +19,7 @@ from .errors import (
     ValidationError,
 )
 from .notifications import Notification, NotificationChannel, NotificationKind
+from .operation import Operation
 from .pipeline import live_clients
 from .records import (
     AuditType,
@@ -60,6 +61,7 @@ __all__ = [
     "Notification",
     "NotificationChannel",
     "NotificationKind",
+    "Operation",
     "OperationCategory",
     "OperationResult",
     "OperationType",

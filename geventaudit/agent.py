@@ -135,6 +135,7 @@ class Agent:
         self._connections: dict[Any, Any] = {}  # greenlet: socket
         self._reading = Event()
         self._reading.set()
+        self._acknowledging = True
 
     # -- control -------------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,14 @@ class Agent:
     def resume_reading(self) -> None:
         """Read again."""
         self._reading.set()
+
+    def stop_acknowledging(self) -> None:
+        """Take what comes and acknowledge nothing; what is taken meanwhile is never acknowledged."""
+        self._acknowledging = False
+
+    def resume_acknowledging(self) -> None:
+        """Acknowledge again what comes from now on."""
+        self._acknowledging = True
 
     @property
     def counts(self) -> AgentCounts:
@@ -344,7 +353,7 @@ class Agent:
                 self._on_message(received)
         if frame.problem:
             raise FrameError(frame.problem, frame.offset)
-        if frame.chunk is not None:
+        if frame.chunk is not None and self._acknowledging:
             sock.sendall(ack_of(frame.chunk))
             self._counts.acks += 1
 
@@ -392,7 +401,9 @@ def _listen_unix(path: str) -> Any:
             listener.bind(path)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
-                raise OSError(error.errno, f"{error.strerror}: {path}") from None
+                # Python's own complaint, about the length of the path, has neither number nor text.
+                number = error.errno or errno.ENAMETOOLONG
+                raise OSError(number, f"{error.strerror or error}: {path}") from None
             os.unlink(path)
             listener.bind(path)
         listener.listen(_BACKLOG)

@@ -1,61 +1,42 @@
-"""The command line: ``geventaudit listen | send | check | demo``.
+"""The command line: ``geventaudit listen | send | check | schema | doctor | completion | demo``.
 
-Exit status: 0 when all went well, 1 when messages were refused or not delivered, 2 for bad arguments and for addresses
-that cannot be reached or listened on.
+Exit status: 0 when all went well, 1 when messages were refused or not delivered, or when the doctor found what is
+wrong; 2 for bad arguments and for addresses that cannot be reached or listened on.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import errno
 import json
 import logging
-import math
 import os
 import signal
+import stat
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
 import gevent
 from gevent.event import Event
-from gevent.fileobject import FileObjectThread
 
 from .agent import Agent, Received, Refused
 from .backoff import Backoff
 from .client import Client
 from .connections import TCP, Connection, DomainSocket, usual_path
+from .demo import demo
+from .doctor import Outcome, examine
 from .errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
-from .records import (
-    AuditType,
-    CallerIdentity,
-    CallerIdentityType,
-    Heartbeat,
-    Msg,
-    OperationCategory,
-    OperationResult,
-    OperationType,
-    Record,
-    TargetResource,
-)
+from .json_schema import json_schema
+from .lines import followed, lines
+from .records import Msg, OperationResult
 from .schemas import MsgSchema, by_record
+from .shown import json_of, line_of, printable
+from .terminal import Colour, CommandError, Progress, coloured
 from .version import __version__
 
 __all__ = ["main"]
-
-
-class _CommandError(Exception):
-    """Ends the program with one line and a status."""
-
-    def __init__(self, text: str, status: int = 2) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
-    except (_CommandError, AuditError) as error:
+    except (CommandError, AuditError) as error:
         print(f"geventaudit: {error}", file=sys.stderr)
         return getattr(error, "status", 2)
     except KeyboardInterrupt:
@@ -81,23 +62,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *, examples: str = "", **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"examples:\n{examples}" if examples else None,
+            **options,
+        )
+
     def error(self, message: str) -> NoReturn:
-        raise _CommandError(f"{message} (see {self.prog} --help)")
+        raise CommandError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="geventaudit", description="Audit trails for gevent services.")
+_FILE_HELP = 'one message a line, by wire names; "-" for standard input'
+
+
+def _parser(files: Any = None) -> argparse.ArgumentParser:
+    """The parser; with *files*, which is shtab's word for arguments that are files, for making completions of it."""
+    parser = _Parser(
+        prog="geventaudit",
+        description="Audit trails for gevent services.",
+        examples="""\
+  geventaudit demo                                 watch records survive an agent that restarts
+  geventaudit listen --unix /tmp/audit.sock        be an agent, and print what arrives
+  geventaudit doctor                               find out why nothing arrives
+  geventaudit COMMAND --help                       more examples""",
+    )
     parser.add_argument("--version", action="version", version=f"geventaudit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    listen = commands.add_parser("listen", help="receive records and print them")
-    _add_address(listen, "listen on")
-    listen.add_argument("--output", metavar="FILE.jsonl", help="append each record to this file, as a JSON line")
-    listen.set_defaults(run=_listen)
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> _Parser:
+        made = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", examples=examples)
+        made.set_defaults(run=run)
+        return made
 
-    send = commands.add_parser("send", help="validate and send JSON lines")
-    send.add_argument("file", metavar="FILE", help='one message a line, by wire names; "-" for standard input')
-    _add_address(send, "send to")
+    def file(to: argparse.Action) -> None:
+        to.complete = files  # type: ignore[attr-defined]
+
+    listen = command(
+        "listen",
+        _listen,
+        "receive records and print them",
+        """\
+  geventaudit listen --unix /tmp/audit.sock
+  geventaudit listen --tcp 127.0.0.1:24224 --output records.jsonl""",
+    )
+    file(_add_address(listen, "listen on"))
+    file(listen.add_argument("--output", metavar="FILE.jsonl", help="append each record to this file, as a JSON line"))
+
+    send = command(
+        "send",
+        _send,
+        "validate and send JSON lines",
+        """\
+  geventaudit send records.jsonl --unix /tmp/audit.sock
+  geventaudit send --follow /var/log/app/audit.jsonl --tcp agent.example.com:24224
+  my-service | geventaudit send -""",
+    )
+    file(send.add_argument("file", metavar="FILE", help=_FILE_HELP))
+    file(_add_address(send, "send to"))
+    send.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on with what is appended to FILE, from its beginning on, also when another takes its place; waits for "
+        "as long as the agent is away; ends by SIGINT or SIGTERM",
+    )
     send.add_argument("--service-tree-id", metavar="UUID", help="the service that the records are of")
     send.add_argument(
         "--timeout",
@@ -105,22 +133,67 @@ def _parser() -> argparse.ArgumentParser:
         default=20.0,
         help="seconds for connecting, for room on the queue, and for the last deliveries (20)",
     )
-    send.set_defaults(run=_send)
 
-    check = commands.add_parser("check", help="validate JSON lines, send nothing")
-    check.add_argument("file", metavar="FILE", help='one message a line, by wire names; "-" for standard input')
-    check.set_defaults(run=_check)
+    check = command(
+        "check",
+        _check,
+        "validate JSON lines, send nothing",
+        """\
+  geventaudit check records.jsonl
+  geventaudit check - < records.jsonl""",
+    )
+    file(check.add_argument("file", metavar="FILE", help=_FILE_HELP))
 
-    demo = commands.add_parser("demo", help="watch records survive an agent that restarts")
-    demo.add_argument("--records", type=int, default=15_000, help="records to send in all (15000)")
-    demo.set_defaults(run=_demo)
+    command(
+        "schema",
+        _print_schema,
+        "print the JSON Schema of a message, for other languages and editors",
+        """\
+  geventaudit schema > message.schema.json""",
+    )
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "find out what is wrong between this user and the agent",
+        """\
+  geventaudit doctor                               the socket that a client without a path takes
+  geventaudit doctor --unix /tmp/audit.sock
+  sudo -u www-data geventaudit doctor              as the user that the service runs as""",
+    )
+    file(_add_address(doctor, "look at"))
+    doctor.add_argument(
+        "--timeout", type=_seconds, default=2.0, help="seconds for each thing that the agent is asked to do (2)"
+    )
+
+    completion = command(
+        "completion",
+        _completion,
+        "print the completion script of a shell (needs geventaudit[cli])",
+        """\
+  geventaudit completion bash > ~/.local/share/bash-completion/completions/geventaudit
+  geventaudit completion zsh > ~/.zfunc/_geventaudit""",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+    demo_command = command(
+        "demo",
+        _demo,
+        "watch records survive an agent that restarts",
+        """\
+  geventaudit demo
+  geventaudit demo --records 100000""",
+    )
+    demo_command.add_argument("--records", type=int, default=15_000, help="records to send in all (15000)")
     return parser
 
 
-def _add_address(parser: argparse.ArgumentParser, what: str) -> None:
+def _add_address(parser: argparse.ArgumentParser, what: str) -> argparse.Action:
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--unix", metavar="PATH", help=f"{what} this Unix socket (without --tcp: mdsd's usual one)")
     either.add_argument("--tcp", metavar="HOST:PORT", type=_host_and_port, help=f"{what} this TCP address")
+    return either.add_argument(
+        "--unix", metavar="PATH", help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
+    )
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -157,22 +230,23 @@ def _listen(arguments: argparse.Namespace) -> int:
             try:
                 output = stack.enter_context(open(arguments.output, "a", encoding="utf-8"))
             except OSError as error:
-                raise _CommandError(f"cannot write {arguments.output}: {error.strerror}") from None
+                raise CommandError(f"cannot write {arguments.output}: {error.strerror}") from None
         done = Event()
         trouble: list[Exception] = []
 
         def show(received: Received) -> None:
             try:
-                print(_line_of(received), flush=True)
+                print(_coloured_line_of(received), flush=True)
                 if output is not None and isinstance(received.message, Msg):
-                    print(json.dumps(_json_of(received), ensure_ascii=False), file=output, flush=True)
+                    print(json.dumps(json_of(received), ensure_ascii=False), file=output, flush=True)
             except (OSError, ValueError) as error:  # a closed pipe, a full disk: nothing was stored, so do not go on
                 trouble.append(error)
                 done.set()
                 raise
 
         def complain(refused: Refused) -> None:
-            print(f"refused {refused.tag!r}: {refused.error}", file=sys.stderr, flush=True)
+            word = coloured("refused", "red", sys.stderr)
+            print(f"{word} {refused.tag!r}: {refused.error}", file=sys.stderr, flush=True)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(gevent.signal_handler(number, done.set).cancel)
@@ -180,7 +254,7 @@ def _listen(arguments: argparse.Namespace) -> int:
             agent = stack.enter_context(Agent(address, show, on_refused=complain))
         except (OSError, ValueError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise _CommandError(f"cannot listen on {_name_of(address)}: {reason}") from None
+            raise CommandError(f"cannot listen on {_name_of(address)}: {reason}") from None
         print(f"listening on {_name_of(agent.address)}", file=sys.stderr, flush=True)
         done.wait()
         agent.stop(0.0 if trouble else 1.0)
@@ -193,7 +267,7 @@ def _listen(arguments: argparse.Namespace) -> int:
             raise (
                 trouble[0]
                 if isinstance(trouble[0], BrokenPipeError)
-                else _CommandError(f"cannot store: {trouble[0]}", 1)
+                else CommandError(f"cannot store: {trouble[0]}", 1)
             )
     return 0
 
@@ -202,94 +276,65 @@ def _name_of(address: str | tuple[str, int]) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-def _line_of(received: Received) -> str:
-    message = received.message
-    moment = _moment(received.time)
-    if not isinstance(message, Msg):
-        destination = f" via {message.destination}" if isinstance(message, Heartbeat) else ""
-        return f"{moment} {type(message).__name__}{destination}"
-    record = message.record
-    who = ", ".join(one.identity for each in record.caller_identities.values() for one in each)
-    what = ", ".join(
-        f"{kind}/{one.name}" for kind, targets in record.target_resources.items() for one in targets
-    ) or ", ".join(record.target_resources)
-    line = (
-        f"{moment} {_schema.dump(message)['Type']} {record.operation_name} {record.operation_result}: "
-        f"{who} from {record.caller_ip_address} on {what}"
-    )
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in line)
-
-
-def _moment(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        return f"@{seconds}"
+def _coloured_line_of(received: Received) -> str:
+    line = line_of(received)
+    if isinstance(received.message, Msg) and received.message.record.operation_result == OperationResult.FAILURE:
+        return coloured(line, "red", sys.stdout)
+    return line
 
 
 _schema = MsgSchema()
 
 
-def _json_of(received: Received) -> Any:
-    plain = _schema.dump(received.message)
-    return {
-        "Time": received.time,
-        **({} if received.service_tree_id is None else {"env_ikey": received.service_tree_id}),
-        "Type": plain["Type"],
-        "Record": _jsonable(plain["Record"]),
-    }
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(each) for each in value]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such numbers
-    return value if value is None or isinstance(value, str | int | float) else repr(value)
-
-
 # -- send and check ----------------------------------------------------------------------------------------------------
 
 
-def _lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers. Waiting for standard input blocks nobody else."""
+@dataclass
+class _Tally:
+    """What became of the lines of a file."""
+
+    begun: int = 0
+    good: int = 0
+    bad: int = 0
+
+    def each(self, numbered: Iterable[tuple[int, bytes]], use: Callable[[Any], object], progress: Progress) -> None:
+        """Give every message to *use*, and say on standard error which it refused."""
+        for number, line in numbered:
+            if line.strip():
+                self.begun += 1
+                try:
+                    use(_parsed(line))
+                    self.good += 1
+                except (ValidationError, QueueFullError) as error:
+                    self.bad += 1
+                    progress.say(f"line {number}: {error}", sys.stderr)
+            progress.advance(len(line))
+
+
+def _parsed(line: bytes) -> Any:
     try:
-        if path == "-" and sys.stdin is None:
-            raise OSError(errno.EBADF, "standard input is closed")
-        descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY)
-        file: Any = FileObjectThread(descriptor, "rb", closefd=path != "-")
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValidationError({"_schema": [f"not JSON: {error}"]}) from None
+
+
+def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from followed(path) if follow else lines(path)
     except OSError as error:
-        raise _CommandError(f"cannot read {path}: {error.strerror}") from None
-    with contextlib.closing(file):
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-        except OSError as error:  # a directory, say
-            raise _CommandError(f"cannot read {path}: {error.strerror}") from None
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _each_message(path: str, use: Callable[[Any], object]) -> tuple[int, int]:
-    """Give every line to *use*; how many it took, and how many it refused (and which, on standard error)."""
-    good = bad = 0
-    for number, line in _lines(path):
-        try:
-            try:
-                message = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValidationError({"_schema": [f"not JSON: {error}"]}) from None
-            use(message)
-            good += 1
-        except (ValidationError, QueueFullError) as error:
-            bad += 1
-            print(f"line {number}: {error}", file=sys.stderr)
-    return good, bad
+def _bytes_read(path: str) -> Progress:
+    """The progress of reading *path* once; none of what somebody types."""
+    if path == "-" and sys.stdin is not None and sys.stdin.isatty():
+        return Progress()
+    try:
+        status = os.stat(path)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else None
+    except OSError:  # standard input; or what cannot be read, which reading will say
+        size = None
+    return Progress(size, "B")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -299,9 +344,11 @@ def _check(arguments: argparse.Namespace) -> int:
         except ValidationError as error:
             raise ValidationError(by_record(error.messages)) from None  # the paths that send would show
 
-    good, bad = _each_message(arguments.file, load)
-    print(f"{good} valid, {bad} refused")
-    return 1 if bad else 0
+    tally = _Tally()
+    with _bytes_read(arguments.file) as progress:
+        tally.each(_numbered(arguments.file), load, progress)
+    print(f"{tally.good} valid, {tally.bad} refused")
+    return 1 if tally.bad else 0
 
 
 def _send(arguments: argparse.Namespace) -> int:
@@ -310,97 +357,83 @@ def _send(arguments: argparse.Namespace) -> int:
         return TCP(arguments.tcp, timeout=timeout) if arguments.tcp else DomainSocket(arguments.unix, timeout=timeout)
 
     def send(message: Any) -> None:
-        client.send(message, timeout=arguments.timeout)
+        client.send(message, timeout=None if arguments.follow else arguments.timeout)
 
     client = Client(factory, service_tree_id=arguments.service_tree_id, backoff=Backoff(initial=0.1, maximum=5.0))
+    tally = _Tally()
     try:
         try:
             connection = factory()  # before anything is read, and without the patience of a service
         except ConnectionFailedError as error:
-            raise _CommandError(str(error)) from None
+            raise CommandError(str(error)) from None
         connection.close()
-        good, bad = _each_message(arguments.file, send)
+        if arguments.follow:
+            _until_told(lambda: tally.each(_numbered(arguments.file, True), send, Progress()))
+        else:
+            with _bytes_read(arguments.file) as progress:
+                tally.each(_numbered(arguments.file), send, progress)
     finally:
-        undelivered = client.close(arguments.timeout)
-    print(f"{good - len(undelivered)} delivered, {len(undelivered)} not delivered, {bad} refused")
-    return 1 if bad or undelivered else 0
+        undelivered = len(client.close(arguments.timeout))
+    left = undelivered + tally.begun - tally.good - tally.bad  # and the one that waited for room when it was told
+    print(f"{tally.good - undelivered} delivered, {left} not delivered, {tally.bad} refused")
+    return 1 if tally.bad or left else 0
 
 
-# -- demo --------------------------------------------------------------------------------------------------------------
+def _until_told(work: Callable[[], None]) -> None:
+    """Do *work* until it is done, or SIGINT or SIGTERM comes."""
+    trouble: list[CommandError] = []
+
+    def working() -> None:
+        try:
+            work()
+        except CommandError as error:  # not for gevent to print
+            trouble.append(error)
+
+    worker = gevent.spawn(working)
+    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        worker.get()
+    finally:
+        for handler in handlers:
+            handler.cancel()
+    if trouble:
+        raise trouble[0]
+
+
+# -- schema, doctor, completion, demo ----------------------------------------------------------------------------------
+
+
+def _print_schema(arguments: argparse.Namespace) -> int:
+    print(json.dumps(json_schema(_schema), indent=2))
+    return 0
+
+
+_COLOURS: dict[Outcome, Colour] = {Outcome.OK: "green", Outcome.NOTE: "yellow", Outcome.FAILED: "red"}
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    status = 0
+    for finding in examine(arguments.tcp or arguments.unix, max(arguments.timeout, 0.001)):
+        word = coloured(f"{finding.outcome.value:<7}", _COLOURS[finding.outcome], sys.stdout)
+        print(f"{word} {printable(finding.text)}")
+        if finding.advice:
+            print(f"        -> {finding.advice}")
+        sys.stdout.flush()
+        if finding.outcome is Outcome.FAILED:
+            status = 1
+    return status
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError:
+        raise CommandError("completion is made by shtab: pip install 'geventaudit[cli]'") from None
+    print(shtab.complete(_parser(files=shtab.FILE), arguments.shell))
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    """The main job in one process: greenlets send, the agent is restarted under them, nothing is lost."""
     if arguments.records < 1:
-        raise _CommandError(f"argument --records: must be at least 1, got {arguments.records}")
-    arrived: Counter[int] = Counter()
-    samples: list[str] = []
-
-    def receive(received: Received) -> None:
-        if isinstance(received.message, Msg):
-            arrived[received.message.record.custom_data["number"]] += 1
-            if len(samples) < 3:
-                samples.append(_line_of(received))
-
-    with tempfile.TemporaryDirectory(prefix="geventaudit-") as folder:
-        path = os.path.join(folder, "agent.sock")
-        agent = Agent(path, receive).start()
-        client = Client(lambda: DomainSocket(path), backoff=Backoff(initial=0.05, maximum=0.5), queue_size=4096)
-        began = time.monotonic()
-        greenlets = min(300, arguments.records)
-        print(f"{greenlets} greenlets send {arguments.records} records to an agent that is restarted twice ...")
-        senders = [
-            gevent.spawn(_demo_sender, client, range(first, arguments.records, greenlets)) for first in range(greenlets)
-        ]
-        restarts = 0
-        while restarts < 2 or not _all_done(senders):
-            gevent.sleep(0.02)
-            if restarts < 2 and len(arrived) >= arguments.records * (restarts + 1) // 3:
-                agent.restart(timeout=0)  # what it had not read is gone, as when an agent crashes
-                restarts += 1
-                print(f"  {len(arrived)} arrived; the agent was restarted")
-        delivered = client.flush(timeout=30)
-        seconds = time.monotonic() - began
-        client.close()
-        agent.stop()
-        stats = client.stats()
-    lost = arguments.records - len(arrived)
-    print("  all delivered\n" if delivered else "  not all was delivered in time\n")
-    for name, value in (
-        ("accepted", stats.accepted),
-        ("delivered", stats.delivered),
-        ("resent", stats.resent),
-        ("lost", lost),
-        ("duplicates", sum(arrived.values()) - len(arrived)),
-        ("records/s, validated on both sides", round(stats.delivered / seconds)),
-    ):
-        print(f"  {name:<36}{value:>8}")
-    print("\nSome of them, as they arrived:")
-    for line in samples:
-        print(f"  {line}")
-    return 0 if delivered and not lost else 1
-
-
-def _all_done(greenlets: Sequence[Any]) -> bool:
-    """Whether all have ended; an error in one of them is raised here."""
-    for greenlet in greenlets:
-        if greenlet.exception is not None:
-            raise greenlet.exception
-    return all(greenlet.ready() for greenlet in greenlets)
-
-
-def _demo_sender(client: Client, numbers: range) -> None:
-    template = Record(
-        operation_name="RotateKey",
-        operation_categories=[OperationCategory.KEY_MANAGEMENT],
-        operation_type=OperationType.UPDATE,
-        operation_result=OperationResult.SUCCESS,
-        operation_access_level="Contributor",
-        caller_agent=f"geventaudit-demo/{__version__}",
-        caller_ip_address="192.0.2.7",
-        caller_identities={CallerIdentityType.UPN: [CallerIdentity("user@example.com", "the caller")]},
-        caller_access_levels=["Contributor"],
-        target_resources={"Vault": [TargetResource("demo-vault", region="westeurope")]},
-    )
-    for number in numbers:
-        client.send(Msg(AuditType.CONTROL_PLANE, template.replace(custom_data={"number": number})), timeout=30.0)
+        raise CommandError(f"argument --records: must be at least 1, got {arguments.records}")
+    return 0 if demo(arguments.records) else 1

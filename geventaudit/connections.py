@@ -281,9 +281,14 @@ def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
             raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
 
 
+def _peer_of(sock: Any) -> tuple[int, int]:
+    process, user, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
+    return process, user
+
+
 def _check_peer(sock: Any, where: str, uid: int) -> None:
     """Refuse an agent of another user: whoever may make a file in that place may listen there."""
-    _, theirs, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
+    _, theirs = _peer_of(sock)
     if theirs != uid:
         raise ConnectionFailedError(f"{where}: refused: the agent runs as user {theirs}, not {uid}")
 
@@ -391,6 +396,10 @@ class DomainSocket(_SocketConnection):
         except BaseException:
             sock.close()
             raise
+
+    def peer(self) -> tuple[int, int]:
+        """The agent's process number, 0 where this process cannot see it, and the number of its user (Linux)."""
+        return _peer_of(self._sock)
 
 
 class TCP(_SocketConnection):

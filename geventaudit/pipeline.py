@@ -33,7 +33,8 @@ from .compiled import Compiled
 from .connections import Connection, logger_name
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, show
 from .notifications import NotificationChannel, NotificationKind, Notifier
-from .records import Heartbeat, Msg
+from .operation import Operation
+from .records import AuditType, Heartbeat, Msg, Record
 from .schemas import MsgSchema, RecordSchema, by_record
 from .sender import Sender
 from .spool import Spool
@@ -46,7 +47,7 @@ __all__ = ["Pipeline", "State", "live_clients"]
 logger = logging.getLogger(logger_name)
 
 _EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
-_FULL_SECONDS = 1.0  # how often a full queue is told of
+_SELDOM_SECONDS = 1.0  # how often refusals of one kind are told of
 
 
 class State(Enum):
@@ -114,8 +115,7 @@ class Pipeline:
         self._undelivered: list[Msg] = []
         self._closed = Event()
         fork.track(self)
-        self._told_full = -_FULL_SECONDS
-        self._full_untold = 0
+        self._told: dict[NotificationKind, tuple[float, int]] = {}  # when last, and how many untold since
 
     # -- messages in ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +141,49 @@ class Pipeline:
             return
         self._accept(frame, timeout)
 
+    def operation(
+        self,
+        template: Msg | Record | Mapping[str, Any] | None = None,
+        /,
+        *,
+        audit_type: AuditType | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """A context manager, or decorator, that sends one record when its block ends: how, and why when it failed.
+
+        See :class:`~geventaudit.Operation`; nothing is validated before the end, so that fields may be added inside.
+
+        :param template: what the record begins with: a record, a message, or a mapping by wire names as for ``send``.
+        :param audit_type: the type of the message: without it the template's, or else ``AuditType.CONTROL_PLANE``.
+        :param fields: fields of the record, by their names in :class:`~geventaudit.Record`; they go before the
+            template's.
+        :raises TypeError: for a name that is not a field of a record, or a template that is none.
+        :raises ValidationError: a mapping has not the form of a message.
+        """
+        if isinstance(template, Mapping):
+            template = self._schema.shape(template)
+        if isinstance(template, Msg):
+            audit_type = template.type if audit_type is None else audit_type
+            template = template.record
+        if not isinstance(template, Record | None):
+            raise TypeError(f"the template must be a Record, a Msg or a mapping, got {show(template)}")
+        record = (Record() if template is None else template).replace(**fields)
+        return Operation(self._send_or_tell, AuditType.CONTROL_PLANE if audit_type is None else audit_type, record)
+
+    def _send_or_tell(self, msg: Msg) -> Exception | None:
+        """``send`` for those who have other things to raise; what they would have to handle is told, and returned."""
+        try:
+            self.send(msg)
+        except Exception as error:
+            if type(error) is QueueFullError:  # told of where it was found
+                pass
+            elif thread_ident() == self._home.ident:
+                self._tell_seldom(NotificationKind.REFUSED, error)
+            else:
+                self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.REFUSED, error)
+            return error
+        return None
+
     def _accept(self, frame: bytes, timeout: float | None) -> None:
         # This asks once more whether to accept: a hook may have waited, and the client been closed, or broken, or the
         # process forked, meanwhile.
@@ -152,7 +195,7 @@ class Pipeline:
             raise
         except QueueFullError as error:
             self._reject(Rejection.QUEUE_FULL)
-            self._tell_full(error)
+            self._tell_seldom(NotificationKind.QUEUE_FULL, error)
             raise
         except ClientClosedError:
             self._reject(Rejection.CLOSED)
@@ -182,7 +225,7 @@ class Pipeline:
             if deadline is not None and time.monotonic() >= deadline:
                 error = QueueFullError(f"the queue is full ({self._queue_size} records)")
                 self._reject(Rejection.QUEUE_FULL)
-                self._home.call(gevent.spawn, self._tell_full, error)
+                self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.QUEUE_FULL, error)
                 raise error
             pause(0.002)
             self._check_accepting()
@@ -416,7 +459,7 @@ class Pipeline:
         sender, self._sender = self._sender, None
         self._counters = Counters()
         self._undelivered = []
-        self._full_untold = 0
+        self._told = {}
         self._notifier.forget()
         if self._state is State.RUNNING:
             self._state = State.NEW
@@ -473,14 +516,15 @@ class Pipeline:
         else:
             logger.warning("%s: %s", kind.value, error)
 
-    def _tell_full(self, error: QueueFullError) -> None:
+    def _tell_seldom(self, kind: NotificationKind, error: Exception) -> None:
+        """Tell of what comes with every message as long as it lasts; those in between are counted in the next."""
         now = time.monotonic()
-        if now - self._told_full < _FULL_SECONDS:
-            self._full_untold += 1
+        last, untold = self._told.get(kind, (-_SELDOM_SECONDS, 0))
+        if now - last < _SELDOM_SECONDS:
+            self._told[kind] = (last, untold + 1)
             return
-        untold, self._full_untold = self._full_untold, 0
-        self._told_full = now
-        self._tell(NotificationKind.QUEUE_FULL, error, missed=untold)
+        self._told[kind] = (now, 0)
+        self._tell(kind, error, missed=untold)
 
 
 def live_clients() -> list[Pipeline]:

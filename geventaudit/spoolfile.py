@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 from . import fork
 from .errors import SpoolError, show
+from .threads import native_sleep
 
 __all__ = ["Loaded", "Row", "SpoolFile", "TakenOver"]
 
@@ -119,7 +120,7 @@ class SpoolFile:
                 self._claim(self.path)
                 break
             except SpoolError:
-                time.sleep(0.02)
+                native_sleep(0.02)  # never the other: it would give this thread a hub
         else:
             self._claim(self.path)
         try:

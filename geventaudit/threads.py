@@ -20,7 +20,7 @@ from gevent.queue import Queue
 
 from .errors import ClientClosedError
 
-__all__ = ["Home", "Inbox", "allocate_lock", "pause", "start_new_thread", "thread_ident"]
+__all__ = ["Home", "Inbox", "allocate_lock", "native_sleep", "pause", "start_new_thread", "thread_ident"]
 
 _T = TypeVar("_T")
 
@@ -28,13 +28,13 @@ _T = TypeVar("_T")
 thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
 start_new_thread: Callable[..., int] = monkey.get_original("_thread", "start_new_thread")
-_native_sleep = monkey.get_original("time", "sleep")
+native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 
 def pause(seconds: float) -> None:
     """Sleep as befits this thread: cooperatively where it has a hub, natively where it has none."""
     if get_hub_if_exists() is None:
-        _native_sleep(seconds)
+        native_sleep(seconds)
     else:
         gevent.sleep(seconds)
 

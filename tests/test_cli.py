@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import socket as std_socket
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gevent import subprocess
+from gevent.os import tp_read
 from helpers import eventually, free_port, mapping
 
-from geventaudit import __version__
+from geventaudit import Msg, __version__
+from geventaudit.agent import Agent
 
 GOOD = {"Type": "ControlPlane", "Record": mapping()}
 BAD = {"Type": "ControlPlane", "Record": mapping(OperationName="")}
@@ -210,7 +215,230 @@ def test_help_and_version() -> None:
     assert run("--version") == (0, f"geventaudit {__version__}\n", "")
     status, out, _ = run("--help")
     assert status == 0
-    assert all(name in out for name in ("listen", "send", "check", "demo"))
+    assert all(name in out for name in COMMANDS)
+    assert "examples:\n" in out
+
+
+COMMANDS = ("listen", "send", "check", "schema", "doctor", "completion", "demo")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_the_help_can_be_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    from geventaudit.cli import _parser
+
+    with pytest.raises(SystemExit):
+        _parser().parse_args([name, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert examples
+    for example in examples:
+        words = shlex.split(example.partition("geventaudit ")[2].split("  ")[0])
+        words = words[: next((n for n, word in enumerate(words) if word in "<>|"), len(words))]
+        assert words[0] == name
+        _parser().parse_args(words)
+
+
+def test_the_schema_is_printed() -> None:
+    from geventaudit import MsgSchema
+    from geventaudit.json_schema import json_schema
+
+    status, out, err = run("schema")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == json_schema(MsgSchema())
+
+
+# -- send --follow -----------------------------------------------------------------------------------------------------
+
+
+def arrived(folder: Path) -> list[int]:
+    text = (folder / "out.jsonl").read_text()
+    return [json.loads(line)["Record"]["CustomData"]["n"] for line in text.splitlines()]
+
+
+def numbered(*numbers: int) -> bytes:
+    return lines(*({"Type": "ControlPlane", "Record": mapping(CustomData={"n": number})} for number in numbers))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_follow(listening: Any, socket_path: str, folder: Path, number: int) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(numbered(1, 2) + b"not json\n")
+    with command("send", "--follow", str(file), "--unix", socket_path) as following, open(file, "ab") as writer:
+        eventually(lambda: arrived(folder) == [1, 2])
+        assert following.stderr.readline().startswith(b"line 3: not JSON: ")
+        half = numbered(3)
+        writer.write(half[:40])
+        writer.flush()
+        writer.write(half[40:] + numbered(4))
+        writer.flush()
+        eventually(lambda: arrived(folder) == [1, 2, 3, 4], "what is appended is sent")
+        os.rename(file, folder / "records.jsonl.1")
+        writer.write(numbered(5))
+        writer.flush()
+        file.write_bytes(b"\n" + numbered(6) + b"[]\n")
+        eventually(lambda: arrived(folder) == [1, 2, 3, 4, 5, 6], "first the rest of the old file")
+        assert following.stderr.readline() == b"line 3: must be a mapping\n", "numbers begin anew"
+        file.write_bytes(numbered(7))
+        eventually(lambda: arrived(folder)[6:] == [7], "a file that was cut short is read from its beginning")
+        following.send_signal(number)
+        out, err = following.communicate(timeout=30)
+    assert (following.returncode, out, err) == (1, b"7 delivered, 0 not delivered, 2 refused\n", b"")
+
+
+def test_follow_waits_for_the_agent_with_more_than_the_queue_holds(socket_path: str, folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(b"")
+    first = Agent(socket_path, lambda received: None).start()
+    with command("send", "--follow", "--timeout", "0.1", str(file), "--unix", socket_path) as following:
+        eventually(lambda: first.counts.connections == 1)
+        first.stop()
+        file.write_bytes(numbered(*range(3000)))
+        got: list[int] = []
+
+        def keep(received: Any) -> None:
+            if isinstance(received.message, Msg):
+                got.append(received.message.record.custom_data["n"])
+
+        assert following.stderr.readline().startswith(b"geventaudit: connect failed")
+        with Agent(socket_path, keep):
+            eventually(lambda: len(got) >= 3000)
+            following.send_signal(signal.SIGTERM)
+            out, _ = following.communicate(timeout=30)
+    assert (following.returncode, out) == (0, b"3000 delivered, 0 not delivered, 0 refused\n")
+    assert got == list(range(3000))
+
+
+def test_follow_that_is_told_to_stop_while_it_waits(socket_path: str, folder: Path) -> None:
+    """The line that waited for room is counted too: nothing is called delivered that is not."""
+    file = folder / "records.jsonl"
+    file.write_bytes(b"")
+    agent = Agent(socket_path, lambda received: None).start()
+    with command("send", "--follow", "--timeout", "0.1", str(file), "--unix", socket_path) as following:
+        eventually(lambda: agent.counts.connections == 1)
+        agent.stop()
+        file.write_bytes(numbered(*range(2500)))
+        assert following.stderr.readline().startswith(b"geventaudit: connect failed")
+        following.send_signal(signal.SIGINT)
+        out, _ = following.communicate(timeout=30)
+    assert following.returncode == 1
+    delivered, left, refused = (int(word) for word in out.decode().split() if word.isdigit())
+    assert (delivered, refused) == (0, 0)
+    assert 0 < left <= 2049
+
+
+def test_follow_ends_with_standard_input(socket_path: str) -> None:
+    with Agent(socket_path, lambda received: None):
+        status, out, _ = run("send", "--follow", "-", "--unix", socket_path, given=numbered(1))
+    assert (status, out) == (0, "1 delivered, 0 not delivered, 0 refused\n")
+
+
+def test_follow_needs_its_file(socket_path: str) -> None:
+    with Agent(socket_path, lambda received: None):
+        status, _, err = run("send", "--follow", "/nonexistent", "--unix", socket_path)
+    assert (status, err) == (2, "geventaudit: cannot read /nonexistent: No such file or directory\n")
+
+
+# -- at a terminal -----------------------------------------------------------------------------------------------------
+
+
+def at_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Run it with a terminal for standard output and error; its status and all that it wrote."""
+    main, other = pty.openpty()
+    termios.tcsetwinsize(main, (24, 80))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    process = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=other,
+        stderr=other,
+        env={**plain, "TERM": "xterm", **environment},
+    )
+    os.close(other)
+    written = b""
+    with contextlib.suppress(OSError):  # EIO: the other side has closed
+        while data := tp_read(main, 4096):
+            written += data
+    os.close(main)
+    return int(process.wait(timeout=60)), written.decode()
+
+
+def test_colours_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from geventaudit.terminal import coloured
+
+    doctor = ("doctor", "--unix", "/nonexistent")
+    assert "\x1b[31mFAILED \x1b[0m /nonexistent" in at_a_terminal("-m", "geventaudit", *doctor)[1]
+    assert run(*doctor)[1].startswith("FAILED  /nonexistent"), "nor in a pipe"
+    main, other = pty.openpty()
+    with open(main, "rb", buffering=0), open(other, "w") as terminal:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        assert coloured("x", "green", terminal) == "\x1b[32mx\x1b[0m"
+        monkeypatch.setenv("NO_COLOR", "")
+        assert coloured("x", "green", terminal) == "\x1b[32mx\x1b[0m", "empty is as good as not set"
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert coloured("x", "green", terminal) == "x"
+        monkeypatch.delenv("NO_COLOR")
+        monkeypatch.setenv("TERM", "dumb")
+        assert coloured("x", "green", terminal) == "x"
+
+
+def test_progress_only_at_a_terminal(folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(lines(GOOD, BAD) * 500)
+    check = ("-m", "geventaudit", "check", str(file))
+    status, out = at_a_terminal(*check)
+    assert status == 1
+    assert "%|" in out
+    complaints = [line for line in out.replace("\r", "\n").splitlines() if line.startswith("line ")]
+    assert complaints == [f"line {number}: OperationName: must not be empty" for number in range(2, 1001, 2)]
+    assert [line for line in out.replace("\r", "\n").splitlines() if line.strip()][-1] == "500 valid, 500 refused"
+    assert "%|" not in run("check", str(file))[2], "nor in a pipe"
+    without = "import sys; sys.modules['tqdm'] = None; from geventaudit.cli import main; sys.exit(main(sys.argv[1:]))"
+    status, out = at_a_terminal("-c", without, "check", str(file))
+    assert (status, "%|" in out) == (1, False), "nor without tqdm"
+    assert out.endswith("500 valid, 500 refused\r\n")
+
+
+# -- completion --------------------------------------------------------------------------------------------------------
+
+
+def test_completion_in_bash(folder: Path) -> None:
+    status, script, err = run("completion", "bash")
+    assert (status, err) == (0, "")
+    (folder / "script").write_text(script)
+    (folder / "records.jsonl").touch()
+
+    def completed(*words: str) -> list[str]:
+        typed = " ".join(word or "''" for word in words)
+        program = (
+            f"cd {folder}; source ./script; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; "
+            "_shtab_geventaudit; printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run(["bash", "-c", program], stdout=subprocess.PIPE, timeout=60, check=True)
+        return str(done.stdout.decode()).split()
+
+    assert completed("geventaudit", "se") == ["send"]
+    assert set(completed("geventaudit", "")) >= set(COMMANDS)
+    assert completed("geventaudit", "send", "--fol") == ["--follow"]
+    assert completed("geventaudit", "send", "rec") == ["records.jsonl"]
+    assert completed("geventaudit", "completion", "ba") == ["bash"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_completion_in_other_shells(shell: str) -> None:
+    status, out, _ = run("completion", shell)
+    assert status == 0
+    assert all(name in out for name in COMMANDS)
+
+
+def test_completion_without_shtab() -> None:
+    without = "import sys; sys.modules['shtab'] = None; from geventaudit.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "completion", "bash"], stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"geventaudit: completion is made by shtab: pip install 'geventaudit[cli]'\n"
 
 
 def test_the_timeout_holds_for_connecting_too(socket_path: str) -> None:

@@ -54,6 +54,11 @@ class MyConnection:
     def close(self) -> None: ...
 
 
+@Client(NoOp).operation(operation_name="RotateKey")
+def decorated(vault: str, *, depth: int = 0) -> str:
+    return vault * depth
+
+
 def mine() -> MyConnection:
     return MyConnection()
 
@@ -85,6 +90,11 @@ def uses() -> None:
         client.connect(timeout=5)
         client.send(Msg(AuditType.CONTROL_PLANE, record))
         client.send({"Type": "ControlPlane", "Record": {"OperationName": "x"}}, timeout=1.0)
+        with client.operation(record, audit_type=AuditType.DATA_PLANE, operation_name="x") as operation:
+            operation.add(custom_data={"n": 1})
+        refused: Exception | None = operation.error
+        version: str = decorated("vault", depth=1)
+        print(refused, version)
         delivered: bool = client.flush(timeout=5.0)
         stats: Stats = client.stats()
         count: int = stats.delivered + stats.rejected["invalid"] + delivered

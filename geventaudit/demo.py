@@ -1,0 +1,108 @@
+"""The main job in one process: greenlets send, the agent is restarted under them, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import gevent
+
+from .agent import Agent, Received
+from .backoff import Backoff
+from .client import Client
+from .connections import DomainSocket
+from .records import (
+    AuditType,
+    CallerIdentity,
+    CallerIdentityType,
+    Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
+    TargetResource,
+)
+from .shown import line_of
+from .terminal import Progress
+from .version import __version__
+
+__all__ = ["demo"]
+
+
+def demo(records: int) -> bool:
+    """Send that many *records*, and print what became of them; whether all arrived."""
+    arrived: Counter[int] = Counter()
+    samples: list[str] = []
+
+    def receive(received: Received) -> None:
+        if isinstance(received.message, Msg):
+            arrived[received.message.record.custom_data["number"]] += 1
+            progress.advance(1)
+            if len(samples) < 3:
+                samples.append(line_of(received))
+
+    with tempfile.TemporaryDirectory(prefix="geventaudit-") as folder, Progress(records, " records") as progress:
+        path = os.path.join(folder, "agent.sock")
+        agent = Agent(path, receive).start()
+        client = Client(lambda: DomainSocket(path), backoff=Backoff(initial=0.05, maximum=0.5), queue_size=4096)
+        began = time.monotonic()
+        count = min(300, records)
+        progress.say(f"{count} greenlets send {records} records to an agent that is restarted twice ...", sys.stdout)
+        senders = [gevent.spawn(_send, client, range(first, records, count)) for first in range(count)]
+        restarts = 0
+        while restarts < 2 or not _all_done(senders):
+            gevent.sleep(0.02)
+            if restarts < 2 and len(arrived) >= records * (restarts + 1) // 3:
+                agent.restart(timeout=0)  # what it had not read is gone, as when an agent crashes
+                restarts += 1
+                progress.say(f"  {len(arrived)} arrived; the agent was restarted", sys.stdout)
+        delivered = client.flush(timeout=30)
+        seconds = time.monotonic() - began
+        client.close()
+        agent.stop()
+        stats = client.stats()
+    lost = records - len(arrived)
+    print("  all delivered\n" if delivered else "  not all was delivered in time\n")
+    for name, value in (
+        ("accepted", stats.accepted),
+        ("delivered", stats.delivered),
+        ("resent", stats.resent),
+        ("lost", lost),
+        ("duplicates", sum(arrived.values()) - len(arrived)),
+        ("records/s, validated on both sides", round(stats.delivered / seconds)),
+    ):
+        print(f"  {name:<36}{value:>8}")
+    print("\nSome of them, as they arrived:")
+    for line in samples:
+        print(f"  {line}")
+    return delivered and not lost
+
+
+def _all_done(greenlets: Sequence[Any]) -> bool:
+    """Whether all have ended; an error in one of them is raised here."""
+    for greenlet in greenlets:
+        if greenlet.exception is not None:
+            raise greenlet.exception
+    return all(greenlet.ready() for greenlet in greenlets)
+
+
+def _send(client: Client, numbers: range) -> None:
+    template = Record(
+        operation_name="RotateKey",
+        operation_categories=[OperationCategory.KEY_MANAGEMENT],
+        operation_type=OperationType.UPDATE,
+        operation_result=OperationResult.SUCCESS,
+        operation_access_level="Contributor",
+        caller_agent=f"geventaudit-demo/{__version__}",
+        caller_ip_address="192.0.2.7",
+        caller_identities={CallerIdentityType.UPN: [CallerIdentity("user@example.com", "the caller")]},
+        caller_access_levels=["Contributor"],
+        target_resources={"Vault": [TargetResource("demo-vault", region="westeurope")]},
+    )
+    for number in numbers:
+        client.send(Msg(AuditType.CONTROL_PLANE, template.replace(custom_data={"number": number})), timeout=30.0)

@@ -1,0 +1,80 @@
+"""Lines of a file, as far as it goes or as it grows. Waiting for them blocks no other greenlet."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+from gevent.fileobject import FileObjectThread
+
+__all__ = ["followed", "lines"]
+
+_POLL_SECONDS = 0.2
+
+
+def lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of the file at *path*, "-" being standard input, with their numbers.
+
+    :raises OSError: it cannot be read.
+    """
+    with contextlib.closing(_open(path)) as file:
+        yield from enumerate(file, 1)
+
+
+def followed(path: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of the file at *path* and those that come, for ever. Standard input ends when it ends.
+
+    A line is one when its newline is there. A file that another takes the place of is read to its end, and the other
+    from its beginning; one that was cut short is read from its beginning. Numbers begin anew then.
+
+    :raises OSError: it cannot be read.
+    """
+    if path == "-":
+        yield from lines(path)
+        return
+    while True:
+        with contextlib.closing(_open(path)) as file:
+            yield from _until_replaced(file, path)
+
+
+def _until_replaced(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
+    number, line, position, last_look = 1, b"", 0, False
+    while True:
+        if more := file.readline():
+            position += len(more)
+            line += more
+            if line.endswith(b"\n"):
+                yield number, line
+                number, line = number + 1, b""
+            continue
+        if last_look:
+            if line:
+                yield number, line
+            return
+        mine = os.fstat(file.fileno())
+        if mine.st_size < position:
+            file.seek(0)
+            number, line, position = 1, b"", 0
+        elif _is_another(path, mine):
+            last_look = True  # what was written between the last read and the renaming
+        else:
+            gevent.sleep(_POLL_SECONDS)
+
+
+def _is_another(path: str, mine: os.stat_result) -> bool:
+    try:
+        return not os.path.samestat(os.stat(path), mine)
+    except FileNotFoundError:  # moved away, and no other in its place yet
+        return False
+
+
+def _open(path: str) -> Any:
+    if path == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
+    descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY)
+    return FileObjectThread(descriptor, "rb", closefd=path != "-")

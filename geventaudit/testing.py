@@ -1,0 +1,314 @@
+"""For the tests of an audit trail: an agent that remembers what arrived and can be told to misbehave.
+
+With pytest, the fixtures ``audit_agent`` and ``audit_client`` are there once geventaudit is installed. Their module,
+``pytest_geventaudit``, stands beside this package and not in it: pytest imports it before any ``conftest.py`` can
+monkey-patch, and importing a part of this package imports gevent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import gevent
+from gevent.event import Event
+
+from .agent import Agent, Received, Refused
+from .backoff import Backoff
+from .client import Client
+from .connections import DomainSocket
+from .errors import show
+from .records import Msg, Record
+from .schemas import RecordSchema
+from .threads import Home, pause, start_new_thread
+
+__all__ = ["AuditAgent"]
+
+_T = TypeVar("_T")
+
+_START_SECONDS = 10.0
+_NAMES = tuple(field.name for field in dataclasses.fields(Record))
+_FIELDS = RecordSchema().fields
+_MISSING = object()
+
+
+class AuditAgent:
+    """A real agent on a Unix socket in a folder of its own. A context manager; it runs from entering to leaving.
+
+    It lives in a native thread of its own, so that it answers whatever the test does meanwhile: a test that is not
+    monkey-patched may wait for a subprocess that sends to it. Everything that waits here lets other greenlets run.
+    """
+
+    address: str
+    """The path of the socket, from entering on: for the service under test."""
+    received: list[Received]
+    """All that arrived and is valid, heartbeats included, in its order. May be cleared."""
+    refused: list[Refused]
+    """All that arrived and breaks the rules. May be cleared."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.received = []
+        self.refused = []
+        self._clients: list[Client] = []
+        self._thread: _Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="audit-")  # a short path: that of a socket ends at 107 bytes
+        self.address = os.path.join(self._folder.name, "agent.sock")
+        try:
+            self._thread = _Thread(Agent(self.address, self.received.append, on_refused=self.refused.append))
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            for client in self._clients:
+                client.close(timeout=0.0)
+            if self._thread is not None:
+                self._thread.end()
+        finally:
+            self._folder.cleanup()
+
+    def __repr__(self) -> str:
+        return f"<AuditAgent {self.address}, {len(self.messages)} records, {len(self.refused)} refused>"
+
+    # -- what arrived --------------------------------------------------------------------------------------------------
+
+    @property
+    def messages(self) -> list[Msg]:
+        """The messages with records that arrived, in their order."""
+        return [each.message for each in self.received if isinstance(each.message, Msg)]
+
+    @property
+    def records(self) -> list[Record]:
+        """Their records."""
+        return [each.record for each in self.messages]
+
+    def wait_for(self, count: int, timeout: float = 10.0) -> list[Msg]:
+        """Wait until at least *count* records have arrived; all that have.
+
+        :param timeout: seconds.
+        :raises AssertionError: fewer arrived in that time; it says which, and what was refused.
+        """
+        __tracebackhide__ = True
+        if self._wait(lambda: len(self.messages) >= count, timeout):
+            return self.messages
+        raise AssertionError(f"{len(self.messages)} of {count} records arrived within {timeout} s{self._told()}")
+
+    def assert_received(self, *, timeout: float = 5.0, **fields: Any) -> Msg:
+        """Wait until a record with these *fields* has arrived; the first such message.
+
+        :param timeout: seconds.
+        :param fields: fields of the record by their names in :class:`~geventaudit.Record`, and ``audit_type``. Of a
+            mapping (``custom_data={"ticket": 4711}``), only what is given is looked at; all else must be equal, with
+            categories and access levels in any order.
+        :raises AssertionError: there is none in that time; it shows what is different in the nearest.
+        :raises TypeError: for a name that is not a field of a record.
+        """
+        __tracebackhide__ = True
+        if strange := set(fields) - {*_NAMES, "audit_type"}:
+            raise TypeError(f"{', '.join(sorted(strange))}: must be audit_type or one of {', '.join(_NAMES)}")
+        expected = {name: _normal(name, value) for name, value in fields.items()}
+
+        def first() -> Msg | None:
+            return next((each for each in self.messages if not _differences(expected, each)), None)
+
+        self._wait(lambda: first() is not None, timeout)
+        if (found := first()) is not None:
+            return found
+        wanted = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        raise AssertionError(
+            f"no record with {wanted} arrived within {timeout} s{self._nearest(expected)}{self._told()}"
+        )
+
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                return condition()
+            gevent.sleep(0.005)  # and the client's greenlets run, also where nothing is monkey-patched
+        return True
+
+    def _nearest(self, expected: Mapping[str, Any]) -> str:
+        if not (messages := self.messages):
+            return ""
+
+        def distance(msg: Msg) -> tuple[int, float]:
+            different = _differences(expected, msg)
+            alike = sum(
+                difflib.SequenceMatcher(None, repr(each.expected), repr(each.got)).ratio() for each in different
+            )
+            return len({each.field for each in different}), len(different) - alike
+
+        nearest = min(messages, key=distance)
+        lines = [f"\nthe nearest of {len(messages)}, {nearest.record.operation_name!r}, differs:"]
+        for each in _differences(expected, nearest):
+            got = "nothing" if each.got is _MISSING else repr(each.got)
+            lines.append(f"  {each.path}:\n    expected {each.expected!r}\n    got      {got}")
+        lines.append("in full, but for what is empty:")
+        lines += [f"  {name}={value!r}" for name in ("audit_type", *_NAMES) if (value := _value(nearest, name))]
+        return "\n".join(lines)
+
+    def _told(self) -> str:
+        """What else may help: names, and refusals on both sides."""
+        lines = []
+        names = [each.operation_name for each in self.records]
+        if names:
+            lines.append(f"arrived: {', '.join(names[-20:])}" + (" (the last 20)" if len(names) > 20 else ""))
+        lines += [f"refused by the agent: {each.error}" for each in self.refused[-5:]]
+        for client in self._clients:
+            stats = client.stats()
+            if stats.rejected:
+                lines.append(f"refused by the client: {dict(stats.rejected)}")
+            if waiting := stats.queued + stats.in_flight:
+                lines.append(f"accepted by the client and not delivered: {waiting}")
+        return "".join(f"\n{line}" for line in lines)
+
+    # -- what it does --------------------------------------------------------------------------------------------------
+
+    def make_client(self, *, require_ack: bool = False, **options: Any) -> Client:
+        """A client of this agent, with *options* as for :class:`~geventaudit.Client`. It is closed with the agent."""
+        options.setdefault("backoff", Backoff(initial=0.01, maximum=0.1))
+        address = self.address
+        client = Client(lambda: DomainSocket(address, require_ack=require_ack), **options)
+        self._clients.append(client)
+        return client
+
+    def stall(self) -> None:
+        """Read nothing any more, as a stuck agent does."""
+        self._do(lambda agent: agent.stop_reading())
+
+    def resume(self) -> None:
+        """Read again."""
+        self._do(lambda agent: agent.resume_reading())
+
+    def acknowledge(self, yes: bool) -> None:
+        """Acknowledge what comes from now on, or not. It does, until told otherwise."""
+        self._do(lambda agent: agent.resume_acknowledging() if yes else agent.stop_acknowledging())
+
+    def hang_up(self) -> None:
+        """Close all connections, and go on listening."""
+        self._do(lambda agent: agent.hang_up())
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """Go away: close all connections and listen no more, until :meth:`start`.
+
+        :param timeout: seconds for reading what has been sent before; with 0 it stays unread, as when an agent dies.
+        """
+        self._do(lambda agent: agent.stop(timeout))
+
+    def start(self) -> None:
+        """Come back after :meth:`stop`, on the same address."""
+        self._do(lambda agent: agent.start())
+
+    def restart(self, timeout: float = 0.0) -> None:
+        """:meth:`stop` and :meth:`start`."""
+        self._do(lambda agent: agent.restart(timeout))
+
+    def _do(self, act: Callable[[Agent], object]) -> None:
+        if self._thread is None:
+            raise RuntimeError("the agent does not run: use it in a with statement, or as the fixture audit_agent")
+        self._thread.do(act)
+
+
+class _Thread:
+    """The native thread that an agent lives in, with a hub of its own."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._home: Home | None = None
+        self._over: Event | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+        start_new_thread(self._run, ())
+        deadline = time.monotonic() + _START_SECONDS
+        while self._home is None and not self._ended:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the agent did not start within {_START_SECONDS} seconds")
+            pause(0.001)
+        if self._error is not None:
+            raise self._error
+
+    def do(self, act: Callable[[Agent], object]) -> None:
+        """Call *act* with the agent, in its thread, and wait until that is done.
+
+        :raises Exception: what it raises.
+        """
+        home = self._home
+        if home is None or self._ended:
+            raise RuntimeError("the agent does not run any more")
+        home.run(lambda: act(self._agent), None, otherwise=None)
+
+    def end(self) -> None:
+        """Stop the agent and wait for the end of the thread."""
+        over = self._over
+        if self._home is not None and over is not None:
+            self._home.call(over.set)
+        while not self._ended:
+            pause(0.001)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._over = Event()
+            self._agent.start()
+            self._home = Home()
+            while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
+                pass
+            self._agent.stop(timeout=0.0)
+        except BaseException as error:
+            self._error = error
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+            self._ended = True
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    field: str
+    path: str
+    expected: Any
+    got: Any
+
+
+def _normal(name: str, value: Any) -> Any:
+    """*value* as a record that arrived would have it."""
+    try:
+        return _FIELDS[name].deserialize(value)
+    except Exception:  # audit_type; what no record can have, and so is not found; what is equal to anything
+        return value
+
+
+def _value(msg: Msg, name: str) -> Any:
+    return msg.type if name == "audit_type" else getattr(msg.record, name)
+
+
+def _differences(expected: Mapping[str, Any], msg: Msg) -> list[_Difference]:
+    return [
+        _Difference(name, path, wanted, got)
+        for name, value in expected.items()
+        for path, wanted, got in _compare(name, value, _value(msg, name))
+    ]
+
+
+def _compare(path: str, expected: Any, got: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        for key, value in expected.items():
+            yield from _compare(f"{path}[{show(key)}]", value, got.get(key, _MISSING))
+    elif expected != got:
+        yield path, expected, got

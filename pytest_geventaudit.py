@@ -1,0 +1,32 @@
+"""The pytest plugin of geventaudit: the fixtures ``audit_agent`` and ``audit_client``.
+
+pytest imports this before any ``conftest.py``, in every run of every project that has geventaudit installed. So nothing
+of geventaudit or gevent is imported here: whoever monkey-patches in a ``conftest.py`` finds everything unimported, and
+whoever does not use the fixtures pays nothing. All else is in ``geventaudit.testing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from geventaudit import Client
+    from geventaudit.testing import AuditAgent
+
+
+@pytest.fixture
+def audit_agent() -> Iterator[AuditAgent]:
+    """A real audit agent on a temporary Unix socket; see geventaudit.testing.AuditAgent."""
+    from geventaudit.testing import AuditAgent
+
+    with AuditAgent() as agent:
+        yield agent
+
+
+@pytest.fixture
+def audit_client(audit_agent: AuditAgent) -> Client:
+    """A geventaudit client of audit_agent, closed after the test."""
+    return audit_agent.make_client()

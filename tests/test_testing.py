@@ -1,0 +1,280 @@
+"""The agent for other people's tests, and the pytest plugin, in real runs of pytest."""
+
+from __future__ import annotations
+
+import os
+import socket as std_socket
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import gevent
+import msgpack
+import pytest
+from gevent import subprocess
+from helpers import eventually, mapping, message, record
+
+from geventaudit import AuditType, Client, DomainSocket, Msg, TargetResource, ValidationError
+from geventaudit.testing import AuditAgent
+
+SAMPLE = '''
+import subprocess
+import sys
+
+import pytest
+from helpers import message
+
+import geventaudit
+
+PROGRAM = """
+import sys, geventaudit
+from helpers import message
+with geventaudit.Client(lambda: geventaudit.DomainSocket(sys.argv[1], require_ack=True)) as client:
+    client.send(message(7))
+    sys.exit(0 if client.flush(30) else 1)
+"""
+
+
+def test_arrives(audit_agent, audit_client):
+    audit_client.send(message(1))
+    (msg,) = audit_agent.wait_for(1)
+    assert msg.record.custom_data == {"n": 1}
+    assert audit_agent.assert_received(operation_name="CreateUser", custom_data={"n": 1}) == msg
+
+
+def test_each_has_an_agent_of_its_own(audit_agent, audit_client):
+    assert audit_agent.messages == []
+
+
+def test_a_process_sends_while_the_test_waits_for_it(audit_agent):
+    subprocess.run([sys.executable, "-c", PROGRAM, audit_agent.address], check=True, timeout=60)
+    audit_agent.assert_received(custom_data={"n": 7})
+
+
+def test_missing(audit_agent, audit_client):
+    audit_client.send(message(1, operation_name="DeleteUser"))
+    audit_agent.wait_for(1)
+    audit_agent.assert_received(operation_name="CreateUser", custom_data={"n": 1}, timeout=0.1)
+'''
+LAZY = """
+import sys
+
+assert not {"gevent", "geventaudit", "ssl", "greenlet"} & set(sys.modules), "imported before the conftest"
+"""
+
+
+def run_pytest(folder: Path, conftest: str, *launcher: str) -> str:
+    (folder / "conftest.py").write_text(conftest)
+    (folder / "test_sample.py").write_text(SAMPLE)
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", *launcher, "-p", "no:cacheprovider", str(folder)],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**environment, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.stderr == b""
+    return str(done.stdout.decode())
+
+
+@pytest.mark.parametrize(
+    ("conftest", "launcher"),
+    [
+        (LAZY, ["-m", "pytest"]),
+        (LAZY + "from gevent import monkey\nmonkey.patch_all()\n", ["-m", "pytest"]),
+        ("from gevent import monkey\nassert monkey.saved\n", ["-m", "gevent.monkey", "--module", "pytest"]),
+    ],
+    ids=["unpatched", "patched in conftest", "patched before pytest"],
+)
+def test_the_plugin(folder: Path, conftest: str, launcher: list[str]) -> None:
+    out = run_pytest(folder, conftest, *launcher)
+    assert "1 failed, 3 passed" in out, out
+    assert "geventaudit-" in out, "pytest names it among its plugins"
+    complaint = [line.removeprefix("E").strip() for line in out.splitlines() if line.startswith("E ")]
+    assert complaint[:5] == [
+        "AssertionError: no record with operation_name='CreateUser', custom_data={'n': 1} arrived within 0.1 s",
+        "the nearest of 1, 'DeleteUser', differs:",
+        "operation_name:",
+        "expected 'CreateUser'",
+        "got      'DeleteUser'",
+    ]
+    assert ">       audit_agent.assert_received(" in out, "the line of the test is shown, and none of this library"
+    assert "testing.py" not in out
+
+
+# -- what arrived ------------------------------------------------------------------------------------------------------
+
+
+def complaint_of(agent: AuditAgent, **fields: Any) -> str:
+    with pytest.raises(AssertionError) as caught:
+        agent.assert_received(timeout=0.05, **fields)
+    return str(caught.value)
+
+
+def test_the_nearest_is_shown() -> None:
+    with AuditAgent() as agent:
+        assert complaint_of(agent, operation_name="x") == "no record with operation_name='x' arrived within 0.05 s"
+        client = agent.make_client()
+        client.send(message(1, operation_name="CreateUser"))
+        client.send(message(2, operation_name="DeleteUsers", caller_agent="other"))
+        client.send(message(3, operation_name="RotateKey"))
+        agent.wait_for(3)
+        text = complaint_of(agent, operation_name="DeleteUser", caller_agent="agent/1.0")
+        assert "'CreateUser', differs:\n  operation_name:" in text, "one field off is nearer than two"
+        text = complaint_of(agent, operation_name="DeleteUser")
+        assert "'DeleteUsers', differs:" in text, "of those with one field off, the one most alike"
+        text = complaint_of(agent, operation_name="RotateKey", custom_data={"n": 4, "more": [1]})
+        assert "\n  custom_data['n']:\n    expected 4\n    got      3\n" in text
+        assert "\n  custom_data['more']:\n    expected [1]\n    got      nothing\n" in text
+        assert text.count("expected") == 2
+        assert "\n  caller_agent='agent/1.0'\n" in text, "in full"
+        assert text.endswith("arrived: CreateUser, DeleteUsers, RotateKey")
+
+
+def test_how_fields_are_compared() -> None:
+    with AuditAgent() as agent, agent.make_client(service_tree_id="e6c9fcb1-7f08-4c1d-9e7a-123456789abc") as client:
+        client.send(message(1, caller_access_levels=["b", "a"], caller_ip_address="::ffff:1.2.3.4"))
+        msg = agent.assert_received(
+            audit_type=AuditType.CONTROL_PLANE,
+            operation_name=mock.ANY,
+            operation_categories=("UserManagement",),
+            operation_result="Success",
+            caller_access_levels={"a", "b"},
+            caller_ip_address=ip_address("::ffff:102:304"),
+            caller_identities={"UPN": [{"Identity": "user@example.com", "Description": "the caller"}]},
+            target_resources={"SubscriptionId": [TargetResource("res1", region="westeurope")]},
+            custom_data={},
+        )
+        assert msg == agent.messages[0] == agent.assert_received()
+        assert agent.records == [msg.record]
+        assert agent.received[0].service_tree_id == "e6c9fcb1-7f08-4c1d-9e7a-123456789abc"
+        assert "got      ['a', 'b']" in complaint_of(agent, caller_access_levels=["a"])
+        assert "expected None" in complaint_of(agent, operation_name=None)
+        assert "audit_type:" in complaint_of(agent, audit_type=AuditType.DATA_PLANE)
+        assert "got      [TargetResource" in complaint_of(agent, target_resources={"SubscriptionId": []})
+        with pytest.raises(TypeError, match="operation_nam: must be audit_type or one of operation_name, "):
+            agent.assert_received(operation_nam="typo")
+
+
+def test_waiting_says_what_is_there() -> None:
+    with AuditAgent() as agent:
+        client = agent.make_client(queue_size=100)
+        for number in range(25):
+            client.send(message(number, operation_name=f"Op{number}"))
+        assert len(agent.wait_for(25)) == 25
+        with pytest.raises(ValidationError):
+            client.send(message(operation_name=""))
+        with std_socket.socket(std_socket.AF_UNIX) as sock:
+            sock.connect(agent.address)
+            sock.sendall(msgpack.packb(["AsmAuditCP", [[5, mapping(OperationName="")]]]))
+        eventually(lambda: agent.refused)
+        agent.stall()
+        client.send(message())
+        with pytest.raises(AssertionError) as caught:
+            agent.wait_for(26, timeout=0.05)
+        first, names, *rest = str(caught.value).splitlines()
+        assert first == "25 of 26 records arrived within 0.05 s"
+        assert names == f"arrived: {', '.join(f'Op{number}' for number in range(5, 25))} (the last 20)"
+        assert rest == [
+            "refused by the agent: OperationName: must not be empty",
+            "refused by the client: {'invalid': 1}",
+            "accepted by the client and not delivered: 1",
+        ]
+        assert "25 records, 1 refused" in repr(agent)
+        agent.received.clear()
+        assert agent.messages == []
+
+
+# -- what it does ------------------------------------------------------------------------------------------------------
+
+
+def test_stalled_and_resumed() -> None:
+    with AuditAgent() as agent:
+        client = agent.make_client()
+        client.send(message(1))
+        agent.wait_for(1)
+        agent.stall()
+        client.send(message(2))
+        assert not client.flush(0.05)
+        agent.resume()
+        assert client.flush(10)
+        agent.wait_for(2)
+
+
+def test_away_restarted_and_hung_up_on() -> None:
+    with AuditAgent() as agent:
+        client = agent.make_client()
+        for number, act in enumerate((agent.restart, agent.hang_up, agent.stop)):
+            client.send(message(number))
+            agent.wait_for(number + 1)
+            act()
+        assert not os.path.exists(agent.address)
+        client.send(message(3))
+        assert not client.flush(0.05)
+        agent.start()
+        assert client.flush(10)
+        agent.assert_received(custom_data={"n": 3})
+        assert client.stats().connects >= 3
+
+
+def test_acknowledging_or_not() -> None:
+    with AuditAgent() as agent:
+        client = agent.make_client(require_ack=True)
+        client.send(message(1))
+        assert client.flush(10)
+        agent.acknowledge(False)
+        client.send(message(2))
+        agent.wait_for(2)
+        assert not client.flush(0.05), "it has it, and does not say so"
+        agent.acknowledge(True)
+        agent.hang_up()
+        assert client.flush(10), "sent once more, and acknowledged"
+        assert [each.custom_data["n"] for each in agent.records] == [1, 2, 2]
+
+
+def test_an_error_of_the_agent_is_raised_where_it_was_asked() -> None:
+    with AuditAgent() as agent:
+        with pytest.raises(RuntimeError, match="runs already"):
+            agent.start()
+        address = agent.address
+    with pytest.raises(RuntimeError, match="does not run any more"):
+        agent.stall()
+    with pytest.raises(RuntimeError, match="in a with statement"):
+        AuditAgent().stall()
+    assert not os.path.exists(os.path.dirname(address))
+
+
+def test_it_needs_a_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    import tempfile
+
+    long = folder / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(OSError, match="too long"), AuditAgent():
+        pass
+    assert list(long.iterdir()) == []
+
+
+def test_a_test_that_is_killed_leaves_nothing() -> None:
+    def test() -> None:
+        with AuditAgent() as agent:
+            agent.make_client().send(message())
+            agent.wait_for(1)
+            entered.append(agent)
+            gevent.sleep(60)
+
+    entered: list[AuditAgent] = []
+    greenlet = gevent.spawn(test)
+    eventually(lambda: entered)
+    greenlet.kill()
+    assert not os.path.exists(entered[0].address)
+
+
+def test_another_client_of_its_own() -> None:
+    with AuditAgent() as agent, Client(lambda: DomainSocket(agent.address, batch_records=1)) as client:
+        client.send(Msg(AuditType.DATA_PLANE, record()))
+        agent.assert_received(audit_type="AsmAuditDP")
