@@ -1,8 +1,8 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``connections``,
-``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``. The receiving end
-is ``agent``.
+The life of a record is told by the modules in this order: ``records``, ``schemas``, ``filling``, ``wire``,
+``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``pipeline``, ``base``, ``client``.
+The receiving end is ``agent``.
 """
 
 from .backoff import Backoff
@@ -18,6 +18,7 @@ from .errors import (
     SpoolError,
     ValidationError,
 )
+from .filling import fill_unknown
 from .notifications import Notification, NotificationChannel, NotificationKind
 from .records import (
     AuditType,
@@ -71,4 +72,5 @@ __all__ = [
     "TargetResource",
     "ValidationError",
     "__version__",
+    "fill_unknown",
 ]

@@ -35,6 +35,9 @@ class NotificationKind(StrEnum):
     """The connection broke; ``error`` says why. Nothing that was accepted is lost by it."""
     QUEUE_FULL = "queue full"
     """``send`` refused a message for want of room. Told once a second at the most."""
+    NOT_RECORDED = "not recorded"
+    """An integration could not make or send the record of something that happened; ``error`` says why. Told once a
+    second at the most."""
     DROPPED = "dropped"
     """Messages that were accepted were given up; they are in ``undelivered``."""
     SPOOL_FAILED = "spool failed"

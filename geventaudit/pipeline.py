@@ -45,7 +45,7 @@ __all__ = ["Pipeline", "State"]
 logger = logging.getLogger(logger_name)
 
 _EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
-_FULL_SECONDS = 1.0  # how often a full queue is told of
+_REPEAT_SECONDS = 1.0  # how often what may happen with every record is told of
 
 
 class State(Enum):
@@ -108,8 +108,7 @@ class Pipeline:
         self._undelivered: list[Msg] = []
         self._closed = Event()
         fork.track(self)
-        self._told_full = -_FULL_SECONDS
-        self._full_untold = 0
+        self._told: dict[NotificationKind, tuple[float, int]] = {}  # when last, and how often it was not told since
 
     # -- messages in ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +139,7 @@ class Pipeline:
             raise
         except QueueFullError as error:
             self._reject(Rejection.QUEUE_FULL)
-            self._tell_full(error)
+            self._tell_at_times(NotificationKind.QUEUE_FULL, error)
             raise
         except ClientClosedError:
             self._reject(Rejection.CLOSED)
@@ -170,7 +169,7 @@ class Pipeline:
             if deadline is not None and time.monotonic() >= deadline:
                 error = QueueFullError(f"the queue is full ({self._queue_size} records)")
                 self._reject(Rejection.QUEUE_FULL)
-                self._home.call(gevent.spawn, self._tell_full, error)
+                self._home.call(gevent.spawn, self._tell_at_times, NotificationKind.QUEUE_FULL, error)
                 raise error
             pause(0.002)
             self._check_accepting()
@@ -344,6 +343,19 @@ class Pipeline:
         """The channel on which this client tells what happens to it; always the same. See :class:`NotificationKind`."""
         return self._notifier.channel()
 
+    def report(self, error: BaseException) -> None:
+        """Tell, as a ``NOT_RECORDED`` notification and in the log, that something went unrecorded.
+
+        For integrations, which must not raise into the application that they watch. Never waits; works from any thread;
+        what comes more than once a second is counted in ``missed``.
+
+        :param error: why. The client tells of a :class:`~geventaudit.QueueFullError` itself: no need to report it.
+        """
+        if thread_ident() == self._home.ident:
+            self._tell_at_times(NotificationKind.NOT_RECORDED, error)
+        else:
+            self._home.call(gevent.spawn, self._tell_at_times, NotificationKind.NOT_RECORDED, error)
+
     def __enter__(self) -> Self:
         return self
 
@@ -395,7 +407,7 @@ class Pipeline:
         sender, self._sender = self._sender, None
         self._counters = Counters()
         self._undelivered = []
-        self._full_untold = 0
+        self._told.clear()
         self._notifier.forget()
         if self._state is State.RUNNING:
             self._state = State.NEW
@@ -452,14 +464,14 @@ class Pipeline:
         else:
             logger.warning("%s: %s", kind.value, error)
 
-    def _tell_full(self, error: QueueFullError) -> None:
+    def _tell_at_times(self, kind: NotificationKind, error: BaseException) -> None:
         now = time.monotonic()
-        if now - self._told_full < _FULL_SECONDS:
-            self._full_untold += 1
+        told, untold = self._told.get(kind, (-_REPEAT_SECONDS, 0))
+        if now - told < _REPEAT_SECONDS:
+            self._told[kind] = (told, untold + 1)
             return
-        untold, self._full_untold = self._full_untold, 0
-        self._told_full = now
-        self._tell(NotificationKind.QUEUE_FULL, error, missed=untold)
+        self._told[kind] = (now, 0)
+        self._tell(kind, error, missed=untold)
 
 
 # -- interpreter exit --------------------------------------------------------------------------------------------------

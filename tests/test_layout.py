@@ -13,8 +13,8 @@ import geventaudit
 
 PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
-    "version", "errors", "records", "values", "schemas", "wire", "acks", "handshake", "fork", "connections", "backoff",
-    "notifications", "threads", "stats", "spoolfile", "spool", "sender", "pipeline", "base", "client",
+    "version", "errors", "records", "values", "schemas", "filling", "wire", "acks", "handshake", "fork", "connections",
+    "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "sender", "pipeline", "base", "client",
     "agent", "__init__", "cli", "__main__",
 ]  # fmt: skip
 
