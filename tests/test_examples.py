@@ -34,7 +34,11 @@ def run(name: str) -> str:
 
 def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
-    assert names == {"quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py"}
+    assert names == {
+        *("quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py"),
+        "flask_app.py",
+        "django_app.py",
+    }
 
 
 def test_quickstart() -> None:

@@ -133,7 +133,9 @@ people = st.builds(CallerIdentity, texts, texts)
         operation_access_level=texts,
         caller_agent=texts,
         caller_ip_address=st.sampled_from(["", "::", "127.0.0.1", "192.0.2.1"]) | st.ip_addresses(network="10.0.0.0/8"),
-        caller_identities=st.dictionaries(st.sampled_from(CallerIdentityType), st.lists(people, max_size=2), max_size=2),
+        caller_identities=st.dictionaries(
+            st.sampled_from(CallerIdentityType), st.lists(people, max_size=2), max_size=2
+        ),
         caller_access_levels=st.lists(texts | st.just("\t"), max_size=3),
         target_resources=st.dictionaries(
             st.sampled_from(["Disk", "Unknown"]), st.lists(st.builds(TargetResource, texts), max_size=2), max_size=2
