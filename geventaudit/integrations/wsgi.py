@@ -400,14 +400,19 @@ class _SizedBody(_Body):
 
 
 def _text(value: object) -> str:
-    """*value* as a text that a record can have: of bounded length, and what UTF-8 cannot write escaped."""
+    """*value* as a text that a record can have and that shows as what it is.
+
+    Its length is bounded; lone surrogates, and whatever breaks lines or hides text, are escaped.
+    """
     try:
         text = str(value)
     except Exception:
         return f"a {type(value).__name__} without text"
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}... ({len(text)} characters)"
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _unicode(text: str) -> str:
