@@ -4,8 +4,9 @@ Each figure is a ratio to the same application without the middleware, taken in 
 
 =============  =========================================================================================================
 over HTTP      two gunicorn workers (gevent) with the same Flask application, one of them audited, an agent process
-               beside them; one client asks one after the other on an open connection, so that a request waits for
-               whatever the worker still does for the one before
+               beside them, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
+               what the record adds to the time until the answer. *In a row*, it asks again at once, so that a request
+               waits for whatever the worker, and the agent on the same host, still do for the one before
 in process     a WSGI application called as a server calls it: with the whole middleware, and with one whose client does
                nothing, which leaves the middleware's own part; the rest is ``send()``
 =============  =========================================================================================================
@@ -63,7 +64,7 @@ def _answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list
 
 
 def _block(app: Any) -> float:
-    """Seconds for one request, the mean of a block."""
+    """Seconds for one request, the median of a block."""
     environs = []
     for _ in range(_BLOCK):
         environ: dict[str, Any] = dict(_ENVIRON)
@@ -73,14 +74,16 @@ def _block(app: Any) -> float:
     def start_response(status: str, headers: list[Any], exc_info: Any = None) -> Callable[[bytes], object]:
         return lambda written: None
 
-    start = time.perf_counter()
+    took = []
     for environ in environs:
+        start = time.perf_counter()
         body = app(environ, start_response)
         for _ in body:
             pass
         if hasattr(body, "close"):
             body.close()
-    return (time.perf_counter() - start) / _BLOCK
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
 
 
 def in_process(rounds: int) -> dict[str, list[float]]:
@@ -122,7 +125,10 @@ def make_app() -> Any:
 @contextmanager
 def _process(*arguments: str, **environ: str) -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, env={**os.environ, **environ}
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environ},
     )
     try:
         yield
@@ -144,7 +150,8 @@ def _connect(port: int) -> http.client.HTTPConnection:
             time.sleep(0.05)
 
 
-def _ask(connection: http.client.HTTPConnection) -> float:
+def _ask(connection: http.client.HTTPConnection, pause: float) -> float:
+    time.sleep(pause)
     start = time.perf_counter()
     connection.request("GET", "/things/4711", headers={"User-Agent": "benchmark/1.0"})
     with connection.getresponse() as response:
@@ -152,8 +159,11 @@ def _ask(connection: http.client.HTTPConnection) -> float:
     return time.perf_counter() - start
 
 
-def over_http(rounds: int) -> dict[str, list[float]]:
-    """Seconds for one request, the median of each block: ``bare`` and ``audited``."""
+def over_http(rounds: int, pause: float) -> dict[str, list[float]]:
+    """Seconds for one request, the median of each block: ``bare`` and ``audited``.
+
+    :param pause: seconds before each request.
+    """
     root = str(Path(__file__).resolve().parent.parent)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = os.path.join(folder, "agent.sock")
@@ -169,11 +179,11 @@ def over_http(rounds: int) -> dict[str, list[float]]:
             connections[name] = stack.enter_context(_closing(_connect(port)))
         for connection in connections.values():
             for _ in range(_BLOCK):
-                _ask(connection)
+                _ask(connection, 0.0)
         samples: dict[str, list[float]] = {name: [] for name in connections}
         for _ in range(rounds):
             for name, connection in connections.items():
-                samples[name].append(statistics.median(_ask(connection) for _ in range(_BLOCK)))
+                samples[name].append(statistics.median(_ask(connection, pause) for _ in range(_BLOCK)))
         return samples
 
 
@@ -204,7 +214,8 @@ def main() -> int:
     rounds: int = parser.parse_args().rounds
     logging.getLogger("geventaudit").setLevel(logging.ERROR)
     _show("in process", in_process(rounds))
-    added = _show("over HTTP (gunicorn)", over_http(rounds))
+    _show("over HTTP, in a row", over_http(rounds, 0.0))
+    added = _show("over HTTP, with pauses", over_http(rounds, 0.002))
     print(f"a request is answered {added:.0f} us later at the median; the bar is {BAR:.0f} us")
     return 0 if added <= BAR else 1
 

@@ -62,6 +62,27 @@ def test_dependencies_are_the_three() -> None:
         assert outside <= allowed, module
 
 
+def test_integrations_use_the_public_surface_only() -> None:
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                assert node.level < 2, f"{path.name} reaches out of the folder"
+                assert not module.startswith("geventaudit."), f"{path.name} imports {module}"
+                if module == "geventaudit":
+                    assert {alias.name for alias in node.names} <= set(geventaudit.__all__), path.name
+
+
+def test_nobody_pays_for_integrations_that_are_not_used() -> None:
+    program = (
+        "import sys, geventaudit.cli, geventaudit.agent\n"
+        "assert not [name for name in sys.modules if name.startswith('geventaudit.integrations')]\n"
+        "import geventaudit.integrations.wsgi\n"
+        "assert not {'flask', 'django', 'werkzeug', 'gunicorn'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=60)
+
+
 def test_all_is_the_sorted_public_names() -> None:
     public = {
         name
@@ -73,7 +94,7 @@ def test_all_is_the_sorted_public_names() -> None:
     assert geventaudit.__all__ == ruff_order
 
 
-@pytest.mark.parametrize("module", ["geventaudit", "geventaudit.agent", "geventaudit.cli"])
+@pytest.mark.parametrize("module", ["geventaudit", "geventaudit.agent", "geventaudit.cli", "geventaudit.integrations.wsgi"])
 def test_importing_starts_nothing(module: str) -> None:
     program = (
         "import gc, os, threading, sys\n"

@@ -5,6 +5,9 @@
     app = Flask(__name__)
     Audit(client, access_level="Contributor").init_app(app)
 
+A record is sent when the server closes the response. Flask's test client leaves that to the test:
+``app.test_client().get("/", buffered=True)``, or ``with``.
+
 Needs the extra ``geventaudit[flask]``.
 """
 

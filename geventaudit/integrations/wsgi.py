@@ -10,10 +10,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from geventaudit import (
@@ -31,6 +29,8 @@ from geventaudit import (
     fill_unknown,
 )
 
+from .forwarding import Address, Network, TrustedProxies, address_of
+
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -41,9 +41,6 @@ MAX_TEXT = 2048
 
 FACTS_KEY = "geventaudit.facts"
 """Where a WSGI environment has its :class:`RequestFacts`; None there when no record will be made."""
-
-_HOPS = 32  # proxies in a row that forwarding headers are followed through
-_MAX_ADDRESS = 64  # characters of an IPv6 address and the name of an interface
 
 _TYPES = {
     "POST": OperationType.CREATE,
@@ -58,10 +55,6 @@ _PRINCIPAL_HEADERS = (
     ("HTTP_X_MS_CLIENT_OBJECT_ID", CallerIdentityType.OBJECT_ID, "x-ms-client-object-id"),
 )
 
-_FORWARDING_HEADERS = (("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"), ("Forwarded", "HTTP_FORWARDED"))
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 Describe = Callable[[Mapping[str, Any], int, Record], Record | None]
 """What may change a record or veto it: called with the WSGI environment, the status code (500 when the application
 raised before it gave one) and the record; returns the record to send, or None for none."""
@@ -148,7 +141,7 @@ class AuditMiddleware:
         self._audit_type = audit_type
         self._describe = describe
         self._excluded = re.compile("|".join(fnmatch.translate(each) for each in exclude) or r"(?!)")
-        self._trusted = [_network(each) for each in trusted_proxies]
+        self._proxies = TrustedProxies(trusted_proxies)
         self._access_level = access_level
         self._strict = strict
 
@@ -223,8 +216,11 @@ class AuditMiddleware:
 
     def _record_of(self, request: _Request) -> Record:
         environ, facts = request.environ, request.facts
-        trusted = self._trusts(request.peer)
-        custom: dict[str, Any] = {}
+        trusted = self._proxies.trust(request.peer)
+        caller, contradictions = request.address, None
+        if trusted:
+            caller, contradictions = self._proxies.caller(request.peer, environ)
+        custom: dict[str, Any] = {"forwarded_for": contradictions} if contradictions else {}
         if facts.arguments:
             custom["arguments"] = {_text(key): _text(value) for key, value in facts.arguments.items()}
         result, description = request.result()
@@ -235,43 +231,11 @@ class AuditMiddleware:
             operation_result_description=description,
             operation_access_level=self._access_level,
             caller_agent=_text(_unicode(environ.get("HTTP_USER_AGENT", ""))),
-            caller_ip_address=self._caller(request, custom) if trusted else request.address,
+            caller_ip_address=caller,
             caller_identities=_identities(request, trusted),
             target_resources={"Path": [TargetResource(request.path)], **_azure_targets(request.path)},
             custom_data=custom,
         )
-
-    def _trusts(self, peer: Address | None) -> bool:
-        if peer is None or not self._trusted:
-            return False
-        plain = getattr(peer, "ipv4_mapped", None) or peer
-        return any(plain in network for network in self._trusted)
-
-    def _caller(self, request: _Request, custom: dict[str, Any]) -> str:
-        """Where the call came from: the first on the way back from the trusted peer that is not trusted itself."""
-        told: dict[str, str] = {}
-        for name, key in _FORWARDING_HEADERS:
-            if header := request.environ.get(key):
-                hops = _hops(header) if key != "HTTP_FORWARDED" else [_for_of(hop) for hop in _hops(header)]
-                if hops and hops[0] is not None:
-                    told[name] = str(self._last_known(request.peer, hops))
-        callers = set(told.values())
-        if len(callers) > 1:
-            custom["forwarded_for"] = told
-        return callers.pop() if len(callers) == 1 else request.address
-
-    def _last_known(self, peer: Address | None, hops: Sequence[str | None]) -> Address | None:
-        """Follow *hops*, nearest first, as long as those who tell of them are trusted and name an address."""
-        caller = teller = peer
-        for hop in hops:
-            if not self._trusts(teller):
-                break
-            teller = _node(hop or "")
-            if teller is None or teller.is_unspecified or teller.is_multicast:
-                break
-            if not teller.is_loopback:  # a proxy's own host is where that proxy is, not where this one is
-                caller = teller
-        return caller
 
 
 class _Request:
@@ -289,7 +253,7 @@ class _Request:
         self.method: str = environ["REQUEST_METHOD"]
         self.path = _text(_unicode(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))) or "/"
         remote = environ.get("REMOTE_ADDR")
-        self.peer = _address("127.0.0.1" if remote == "" else remote or "")  # "" is what a Unix socket's peer has
+        self.peer = address_of("127.0.0.1" if remote == "" else remote or "")  # "" is what a Unix socket's peer has
         self.address = "" if self.peer is None else str(self.peer)
         self.certificate = _certificate(environ) if environ.get("wsgi.url_scheme") == "https" else None
         self.status: str | None = None
@@ -488,50 +452,3 @@ def _azure_targets(path: str) -> dict[str, list[TargetResource]]:
         elif rest[0]:
             found[f"{kinds[0]}/{rest[0]}"] = []
     return found
-
-
-# -- addresses ---------------------------------------------------------------------------------------------------------
-
-
-def _network(value: object) -> Network:
-    problem = f"trusted_proxies must be addresses and networks like '10.0.0.1' and '10.0.0.0/8', got {value!r}"
-    if not isinstance(value, str | Address | Network):
-        raise TypeError(problem)
-    try:
-        return ip_network(value)
-    except ValueError as error:
-        raise ValueError(f"{problem}: {error}") from None
-
-
-@lru_cache(maxsize=1024)
-def _address(text: str) -> Address | None:
-    try:
-        return ip_address(text) if len(text) <= _MAX_ADDRESS else None
-    except ValueError:
-        return None
-
-
-def _hops(header: str) -> list[str]:
-    """What stands between the commas of a forwarding header, nearest first."""
-    return [hop for hop in reversed(header.rsplit(",", _HOPS)[-_HOPS:]) if hop.strip()]
-
-
-def _for_of(element: str) -> str | None:
-    """The ``for`` of one element of a ``Forwarded`` header; None where it has none, empty where it is broken."""
-    if element.count('"') % 2:
-        return ""
-    for pair in element.split(";"):
-        name, _, value = pair.partition("=")
-        if name.strip().lower() == "for":
-            return value.strip().strip('"')
-    return None
-
-
-def _node(text: str) -> Address | None:
-    """An address, with or without brackets and port; None for ``unknown``, made-up names and nonsense."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    return _address(text) if len(text) <= _MAX_ADDRESS else None
