@@ -94,7 +94,9 @@ def test_all_is_the_sorted_public_names() -> None:
     assert geventaudit.__all__ == ruff_order
 
 
-@pytest.mark.parametrize("module", ["geventaudit", "geventaudit.agent", "geventaudit.cli", "geventaudit.integrations.wsgi"])
+@pytest.mark.parametrize(
+    "module", ["geventaudit", "geventaudit.agent", "geventaudit.cli", "geventaudit.integrations.wsgi"]
+)
 def test_importing_starts_nothing(module: str) -> None:
     program = (
         "import gc, os, threading, sys\n"

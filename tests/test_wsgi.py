@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -477,6 +478,21 @@ def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
     for app in (answer(), answer(body=iter([b"x"])), written, corrected):
         call(validator(AuditMiddleware(validator(app), trail.client)))
     assert [record.operation_result_description for record in trail.records()] == ["", "", "", "500 Oh"]
+
+
+@pytest.mark.parametrize("body", [(b"done\n",), [b"one ", b"two"], [], iter([b"one ", b"two"])])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_responses_are_what_they_were(trail: Trail, body: Any, version: str) -> None:
+    """Byte for byte: lengths, chunks, everything but the time."""
+
+    def ask(app: Any) -> bytes:
+        with serving(app) as port:
+            reply = fetch(port, f"GET / HTTP/{version}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return b"\r\n".join(line for line in reply.split(b"\r\n") if not line.startswith(b"Date:"))
+
+    bare, audited = itertools.tee(body) if isinstance(body, Iterator) else (body, body)
+    assert ask(answer(body=bare)) == ask(AuditMiddleware(answer(body=audited), trail.client))
+    assert trail.record().operation_result_description == ""
 
 
 def test_servers_still_see_lengths_and_files(trail: Trail) -> None:

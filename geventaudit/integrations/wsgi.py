@@ -316,28 +316,27 @@ def _watch_file(file: Any, request: _Request, over: Callable[[_Request], None]) 
 class _Body:
     """A response's body that notices its end. A server closes it when the response has ended, however it did."""
 
-    __slots__ = ("_body", "_iterator", "_over", "_request")
+    __slots__ = ("_body", "_is_begun", "_over", "_request")
 
     def __init__(self, body: Iterable[bytes], request: _Request, over: Callable[[_Request], None]) -> None:
         self._body = body
-        self._iterator: Iterator[bytes] | None = None
+        self._is_begun = False
         self._request = request
         self._over = over
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
+        # Some servers go through a list once more while they write it, to add up its lengths.
+        is_for_writing, self._is_begun = not self._is_begun, True
         try:
-            if self._iterator is None:
-                self._iterator = iter(self._body)
-            return next(self._iterator)
-        except StopIteration:
-            self._request.is_whole = True
+            for chunk in self._body:  # noqa: UP028  ("yield from" would close the application's iterator by itself)
+                yield chunk
+        except GeneratorExit:  # the server takes no more
             raise
         except BaseException as error:
             self._request.failed(error)
             raise
+        if is_for_writing:
+            self._request.is_whole = True
 
     def close(self) -> None:
         try:
