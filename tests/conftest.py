@@ -32,7 +32,16 @@ def socket_path(folder: Path) -> str:
 
 
 # Looking through all objects for greenlets takes a while; these open nothing.
-PURE = {"test_golden", "test_rules", "test_values", "test_wire", "test_backoff", "test_layout", "test_typing"}
+PURE = {
+    "test_golden",
+    "test_rules",
+    "test_values",
+    "test_filling",
+    "test_wire",
+    "test_backoff",
+    "test_layout",
+    "test_typing",
+}
 
 
 @pytest.fixture(autouse=True)
