@@ -1,5 +1,6 @@
 """A Django project in one file, with an audit trail of its requests.
 
+pip install 'geventaudit[django]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples django_app:application
 
 The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker

@@ -1,5 +1,6 @@
 """A Flask application with an audit trail of its requests.
 
+pip install 'geventaudit[flask]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples flask_app:app
 
 The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker

@@ -99,6 +99,13 @@ class RequestCounts:
 class AuditMiddleware:
     """Sends one record for each request when its response has ended.
 
+    The operation is the method with the matched route, or with the path; its type is the method's (POST creates, PUT
+    and PATCH update, DELETE deletes, all else reads), its result the status's, a failure where the application raised.
+    The caller's address is the peer's, its agent ``User-Agent``; it is known by the application's user,
+    ``REMOTE_USER``, and a TLS certificate that the server verified. The target is the path, and in paths of the Azure
+    form subscription, resource group, provider and resource too. Nothing is taken from the query, which may have
+    secrets in it.
+
     Whatever goes wrong with a record, the request does not notice: it is counted in :attr:`counts`, and told on the
     client's channel (``NOT_RECORDED``, or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware it does
     nothing: one request is one record.
