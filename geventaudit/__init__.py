@@ -18,6 +18,7 @@ from .errors import (
     SpoolError,
     ValidationError,
 )
+from .filling import fill_unknown
 from .notifications import Notification, NotificationChannel, NotificationKind
 from .operation import Operation
 from .pipeline import live_clients
@@ -74,5 +75,6 @@ __all__ = [
     "TargetResource",
     "ValidationError",
     "__version__",
+    "fill_unknown",
     "live_clients",
 ]

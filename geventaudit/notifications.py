@@ -35,9 +35,9 @@ class NotificationKind(StrEnum):
     """The connection broke; ``error`` says why. Nothing that was accepted is lost by it."""
     QUEUE_FULL = "queue full"
     """``send`` refused a message for want of room. Told once a second at the most."""
-    REFUSED = "refused"
-    """The record of an :class:`~geventaudit.Operation` was refused, which raises nothing there; ``error`` says why.
-    Told once a second at the most."""
+    NOT_RECORDED = "not recorded"
+    """The record of something that happened could not be made or sent, where nothing is raised for that (an
+    :class:`~geventaudit.Operation`, an integration); ``error`` says why. Told once a second at the most."""
     DROPPED = "dropped"
     """Messages that were accepted were given up; they are in ``undelivered``."""
     SPOOL_FAILED = "spool failed"

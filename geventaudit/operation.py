@@ -40,7 +40,7 @@ class Operation:
     to its end; one that its reader leaves early ends with ``GeneratorExit``, which is a failure.
 
     A record that the client refuses (it breaks the rules, the queue is full, the client is closed) raises nothing: it
-    is counted in ``stats().rejected``, told of on ``notify()`` as ``QUEUE_FULL`` or ``REFUSED``, and
+    is counted in ``stats().rejected``, told of on ``notify()`` as ``QUEUE_FULL`` or ``NOT_RECORDED``, and
     stands in :attr:`error`. Who must not act without a record uses :meth:`~geventaudit.Client.send` before acting.
     """
 

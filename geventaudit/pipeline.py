@@ -175,12 +175,8 @@ class Pipeline:
         try:
             self.send(msg)
         except Exception as error:
-            if type(error) is QueueFullError:  # told of where it was found
-                pass
-            elif thread_ident() == self._home.ident:
-                self._tell_seldom(NotificationKind.REFUSED, error)
-            else:
-                self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.REFUSED, error)
+            if type(error) is not QueueFullError:  # that one is told of where it was found
+                self.report(error)
             return error
         return None
 
@@ -408,6 +404,19 @@ class Pipeline:
         """The channel on which this client tells what happens to it; always the same. See :class:`NotificationKind`."""
         return self._notifier.channel()
 
+    def report(self, error: BaseException) -> None:
+        """Tell, as a ``NOT_RECORDED`` notification and in the log, that something went unrecorded.
+
+        For integrations, which must not raise into the application that they watch. Never waits; works from any thread;
+        what comes more than once a second is counted in ``missed``.
+
+        :param error: why. The client tells of a :class:`~geventaudit.QueueFullError` itself: no need to report it.
+        """
+        if thread_ident() == self._home.ident:
+            self._tell_seldom(NotificationKind.NOT_RECORDED, error)
+        else:
+            self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.NOT_RECORDED, error)
+
     def __enter__(self) -> Self:
         return self
 
@@ -516,7 +525,7 @@ class Pipeline:
         else:
             logger.warning("%s: %s", kind.value, error)
 
-    def _tell_seldom(self, kind: NotificationKind, error: Exception) -> None:
+    def _tell_seldom(self, kind: NotificationKind, error: BaseException) -> None:
         """Tell of what comes with every message as long as it lasts; those in between are counted in the next."""
         now = time.monotonic()
         last, untold = self._told.get(kind, (-_SELDOM_SECONDS, 0))

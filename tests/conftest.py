@@ -33,8 +33,8 @@ def socket_path(folder: Path) -> str:
 
 # Looking through all objects for greenlets takes a while; these open nothing.
 PURE = {
-    "test_golden", "test_rules", "test_values", "test_wire", "test_backoff", "test_layout", "test_typing",
-    "test_json_schema",
+    "test_golden", "test_rules", "test_values", "test_filling", "test_wire", "test_backoff", "test_layout",
+    "test_typing", "test_json_schema",
 }  # fmt: skip
 
 

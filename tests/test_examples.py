@@ -38,7 +38,7 @@ def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert names == {
         "quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py", "audit_logging.py", "metrics.py",
-        "locustfile.py",
+        "locustfile.py", "flask_app.py", "django_app.py",
     }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ import geventaudit
 
 PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
-    "version", "errors", "records", "values", "schemas", "json_schema", "wire", "compiled", "acks", "handshake", "fork",
-    "connections", "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "sender", "operation",
-    "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "shown", "demo", "cli",
+    "version", "errors", "records", "values", "schemas", "json_schema", "filling", "wire", "compiled", "acks",
+    "handshake", "fork", "connections", "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "sender",
+    "operation", "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "shown", "demo", "cli",
     "__main__",
 ]  # fmt: skip
 
@@ -69,11 +69,23 @@ def test_dependencies_are_the_three() -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").glob("[!_]*.py")), ids=lambda path: str(path.stem))
 def test_integrations_use_what_is_public(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("geventaudit")):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level < 2, "it reaches out of the folder"
+        if isinstance(node, ast.ImportFrom) and not node.level and str(node.module).startswith("geventaudit"):
             assert node.module == "geventaudit" or str(node.module).startswith("geventaudit.integrations."), path
             assert node.module != "geventaudit" or {name.name for name in node.names} <= set(geventaudit.__all__), path
         elif isinstance(node, ast.Import):
             assert not any(name.name.startswith("geventaudit") for name in node.names), path
+
+
+def test_nobody_pays_for_integrations_that_are_not_used() -> None:
+    program = (
+        "import sys, geventaudit.cli, geventaudit.agent\n"
+        "assert not [name for name in sys.modules if name.startswith('geventaudit.integrations')]\n"
+        "import geventaudit.integrations.wsgi\n"
+        "assert not {'flask', 'django', 'werkzeug', 'gunicorn'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=60)
 
 
 def test_all_is_the_sorted_public_names() -> None:
@@ -91,7 +103,7 @@ def test_all_is_the_sorted_public_names() -> None:
     "module",
     [
         *("geventaudit", "geventaudit.agent", "geventaudit.cli"),
-        *(f"geventaudit.integrations.{name}" for name in ("gunicorn", "logging", "metrics", "opentelemetry")),
+        *(f"geventaudit.integrations.{name}" for name in ("gunicorn", "logging", "metrics", "opentelemetry", "wsgi")),
     ],
 )
 def test_importing_starts_nothing(module: str) -> None:

@@ -391,7 +391,7 @@ def test_an_unacceptable_record_does_not_hide_the_outcome() -> None:
             pass
         assert isinstance(operation.error, ValidationError)
         assert client.stats().rejected == {"invalid": 3}
-        (refused,) = told(client, NotificationKind.REFUSED)
+        (refused,) = told(client, NotificationKind.NOT_RECORDED)
         assert "CallerAgent: is required" in str(refused.error) or "CallerAgent: must not be empty" in str(
             refused.error
         )
@@ -447,7 +447,7 @@ def test_refusals_are_told_of_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
         with client.operation():
             pass
         monkeypatch.undo()
-        (refused,) = told(client, NotificationKind.REFUSED)
+        (refused,) = told(client, NotificationKind.NOT_RECORDED)
         assert refused.missed == 100, "99 untold, and the first that nobody read"
         assert client.stats().rejected == {"invalid": 101}
 
@@ -462,7 +462,7 @@ def test_in_another_thread(client: Client, got: list[Any]) -> None:
     pool.kill()
     assert [each[0] for each in ends(client, got)] == ["Elsewhere"]
     assert client.stats().rejected == {"invalid": 1}
-    eventually(lambda: told(client, NotificationKind.REFUSED), "it is told of in the hub")
+    eventually(lambda: told(client, NotificationKind.NOT_RECORDED), "it is told of in the hub")
 
 
 def test_a_kill_while_the_record_goes_to_disk_is_obeyed(folder: Path, socket_path: str) -> None:

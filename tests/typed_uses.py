@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_address
+from typing import Any
 from uuid import UUID
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import geventaudit
 from geventaudit import (
@@ -28,7 +31,9 @@ from geventaudit import (
     Stats,
     TargetResource,
     ValidationError,
+    fill_unknown,
 )
+from geventaudit.integrations.wsgi import AuditMiddleware, facts_of
 
 
 def factory() -> DomainSocket:
@@ -116,3 +121,18 @@ def uses() -> None:
         MsgSchema().load({})
     except ValidationError as problem:
         print(problem.messages, recovered, error)
+
+
+def describe(environ: Mapping[str, Any], status: int, record: Record) -> Record | None:
+    facts = facts_of(environ)
+    return fill_unknown(record) if status < 500 and facts is not None and facts.route else None
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    return []
+
+
+def serves(client: Client) -> WSGIApplication:
+    audited = AuditMiddleware(application, client, describe=describe, exclude=("/x",), trusted_proxies=["10.0.0.0/8"])
+    print(audited.counts.recorded)
+    return audited

@@ -1,0 +1,69 @@
+"""A Flask application with an audit trail of its requests.
+
+pip install 'geventaudit[flask]' 'gunicorn[gevent]'
+gunicorn -k gevent -w 4 --chdir examples flask_app:app
+
+The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker
+lets its records drain before it goes.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Flask, Response, abort, g, request
+
+import geventaudit
+from geventaudit.integrations.flask import Audit
+
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET")))
+app = Flask(__name__)
+Audit(
+    client,
+    app,
+    user=lambda: g.get("user"),
+    access_level="Contributor",
+    exclude=["/healthz"],
+    trusted_proxies=["127.0.0.1"],  # nginx on this host says who called
+)
+
+
+@app.before_request
+def sign_in() -> None:
+    g.user = request.args.get("user")  # an example: a real service checks who that is
+
+
+@app.get("/things/<int:number>")
+def get_thing(number: int) -> dict[str, Any]:
+    if number < 1:
+        abort(404)
+    return {"number": number}
+
+
+@app.post("/things")
+def create_thing() -> tuple[dict[str, Any], int]:
+    return {"number": 1}, 201
+
+
+@app.delete("/things/<int:number>")
+def delete_thing(number: int) -> tuple[str, int]:
+    return "", 204
+
+
+@app.get("/export")
+def export() -> Response:
+    def lines() -> Iterator[str]:
+        for number in range(1000):
+            yield f"thing {number}\n"
+
+    return Response(lines(), mimetype="text/plain")
+
+
+@app.get("/broken")
+def broken() -> str:
+    raise RuntimeError("this view does not work")
+
+
+@app.get("/healthz")
+def healthz() -> str:
+    return "well"

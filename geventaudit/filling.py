@@ -1,0 +1,189 @@
+"""What a record lacks, filled in so that it can be sent, and said so.
+
+What is missing is decided here; what is required is the schema's to say. The rules themselves refuse a record that was
+not filled, so nothing is taken for known that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import AF_INET, AF_INET6, SOCK_DGRAM
+from typing import Any
+
+from gevent import monkey
+
+from .records import (
+    CallerIdentity,
+    CallerIdentityType,
+    OperationCategory,
+    OperationResult,
+    Record,
+    TargetResource,
+)
+
+__all__ = ["FILLED_KEY", "UNKNOWN", "UNKNOWN_ADDRESS", "fill_unknown"]
+
+UNKNOWN = "Unknown"
+"""What stands where a text was missing."""
+
+UNKNOWN_ADDRESS = "192.0.0.8"
+"""What stands where an address was missing: the IPv4 dummy address of RFC 7600, which no host has."""
+
+FILLED_KEY = "filled_unknown"
+"""Where custom data lists the fields that were filled, by their paths on the wire."""
+
+_TEXTS = (
+    ("operation_name", "OperationName"),
+    ("operation_access_level", "OperationAccessLevel"),
+    ("caller_agent", "CallerAgent"),
+)
+
+_native_socket = monkey.get_original("socket", "socket")  # gevent's would resolve even an address that is one already
+_FAR_AWAY = ((AF_INET, "192.0.2.1"), (AF_INET6, "2001:db8::1"))  # addresses for documentation: by the default route
+
+
+def fill_unknown(record: Record) -> Record:
+    """A copy of *record* with nothing missing; *record* itself when nothing was.
+
+    - ``Unknown`` stands where a required text is missing, and, where they are missing as a whole, for categories,
+      identities, access levels and targets.
+    - A caller on this host (a loopback address, which the rules refuse) gets the address that this host uses for
+      others.
+    - A caller whose address is missing or unspecified gets 192.0.0.8, the dummy address, which is nobody's. So does a
+      caller on a host that has no address but loopback.
+
+    ``custom_data["filled_unknown"]`` lists the fields that were filled: ``["CallerIpAddress", "CallerAccessLevels"]``.
+    What is there and wrong stays as it is, for the rules to refuse.
+    """
+    changes: dict[str, Any] = {}
+    filled: list[str] = []
+    for name, path in _TEXTS:
+        if not getattr(record, name):
+            changes[name] = UNKNOWN
+            filled.append(path)
+    if address := _address_instead_of(record.caller_ip_address):
+        changes["caller_ip_address"] = address
+        filled.append("CallerIpAddress")
+    _fill_categories(record, changes, filled)
+    _fill_levels(record.caller_access_levels, changes, filled)
+    _fill_identities(record.caller_identities, changes, filled)
+    _fill_targets(record.target_resources, changes, filled)
+    if record.operation_result == OperationResult.FAILURE and not record.operation_result_description:
+        changes["operation_result_description"] = UNKNOWN
+        filled.append("OperationResultDescription")
+    if not filled:
+        return record
+    custom = record.custom_data or {}
+    if isinstance(custom, Mapping):
+        before = custom.get(FILLED_KEY)
+        if isinstance(before, list):
+            filled = [*before, *(path for path in filled if path not in before)]
+        changes["custom_data"] = {**custom, FILLED_KEY: filled}
+    return record.replace(**changes)
+
+
+def _fill_categories(record: Record, changes: dict[str, Any], filled: list[str]) -> None:
+    if not record.operation_categories:
+        changes["operation_categories"] = [OperationCategory.UNKNOWN]
+        filled.append("OperationCategories")
+    elif (
+        not record.operation_category_description
+        and isinstance(record.operation_categories, list | tuple | Set)
+        and OperationCategory.OTHER in record.operation_categories
+    ):
+        changes["operation_category_description"] = UNKNOWN
+        filled.append("OperationCategoryDescription")
+
+
+def _fill_levels(levels: Any, changes: dict[str, Any], filled: list[str]) -> None:
+    if not levels:
+        changes["caller_access_levels"] = [UNKNOWN]
+        filled.append("CallerAccessLevels")
+    elif isinstance(levels, list | tuple | Set):
+        whole = [UNKNOWN if isinstance(level, str) and not level.strip() else level for level in levels]
+        if whole != list(levels):
+            changes["caller_access_levels"] = whole
+            filled.append("CallerAccessLevels")
+
+
+def _fill_identities(identities: Any, changes: dict[str, Any], filled: list[str]) -> None:
+    if not identities:
+        changes["caller_identities"] = {CallerIdentityType.UNKNOWN: [CallerIdentity(UNKNOWN, UNKNOWN)]}
+        filled.append("CallerIdentities")
+    elif isinstance(identities, Mapping):
+        whole: dict[Any, Any] = {}
+        before = len(filled)
+        for kind, items in identities.items():
+            path = f"CallerIdentities.{kind}"
+            if not items:
+                whole[kind] = [CallerIdentity(UNKNOWN, UNKNOWN)]
+                filled.append(path)
+            else:
+                whole[kind] = _without_gaps(items, CallerIdentity, path, ("identity", "description"), filled)
+        if len(filled) > before:
+            changes["caller_identities"] = whole
+
+
+def _fill_targets(targets: Any, changes: dict[str, Any], filled: list[str]) -> None:
+    if not targets:
+        changes["target_resources"] = {UNKNOWN: [TargetResource(UNKNOWN)]}
+        filled.append("TargetResources")
+    elif isinstance(targets, Mapping):
+        before = len(filled)
+        whole = {
+            kind: _without_gaps(items, TargetResource, f"TargetResources.{kind}", ("name",), filled)
+            for kind, items in targets.items()
+        }
+        if len(filled) > before:
+            changes["target_resources"] = whole
+
+
+def _without_gaps(items: Any, kind: type[Any], path: str, names: tuple[str, ...], filled: list[str]) -> Any:
+    """*items* with those texts of them that are missing; those that are no *kind* as they are."""
+    if not isinstance(items, list | tuple):
+        return items
+    whole = []
+    for index, item in enumerate(items):
+        missing = [name for name in names if isinstance(item, kind) and not getattr(item, name)]
+        filled.extend(f"{path}[{index}].{name.capitalize()}" for name in missing)
+        whole.append(replace(item, **dict.fromkeys(missing, UNKNOWN)) if missing else item)
+    return whole
+
+
+def _address_instead_of(value: Any) -> str | None:
+    """What stands for the caller's address; None where it may stay, or is none at all."""
+    if not value:
+        return UNKNOWN_ADDRESS
+    if not isinstance(value, str | IPv4Address | IPv6Address):
+        return None
+    try:
+        is_unspecified, is_loopback = _is_nowhere_or_here(str(value).partition("%")[0])
+    except ValueError:
+        return None
+    if is_unspecified:
+        return UNKNOWN_ADDRESS
+    return _own_address() if is_loopback else None
+
+
+@lru_cache(maxsize=1024)
+def _is_nowhere_or_here(text: str) -> tuple[bool, bool]:
+    address = ip_address(text)
+    plain = getattr(address, "ipv4_mapped", None) or address
+    return plain.is_unspecified, plain.is_loopback
+
+
+def _own_address() -> str:
+    """The address that this host uses for others. To be told, a datagram socket is connected; nothing is sent."""
+    for family, far in _FAR_AWAY:
+        try:
+            with _native_socket(family, SOCK_DGRAM) as probe:
+                probe.connect((far, 9))
+                own: str = probe.getsockname()[0]
+        except OSError:  # no such route, or no such protocol
+            continue
+        if not ip_address(own.partition("%")[0]).is_loopback:
+            return own
+    return UNKNOWN_ADDRESS

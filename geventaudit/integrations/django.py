@@ -1,0 +1,67 @@
+"""What Django knows about a request, for the record that :class:`~geventaudit.integrations.wsgi.AuditMiddleware` sends.
+
+Two places: the WSGI application is wrapped, and the middleware of this module comes first in ``MIDDLEWARE``::
+
+    application = AuditMiddleware(get_wsgi_application(), client)              # wsgi.py
+
+    MIDDLEWARE = ["geventaudit.integrations.django.AuditFactsMiddleware", ...]  # settings.py
+
+Needs the extra ``geventaudit[django]``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+from django.http import HttpRequest, HttpResponseBase
+from django.utils.functional import LazyObject
+
+from .wsgi import FACTS_KEY, RequestFacts, facts_of
+
+__all__ = ["AuditFactsMiddleware"]
+
+logger = logging.getLogger("geventaudit.django")
+
+
+class AuditFactsMiddleware:
+    """Tells the record the route, the arguments of the view, and the user.
+
+    The user is told when something asked for it on the way. To ask here would cost a query of the database, and make
+    Django send ``Vary: Cookie`` with pages that are the same for all.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            return self._get_response(request)
+        finally:
+            facts = facts_of(request.META)
+            if facts is not None:
+                try:
+                    _tell(request, facts)
+                except Exception as error:  # a user model of one's own can do anything
+                    facts.error = error
+            elif FACTS_KEY not in request.META:
+                _warn()
+
+
+@cache
+def _warn() -> None:
+    """Once in a process: nobody should believe that there is an audit trail when there is none."""
+    logger.warning("requests go unrecorded: there is no AuditMiddleware around the WSGI application")
+
+
+def _tell(request: HttpRequest, facts: RequestFacts) -> None:
+    if (match := request.resolver_match) is not None:
+        facts.route = "/" + match.route.removeprefix("^")
+        facts.arguments = {**{str(index): value for index, value in enumerate(match.args)}, **match.kwargs}
+    user = getattr(request, "user", None)
+    session = getattr(request, "session", None)
+    if user is None or (isinstance(user, LazyObject) and session is not None and not session.accessed):
+        return
+    if user.is_authenticated:
+        facts.user = user.get_username()

@@ -1,0 +1,76 @@
+"""A record for each request of a Flask application, named by the route that it matched.
+
+::
+
+    app = Flask(__name__)
+    Audit(client, access_level="Contributor").init_app(app)
+
+A record is sent when the server closes the response. Flask's test client leaves that to the test:
+``app.test_client().get("/", buffered=True)``, or ``with``.
+
+Needs the extra ``geventaudit[flask]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, request
+
+from geventaudit import BaseClient, Client
+
+from .wsgi import AuditMiddleware, facts_of
+
+__all__ = ["Audit"]
+
+
+class Audit:
+    """The Flask extension: an :class:`~geventaudit.integrations.wsgi.AuditMiddleware` that knows what Flask knows.
+
+    :param client: takes the records.
+    :param app: initialised at once; otherwise call :meth:`init_app`.
+    :param user: called at the end of each request, while it is still Flask's ``request``; returns the name of whoever
+        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``.
+    :param options: the keyword arguments of ``AuditMiddleware``.
+    """
+
+    def __init__(
+        self,
+        client: Client | BaseClient,
+        app: Flask | None = None,
+        *,
+        user: Callable[[], str | None] | None = None,
+        **options: Any,
+    ) -> None:
+        self._client = client
+        self._user = user
+        self._options = options
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Record the requests of *app*. Its middleware, with the counts, is ``app.extensions["geventaudit"]``.
+
+        :raises ValueError, TypeError: for options that cannot be.
+        :raises RuntimeError: *app* has this extension already.
+        """
+        if "geventaudit" in app.extensions:
+            raise RuntimeError(f"{app!r} is audited already: one request is one record")
+        middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
+        app.teardown_request(self._tell)
+        app.extensions["geventaudit"] = middleware
+        app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
+
+    def _tell(self, error: BaseException | None) -> None:
+        facts = facts_of(request.environ)
+        if facts is None:
+            return
+        if request.url_rule is not None:
+            facts.route = request.url_rule.rule
+            facts.arguments = request.view_args or {}
+        if self._user is not None:
+            try:
+                facts.user = self._user() or ""
+            except Exception as failure:  # Flask would answer 500 for it
+                facts.error = failure

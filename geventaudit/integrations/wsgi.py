@@ -1,0 +1,460 @@
+"""A record for each HTTP request: :class:`AuditMiddleware` around any WSGI application.
+
+The way of a request: what only the beginning knows (the peer, the path) is kept; the application runs; what it knows
+better than its environment (the matched route, the user) it may put into the :class:`RequestFacts` that it finds there;
+when the response has ended, all of that becomes a record, and the record is sent.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from geventaudit import (
+    AuditType,
+    BaseClient,
+    CallerIdentity,
+    CallerIdentityType,
+    Client,
+    Msg,
+    OperationResult,
+    OperationType,
+    QueueFullError,
+    Record,
+    TargetResource,
+    fill_unknown,
+)
+
+from .forwarding import Address, Network, TrustedProxies, address_of
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["FACTS_KEY", "AuditMiddleware", "Describe", "RequestCounts", "RequestFacts", "facts_of"]
+
+MAX_TEXT = 2048
+"""Characters of a text that a client sent (a path, a user agent) which a record keeps; what is cut off is counted."""
+
+FACTS_KEY = "geventaudit.facts"
+"""Where a WSGI environment has its :class:`RequestFacts`; None there when no record will be made."""
+
+_TYPES = {
+    "POST": OperationType.CREATE,
+    "PUT": OperationType.UPDATE,
+    "PATCH": OperationType.UPDATE,
+    "DELETE": OperationType.DELETE,
+}
+_PRINCIPAL_HEADERS = (
+    ("HTTP_X_MS_CLIENT_PRINCIPAL_NAME", CallerIdentityType.UPN, "x-ms-client-principal-name"),
+    ("HTTP_X_MS_CLIENT_APP_ID", CallerIdentityType.APPLICATION_ID, "x-ms-client-app-id"),
+    ("HTTP_X_MS_CLIENT_TENANT_ID", CallerIdentityType.TENANT_ID, "x-ms-client-tenant-id"),
+    ("HTTP_X_MS_CLIENT_OBJECT_ID", CallerIdentityType.OBJECT_ID, "x-ms-client-object-id"),
+)
+
+Describe = Callable[[Mapping[str, Any], int, Record], Record | None]
+"""What may change a record or veto it: called with the WSGI environment, the status code (500 when the application
+raised before it gave one) and the record; returns the record to send, or None for none."""
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What the application knows about a request, and its WSGI environment does not. Frameworks fill it in."""
+
+    route: str = ""
+    """The pattern that the path matched: ``/things/<int:number>``."""
+    user: str = ""
+    """The name by which the application knows who is signed in."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the route took from the path; recorded as texts, in ``custom_data["arguments"]``."""
+    error: Exception | None = None
+    """What kept the application from saying all of that; it is counted and told of."""
+
+
+def facts_of(environ: Mapping[str, Any]) -> RequestFacts | None:
+    """Where the application may say what it knows about this request; None when no record will be made of it."""
+    return environ.get(FACTS_KEY)
+
+
+@dataclass(slots=True)
+class RequestCounts:
+    """What became of the requests that have ended. Each is in one of the first four."""
+
+    recorded: int = 0
+    """The client took their records."""
+    excluded: int = 0
+    """Their paths are in ``exclude``."""
+    vetoed: int = 0
+    """``describe`` returned None."""
+    lost: int = 0
+    """Something went wrong: the rules refused the record, the queue was full, the client was closed."""
+    incomplete: int = 0
+    """``describe``, or what should have told the facts, raised; the request was recorded without them. Counted beside
+    the others."""
+
+
+class AuditMiddleware:
+    """Sends one record for each request when its response has ended.
+
+    The operation is the method with the matched route, or with the path; its type is the method's (POST creates, PUT
+    and PATCH update, DELETE deletes, all else reads), its result the status's, a failure where the application raised.
+    The caller's address is the peer's, its agent ``User-Agent``; it is known by the application's user,
+    ``REMOTE_USER``, and a TLS certificate that the server verified. The target is the path, and in paths of the Azure
+    form subscription, resource group, provider and resource too. Nothing is taken from the query, which may have
+    secrets in it.
+
+    Whatever goes wrong with a record, the request does not notice: it is counted in :attr:`counts`, and told on the
+    client's channel (``NOT_RECORDED``, or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware it does
+    nothing: one request is one record.
+
+    :param app: the WSGI application.
+    :param client: takes the records; open for as long as requests come.
+    :param audit_type: of all the records: ``CONTROL_PLANE`` or ``DATA_PLANE``.
+    :param describe: changes records or vetoes them; see :data:`Describe`. When it raises, the record goes without it.
+    :param exclude: paths of which no record is made, as patterns of ``fnmatch``: ``"/healthz"``, ``"/static/*"``.
+    :param trusted_proxies: addresses and networks of peers whose word is taken: for the caller's address
+        (``X-Forwarded-For``, ``Forwarded``), and for who it is (``x-ms-client-principal-name`` and the like). Peers on
+        a Unix socket are 127.0.0.1. When both forwarding headers are there and say different things, one of them may be
+        the client's own: then neither is believed, and ``custom_data["forwarded_for"]`` has both.
+    :param access_level: the access level that the operations need. Empty is unknown.
+    :param strict: leave records as they are, for the rules to refuse what is missing; otherwise they go through
+        :func:`~geventaudit.fill_unknown`.
+    :raises ValueError, TypeError: for parameters that cannot be.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        client: Client | BaseClient,
+        *,
+        audit_type: AuditType = AuditType.CONTROL_PLANE,
+        describe: Describe | None = None,
+        exclude: Iterable[str] = (),
+        trusted_proxies: Iterable[str | Address | Network] = (),
+        access_level: str = "",
+        strict: bool = False,
+    ) -> None:
+        if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
+            raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
+        for name, value in (("exclude", exclude), ("trusted_proxies", trusted_proxies)):
+            if isinstance(value, str | bytes):
+                raise TypeError(f"{name} must be a list, got {value!r}: write [{value!r}]")
+        self.counts = RequestCounts()
+        self._app = app
+        self._client = client
+        self._audit_type = audit_type
+        self._describe = describe
+        self._excluded = re.compile("|".join(fnmatch.translate(each) for each in exclude) or r"(?!)")
+        self._proxies = TrustedProxies(trusted_proxies)
+        self._access_level = access_level
+        self._strict = strict
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if FACTS_KEY in environ:
+            return self._app(environ, start_response)
+        try:
+            request = _Request(environ)
+        except Exception as error:  # an environment that is not as WSGI says; the application may like it
+            self._lose(error)
+            return self._app(environ, start_response)
+        if self._excluded.match(request.path):
+            self.counts.excluded += 1
+            environ[FACTS_KEY] = None
+            return self._app(environ, start_response)
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            request.status = status
+            return start_response(status, headers, *exc_info)
+
+        environ[FACTS_KEY] = request.facts
+        try:
+            body = self._app(environ, start)
+        except BaseException as error:
+            request.failed(error)
+            self._record(request)
+            raise
+        return _until_closed(body, request, self._record)
+
+    # -- the record ----------------------------------------------------------------------------------------------------
+
+    def _record(self, request: _Request) -> None:
+        """Send the record of a request that has ended. Raises nothing but what others throw into this greenlet."""
+        if request.is_over:
+            return
+        request.is_over = True
+        try:
+            record = self._described(request)
+            if record is None:
+                self.counts.vetoed += 1
+                return
+            self._client.send(Msg(self._audit_type, record if self._strict else fill_unknown(record)))
+            self.counts.recorded += 1
+        except QueueFullError:  # the client tells of it
+            self.counts.lost += 1
+        except Exception as error:
+            self._lose(error)
+        except BaseException:  # a Timeout, a kill: those are for whoever set them
+            self.counts.lost += 1
+            raise
+
+    def _lose(self, error: Exception) -> None:
+        self.counts.lost += 1
+        self._client.report(error)
+
+    def _described(self, request: _Request) -> Record | None:
+        if request.facts.error is not None:
+            self.counts.incomplete += 1
+            self._client.report(request.facts.error)
+        record = self._record_of(request)
+        if self._describe is None:
+            return record
+        try:
+            described = self._describe(request.environ, request.code, record)
+            if isinstance(described, Record | None):
+                return described
+            raise TypeError(f"describe must return a Record, or None for none, returned a {type(described).__name__}")
+        except Exception as error:
+            self.counts.incomplete += 1
+            self._client.report(error)
+            return self._record_of(request)  # anew: it may have been changed by half
+
+    def _record_of(self, request: _Request) -> Record:
+        environ, facts = request.environ, request.facts
+        trusted = self._proxies.trust(request.peer)
+        caller, contradictions = request.address, None
+        if trusted:
+            caller, contradictions = self._proxies.caller(request.peer, environ)
+        custom: dict[str, Any] = {"forwarded_for": contradictions} if contradictions else {}
+        if facts.arguments:
+            custom["arguments"] = {_text(key): _text(value) for key, value in facts.arguments.items()}
+        result, description = request.result()
+        return Record(
+            operation_name=f"{_text(request.method)} {_text(facts.route) or request.path}",
+            operation_type=_TYPES.get(request.method, OperationType.READ),
+            operation_result=result,
+            operation_result_description=description,
+            operation_access_level=self._access_level,
+            caller_agent=_text(_unicode(environ.get("HTTP_USER_AGENT", ""))),
+            caller_ip_address=caller,
+            caller_identities=_identities(request, trusted),
+            target_resources={"Path": [TargetResource(request.path)], **_azure_targets(request.path)},
+            custom_data=custom,
+        )
+
+
+class _Request:
+    """One request from its beginning to the end of its response."""
+
+    __slots__ = (
+        *("address", "certificate", "environ", "error", "facts", "is_over", "is_whole", "method", "path", "peer"),
+        "status",
+    )
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        # Read now what applications and middlewares inside may rewrite: a peer is trusted for who it really is.
+        self.environ = environ
+        self.facts = RequestFacts()
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path = _text(_unicode(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))) or "/"
+        remote = environ.get("REMOTE_ADDR")
+        self.peer = address_of("127.0.0.1" if remote == "" else remote or "")  # "" is what a Unix socket's peer has
+        self.address = "" if self.peer is None else str(self.peer)
+        self.certificate = _certificate(environ) if environ.get("wsgi.url_scheme") == "https" else None
+        self.status: str | None = None
+        self.error = ""
+        self.is_whole = False
+        self.is_over = False
+
+    def failed(self, error: BaseException) -> None:
+        """The application raised. Only the text is kept: the error itself would keep all its frames."""
+        self.error = f"{type(error).__name__}: {_text(error)}"
+
+    @property
+    def code(self) -> int:
+        try:
+            return int((self.status or "")[:3])
+        except ValueError:
+            return 500
+
+    def result(self) -> tuple[OperationResult, str]:
+        """How it ended, and what there is to say about it."""
+        if self.error or self.status is None:
+            return OperationResult.FAILURE, self.error or "the application gave no status"
+        # A cut response is no failure of the operation: what was asked for was done, and what was sent may be read.
+        cut = "" if self.is_whole or self.method == "HEAD" else "the response was not taken to its end"
+        if self.code < 400:
+            return OperationResult.SUCCESS, cut
+        return OperationResult.FAILURE, "; ".join(filter(None, (_text(_unicode(self.status)), cut)))
+
+
+# -- the end of a response ---------------------------------------------------------------------------------------------
+
+
+def _until_closed(body: Iterable[bytes], request: _Request, over: Callable[[_Request], None]) -> Iterable[bytes]:
+    """*body*, calling *over* when the server has closed it."""
+    wrapper = request.environ.get("wsgi.file_wrapper")
+    if isinstance(wrapper, type) and isinstance(body, wrapper) and _watch_file(body, request, over):
+        return body
+    return (_SizedBody if hasattr(body, "__len__") else _Body)(body, request, over)
+
+
+def _watch_file(file: Any, request: _Request, over: Callable[[_Request], None]) -> bool:
+    """A server's own file wrapper goes through as it is, for the server to use the kernel's sendfile."""
+    close = getattr(file, "close", None)
+
+    def close_and_tell() -> None:
+        try:
+            if close is not None:
+                close()
+        finally:
+            over(request)
+
+    try:
+        file.close = close_and_tell
+    except (AttributeError, TypeError):
+        return False
+    request.is_whole = True  # as far as can be known here
+    return True
+
+
+class _Body:
+    """A response's body that notices its end. A server closes it when the response has ended, however it did."""
+
+    __slots__ = ("_body", "_is_begun", "_over", "_request")
+
+    def __init__(self, body: Iterable[bytes], request: _Request, over: Callable[[_Request], None]) -> None:
+        self._body = body
+        self._is_begun = False
+        self._request = request
+        self._over = over
+
+    def __iter__(self) -> Iterator[bytes]:
+        # Some servers go through a list once more while they write it, to add up its lengths.
+        is_for_writing, self._is_begun = not self._is_begun, True
+        try:
+            for chunk in self._body:  # noqa: UP028  ("yield from" would close the application's iterator by itself)
+                yield chunk
+        except GeneratorExit:  # the server takes no more
+            raise
+        except BaseException as error:
+            self._request.failed(error)
+            raise
+        if is_for_writing:
+            self._request.is_whole = True
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:
+            self._request.failed(error)
+            raise
+        finally:
+            self._over(self._request)
+
+
+class _SizedBody(_Body):
+    """One with a length, from which servers conclude ``Content-Length``."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
+
+
+# -- what a request says -----------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    """*value* as a text that a record can have and that shows as what it is.
+
+    Its length is bounded; lone surrogates, and whatever breaks lines or hides text, are escaped.
+    """
+    try:
+        text = str(value)
+    except Exception:
+        return f"a {type(value).__name__} without text"
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}... ({len(text)} characters)"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _unicode(text: str) -> str:
+    """What was sent, from the Latin-1 that WSGI makes of its bytes; bytes that are no UTF-8 are escaped."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # not from a server: somebody put a text there
+        return text
+
+
+def _identities(request: _Request, trusted: bool) -> dict[CallerIdentityType, list[CallerIdentity]]:
+    found: dict[CallerIdentityType, list[CallerIdentity]] = {}
+    environ = request.environ
+    names = {_text(request.facts.user): "the application's user"}
+    names.setdefault(_text(_unicode(environ.get("REMOTE_USER") or "")), "REMOTE_USER")
+    names.pop("", None)
+    if names:
+        found[CallerIdentityType.USERNAME] = [CallerIdentity(name, source) for name, source in names.items()]
+    if request.certificate is not None:
+        found[CallerIdentityType.CERTIFICATE] = [request.certificate]
+    if trusted:
+        for key, kind, header in _PRINCIPAL_HEADERS:
+            if value := environ.get(key):
+                found[kind] = [CallerIdentity(_text(_unicode(value)), header)]
+    return found
+
+
+def _certificate(environ: Mapping[str, Any]) -> CallerIdentity | None:
+    """The TLS certificate with which the client proved who it is, where the server tells of one."""
+    if environ.get("SSL_CLIENT_VERIFY") == "SUCCESS" and environ.get("SSL_CLIENT_S_DN"):
+        return CallerIdentity(_text(_unicode(environ["SSL_CLIENT_S_DN"])), "subject of the TLS client certificate")
+    sock: Any = environ.get("gunicorn.socket")
+    try:
+        certificate = sock.getpeercert()  # empty when it was not verified
+        if not certificate:
+            return None
+        subject = ", ".join(f"{name}={value}" for part in certificate.get("subject", ()) for name, value in part)
+        digest = hashlib.sha256(sock.getpeercert(True)).hexdigest()
+    except (AttributeError, OSError, ValueError):  # another server, a proxy's TLS, or the client has gone
+        return None
+    return CallerIdentity(_text(subject or digest), f"subject of the TLS client certificate with SHA-256 {digest}")
+
+
+def _azure_targets(path: str) -> dict[str, list[TargetResource]]:
+    """Subscription, resource group, provider and resource of a path of the Azure form; empty for other paths.
+
+    The form is ``/subscriptions/S/resourceGroups/G/providers/N/TYPE/NAME/...``, its first two pairs optional, in any
+    case of letters. The resource stands under its type (``N/TYPE``), which has no entries when the path names a whole
+    collection. What follows the last pair (an action, a collection in a resource) is in the path alone.
+    """
+    found: dict[str, list[TargetResource]] = {}
+    rest = path[1:].split("/")
+    for segment, kind in (("subscriptions", "SubscriptionId"), ("resourcegroups", "ResourceGroup")):
+        if rest[0].lower() == segment and len(rest) > 1 and rest[1]:
+            found[kind] = [TargetResource(rest[1])]
+            rest = rest[2:] or [""]
+    kinds: list[str] = []
+    names: list[str] = []
+    if rest[0].lower() == "providers":
+        while len(rest) > 1 and rest[1] and rest[0]:
+            if rest[0].lower() == "providers":  # one more: a resource that extends the one before
+                kinds, names = [rest[1]], []
+            else:
+                kinds.append(rest[0])
+                names.append(rest[1])
+            rest = rest[2:] or [""]
+    if kinds:
+        found["ResourceProvider"] = [TargetResource(kinds[0])]
+        if names:
+            found["/".join(kinds)] = [TargetResource("/".join(names))]
+        elif rest[0]:
+            found[f"{kinds[0]}/{rest[0]}"] = []
+    return found
