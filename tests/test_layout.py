@@ -15,8 +15,8 @@ PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
     "version", "errors", "records", "values", "schemas", "json_schema", "filling", "wire", "compiled", "acks",
     "handshake", "fork", "connections", "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "sender",
-    "operation", "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "shown", "demo", "cli",
-    "__main__",
+    "operation", "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor", "shown",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_the_quick_start_sends_exactly_its_record(socket_path: str) -> None:
 
 
 def test_every_python_block_compiles() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     for block in BLOCKS:
         compile(block, "README.md", "exec")
 
