@@ -6,9 +6,10 @@ pass. Whenever it is not sure that the message is valid, and what its frame is, 
 loaded and encoded as if there were no such function.
 
 It is sure of the plain case only: values of exactly the types that records have, and the fields of ``schemas`` as they
-are there. A field of the user's own is called with what marshmallow calls it with (and once more by marshmallow, where
-the message turns out to be wrong), and the rules then hold for what it returns. A schema with hooks on whole records,
-or with methods in place of marshmallow's, is not compiled. ``source`` shows what was written, or why nothing was.
+are there. A field of the user's own is called with what marshmallow calls it with, and once more by marshmallow where
+the function is not sure in the end: so it must not change what it is given, nor remember it. The rules then hold for
+what it returns. A schema with hooks on whole records, or with methods in place of marshmallow's, is not compiled; what
+is changed in a schema later has no effect. ``source`` shows what was written, or why nothing was.
 """
 
 from __future__ import annotations
@@ -184,10 +185,12 @@ class _Writer:
                 self._line(f"{name} = {load}(record[{field.data_key!r}], {field.data_key!r}, record)")
             else:
                 self._read("record", name, field, self._by_name or bool(self._called))
-        for method, name in validating_methods(self._record):
-            self._line(
-                f"{self._name(method.__name__, method)}({name}, data_key={self._record.fields[name].data_key!r})"
+        for number, (method, name) in enumerate(validating_methods(self._record)):
+            # By a name of ours: those of the user's methods may be anybody's.
+            asked = (
+                f"{self._name(f'validates_{number}', method)}({name}, data_key={self._record.fields[name].data_key!r})"
             )
+            self._unsure_if(f"{asked} is {self._name('missing', schemas.MISSING)}")
 
     def _read(self, owner: str, name: str, field: Any, by_name: bool) -> None:
         value = f"{owner}.{name}"
@@ -213,6 +216,7 @@ class _Writer:
         fuller, barer = (wire.map_header(len(self._body) - missing) + first for missing in (0, 1))
         scalars, normal = self._name("SCALARS", SCALARS), self._name("normal_form", normal_form)
         self._unsure_if("type(custom_data) is not dict")
+        self._line("custom_data = custom_data.copy()")  # as with all containers: another thread may change it meanwhile
         unless_plain = f"if type(key) is not str or type(value) not in {scalars}:"
         with self._block("for key, value in custom_data.items():"), self._block(unless_plain):
             self._line(f"custom_data = {normal}(custom_data)")  # the rule itself, for what is not flat and plain
@@ -255,11 +259,16 @@ class _Writer:
                 kinds = self._name(f"kinds_in_{value}", {str, getattr(field.inner, "enum", str)})
                 self._unsure_if(f"len({value}) > 1 and not {kinds}.issuperset(map(type, {value}))")
                 self._line(f"if len({value}) > 1: {value} = {self._name(field.order.__name__, field.order)}({value})")
+            self._line(f"{'' if field.order is None else 'else: '}{value} = list({value})")
+            if not field.may_be_empty:
+                self._unsure_if(f"not {value}")
             self._look_up(f"len({value})", wire.array_header)
             with self._block(f"for one_of_{value} in {value}:"):
                 self._write(field.inner, f"one_of_{value}", example[0], mapped)
         elif isinstance(field, schemas._Groups):
             self._unsure_if(f"type({value}) is not dict or not {value}")
+            self._line(f"{value} = {value}.copy()")
+            self._unsure_if(f"not {value}")
             pairs = f"{value}.items()"
             if field.order is not None:
                 pairs = f"{self._name(field.order.__name__, field.order)}({value}) if len({value}) > 1 else {pairs}"

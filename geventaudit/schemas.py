@@ -100,12 +100,22 @@ def sorted_levels(levels: Iterable[str]) -> list[str]:
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
+MISSING = marshmallow.missing
+"""What a validating method returns to have its field left out."""
+
+
 def canonical_address(text: str) -> tuple[str, str | None]:
     """The spelling of an address on the wire, and what forbids it as a caller's address (or None).
 
     :raises ValueError: when it is no IP address.
     """
+    if len(text) > 64:  # a zone can be of any length, and callers choose their addresses: not to be remembered
+        return _canonical_address.__wrapped__(text)
+    return _canonical_address(text)
+
+
+@lru_cache(maxsize=4096)
+def _canonical_address(text: str) -> tuple[str, str | None]:
     bare, percent, zone = text.partition("%")
     address = ip_address(bare)
     if percent and (not zone or isinstance(address, IPv4Address)):
@@ -561,7 +571,8 @@ _OF_EACH_FIELD = {"parent", "name", "root", "metadata", "error_messages", "dump_
 def ways_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
     """By what names *schema* does anything else than *stock*, its fields and what validates one field apart."""
     own = {name for name in vars(schema) if name not in vars(stock) and hasattr(type(stock), name)}
-    own |= {name for name in ("many", "partial") if getattr(schema, name)}
+    own |= {"many"} if schema.many else set()
+    own |= {"partial"} if schema.partial is not None else set()
     for name in set(dir(type(stock))) - _OF_EACH_CLASS:
         if getattr_static(type(schema), name, None) is not getattr_static(type(stock), name):
             own.add(name)

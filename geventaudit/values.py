@@ -26,9 +26,9 @@ __all__ = ["MAX_DEPTH", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form"
 MAX_DEPTH = 64
 """Levels of nesting, the custom data itself being the first. Receivers recurse; none should have to go deeper."""
 
-MAX_VALUES = 1 << 20
-"""Values in one record's custom data. Each takes a byte at the least, so this is beyond the default frame limit; it
-stops a small structure that shares its parts from unfolding into billions."""
+MAX_VALUES = 1 << 17
+"""Values in one record's custom data. To go through them holds the hub, so this bounds how long, and it stops a small
+structure that shares its parts from unfolding into billions."""
 
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 """Values of exactly these types are carried as they are, if they can be at all."""

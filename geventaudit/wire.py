@@ -37,7 +37,7 @@ from .records import (
     TargetResource,
 )
 from .schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
-from .values import MAX_VALUES, exact_datetime
+from .values import exact_datetime
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
@@ -63,6 +63,7 @@ __all__ = [
     "unpack_first",
 ]
 
+_MAX_ITEMS = 1 << 20  # of one array or map that is read
 DEFAULT_MAX_FRAME_BYTES = 1 << 20
 """1 MiB. Fluent Bit closes the connection on a frame above 6,144,000 bytes."""
 
@@ -412,8 +413,8 @@ def _unpacker(max_bytes: int) -> Any:
         max_str_len=max_bytes,
         max_bin_len=max_bytes,
         max_ext_len=max_bytes,
-        max_array_len=min(max_bytes, MAX_VALUES),  # room is made for what a header announces
-        max_map_len=min(max_bytes, MAX_VALUES),
+        max_array_len=min(max_bytes, _MAX_ITEMS),  # room is made for what a header announces
+        max_map_len=min(max_bytes, _MAX_ITEMS),
     )
 
 
