@@ -97,13 +97,13 @@ def test_tls(tls_agent: Agent, got: list[Received], authority: trustme.CA, acks:
     context = client_context(authority)
 
     def factory() -> TCP:
-        return TCP(("localhost", port_of(tls_agent)), ssl=context, require_ack=acks, write_timeout=0.2)
+        return TCP(("localhost", port_of(tls_agent)), ssl=context, require_ack=acks, write_timeout=2.0)
 
     with Client(factory, backoff=QUICK) as client:
         for number in range(1000):
             client.send(message(number, caller_agent="x" * (1 + number * 20)), timeout=30)
         assert client.flush(30)
-        gevent.sleep(0.3)  # beyond the write timeout, with nothing to do
+        gevent.sleep(2.1)  # beyond the write timeout, with nothing to do
         client.send(message(1000))
         assert client.flush(30)
         assert client.stats().connects == 1
