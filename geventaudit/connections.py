@@ -25,6 +25,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from ipaddress import ip_address
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -451,7 +452,7 @@ class TCP(_SocketConnection):
         try:
             with limit:
                 host.encode("idna")  # here, and not in a thread of the resolver, which would print the error as well
-                sock = gsocket.create_connection((host, port), timeout)
+                sock = _connect_tcp(host, port, timeout)
                 if sock.getsockname() == sock.getpeername():
                     # Connecting to a local port that nobody listens on can pick that very port for this side.
                     raise ConnectionFailedError(f"{where}: could not connect: nobody listens (it met itself)")
@@ -529,6 +530,22 @@ class NoOp(_Closing):
 
 def usual_path() -> str:
     return next((path for path in _MDSD_SOCKETS if os.path.exists(path)), _MDSD_SOCKETS[-1])
+
+
+def _connect_tcp(host: str, port: int, timeout: float | None) -> Any:
+    """A connected socket. A literal address needs no resolver, and so no thread of gevent's pool."""
+    try:
+        family = gsocket.AF_INET if ip_address(host).version == 4 else gsocket.AF_INET6
+    except ValueError:
+        return gsocket.create_connection((host, port), timeout)
+    sock = gsocket.socket(family, gsocket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
