@@ -312,8 +312,8 @@ class Pipeline:
     def close(self, timeout: float | None = 20.0) -> list[Msg]:
         """Take no more messages, let those accepted drain, and close the connection. May be called again.
 
-        :param timeout: seconds that draining may take; None for as long as it takes.
-        :returns: the messages that were not delivered; each is handed back once.
+        :param timeout: seconds that draining may take; None for as long as it takes. A spool may take a second more.
+        :returns: the messages that were neither delivered nor kept in a spool; each is handed back once.
         """
         if thread_ident() != self._home.ident:
             return self._home.run(
