@@ -596,7 +596,8 @@ def fields_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> 
 def is_bare(field: fields.Field[Any]) -> bool:
     """Whether *field* has nothing but the rule of its class."""
     nested = field.schema._hooks if isinstance(field, fields.Nested) else {}
-    return not (field.validators or field.pre_load or field.post_load or field.allow_none or any(nested.values()))
+    steps = [getattr(field, name, None) for name in ("pre_load", "post_load")]  # marshmallow 4.0 has none
+    return not (field.validators or any(steps) or field.allow_none or any(nested.values()))
 
 
 def validating_methods(schema: marshmallow.Schema) -> list[tuple[Callable[..., Any], str]]:
