@@ -226,6 +226,14 @@ def _program(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(TESTS / name), *map(str, arguments)]
 
 
+def _stored(receiver: Receiver, accepted: set[int]) -> list[int]:
+    """What the agent has stored, which it does a moment after it has read: when all is there, or after a while."""
+    deadline = time.monotonic() + 10
+    while not accepted <= set(receiver.numbers()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return receiver.numbers()
+
+
 def killed(folder: Path, *, kills: int, seed: int) -> Outcome:
     """The sending process is killed *kills* times under load, in mode ``always``; the agent comes and goes as well."""
     chance = random.Random(seed)
@@ -250,9 +258,10 @@ def killed(folder: Path, *, kills: int, seed: int) -> Outcome:
             receiver.start()
         command = _program("spool_program.py", receiver.where, folder / "spool.db", "always", first, 10)
         output = subprocess.run(command, stdout=subprocess.PIPE, timeout=300, check=True).stdout
+        assert output.endswith(b"delivered\n"), output
         accepted += [int(line) for line in output.split() if line.isdigit()]
-        time.sleep(0.3)
-        stored = [number for number in receiver.numbers() if number in set(accepted)]
+        sent = set(accepted)
+        stored = [number for number in _stored(receiver, sent) if number in sent]
     faults = f"{kills} kill -9 of the sender"
     return judge("sender, mode always", seed, faults, sorted(accepted), stored)
 
@@ -263,8 +272,7 @@ def forked(folder: Path, *, each: int, seed: int) -> Outcome:
         receiver.start()
         command = _program("fork_program.py", "four_children", "os", "patched", receiver.where, each)
         subprocess.run(command, check=True, timeout=600)
-        time.sleep(0.3)
-        stored = receiver.numbers()
+        stored = _stored(receiver, set(range(5 * each)))
     # Five senders, each with an order of its own: judged one after the other.
     parts = []
     for sender in range(5):

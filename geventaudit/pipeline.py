@@ -59,10 +59,8 @@ class State(Enum):
     CLOSED = "closed"
 
 
-_CLOSING, _CLOSED = (
-    State.CLOSING,
-    State.CLOSED,
-)  # send() asks for them twice, and a member of a class takes longer to find
+# send() asks for them twice, and a member of a class takes longer to find.
+_CLOSING, _CLOSED = State.CLOSING, State.CLOSED
 
 _TRANSITIONS = {
     State.NEW: {State.RUNNING, State.CLOSED},

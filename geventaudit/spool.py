@@ -587,23 +587,24 @@ class Store:
         if is_damage(error) and self._failures <= 2:  # one that is damaged again at once is not put aside for ever
             self._put_aside(error)
             return
-        self._error = SpoolError(str(error) if isinstance(error, SpoolError) else f"{self._path}: {error}")
+        if is_damage(error):
+            self._ready = False
+        problem = error if isinstance(error, SpoolError) else SpoolError(f"{self._path}: {error}")
+        self._go_without(problem, partial(self._put_aside, error) if is_damage(error) else self._resume)
+
+    def _go_without(self, problem: SpoolError, mend: Callable[[], None]) -> None:
+        """Let nobody wait for the disk, and *mend* it after a while; never more than one waits for that."""
+        self._error = problem
         if self._always:
             refused, self._filling = self._filling, Batch()
-            refused.finish(self._error)
+            refused.finish(problem)
         else:
             self._tail_to_queue()
         self._room.set()
-        if is_damage(error):
-            self._ready = False
-        self._try_again(partial(self._put_aside, error) if is_damage(error) else self._resume)
-        self._report(self._error)
-
-    def _try_again(self, what: Callable[[], None]) -> None:
-        """Once, after a while; there is never more than one who waits for that."""
         if self._retry is not None:
             self._retry.kill(block=False)
-        self._retry = gevent.spawn_later(self._backoff.delay(self._failures), what)
+        self._retry = gevent.spawn_later(self._backoff.delay(self._failures), mend)
+        self._report(problem)
 
     def _resume(self) -> None:
         """See whether the disk takes something again."""
@@ -648,11 +649,8 @@ class Store:
             return
         if error is not None:
             self._failures += 1
-            self._error = SpoolError(f"{self._path} is damaged ({damage}) and could not be put aside: {error}")
-            if not self._always:
-                self._tail_to_queue()
-            self._try_again(partial(self._put_aside, damage))
-            self._report(self._error)
+            problem = SpoolError(f"{self._path} is damaged ({damage}) and could not be put aside: {error}")
+            self._go_without(problem, partial(self._put_aside, damage))
             return
         aside, saved = result
         self._again = [

@@ -22,6 +22,7 @@ from helpers import Receiver, eventually, first_arrivals, message, receiving
 from test_acks import scripted
 from test_poison import Picky
 
+from benchmarks import chaos
 from geventaudit import (
     Backoff,
     Client,
@@ -495,6 +496,28 @@ def test_a_file_that_is_damaged_under_a_running_client(folder: Path) -> None:
         assert client.close() == []
 
 
+def test_whoever_waits_is_told_when_a_damaged_file_cannot_be_put_aside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode always; the fault is injected, since root may rename whatever it likes."""
+
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    (folder / "spool.db").write_bytes(b"nonsense" * 1000)
+    with receiving(folder) as receiver, monkeypatch.context() as patch:
+        patch.setattr("geventaudit.spoolfile._move_aside", refuse)
+        client = client_of(receiver, Spool(folder / "spool.db", mode="always"))
+        with gevent.Timeout(10), pytest.raises(SpoolError, match=r"could not be put aside: .*Permission denied"):
+            client.send(message(0))
+        patch.undo()
+        receiver.start()
+        eventually(lambda: told(client, NotificationKind.SPOOL_RESTORED), "it is tried again")
+        client.send(message(1))
+        assert client.flush(10)
+        client.close()
+
+
 def test_a_single_record_that_was_damaged(folder: Path) -> None:
     spool = Spool(folder / "spool.db")
     with receiving(folder) as receiver:
@@ -682,43 +705,9 @@ def test_always_without_an_agent_needs_no_other_greenlet(folder: Path) -> None:
 
 def test_killed_at_any_instant_nothing_is_lost_that_was_returned_for(folder: Path) -> None:
     """KILLS times kill -9 under load in mode always; the agent comes and goes as well."""
-    chance = random.Random(4)
-    accepted: set[int] = set()
-    first = 0
-    with receiving(folder) as receiver:
-        for kill in range(KILLS):
-            if kill % 3 == 0:
-                receiver.start()
-            elif kill % 3 == 2:
-                receiver.end(signal.SIGTERM)
-            with subprocess.Popen(
-                [
-                    *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
-                    *(str(folder / "spool.db"), "always", str(first), "0"),
-                ],
-                stdout=subprocess.PIPE,
-            ) as program:
-                assert program.stdout
-                line = program.stdout.readline()
-                gevent.sleep(chance.random() * 0.2)
-                program.kill()
-                lines = [line, *program.stdout.read().splitlines(keepends=True)]
-            numbers = [int(line) for line in lines if line.endswith(b"\n")]
-            accepted.update(numbers)
-            first = max(numbers) + 1000
-        if receiver.process is None:
-            receiver.start()
-        program = subprocess.run(
-            [
-                *(sys.executable, str(Path(__file__).parent / "spool_program.py"), receiver.where),
-                *(str(folder / "spool.db"), "always", str(first), "10"),
-            ],
-            stdout=subprocess.PIPE,
-            timeout=120,
-        )
-        assert program.stdout.endswith(b"delivered\n")
-        assert len(accepted) > KILLS
-        eventually(lambda: accepted <= set(receiver.numbers()), "nothing is lost")
+    outcome = chaos.killed(folder, kills=KILLS, seed=4)
+    assert outcome.accepted > KILLS
+    assert outcome.lost == 0, outcome
 
 
 def test_a_fork_leaves_the_spool_to_the_parent(folder: Path) -> None:
