@@ -8,16 +8,19 @@ pays one comparison for all this.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import gevent
 from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Queue
 
+from . import fork
 from .errors import ClientClosedError
 
 __all__ = ["Home", "Inbox", "allocate_lock", "native_sleep", "pause", "start_new_thread", "thread_ident"]
@@ -39,16 +42,57 @@ def pause(seconds: float) -> None:
         gevent.sleep(seconds)
 
 
+class _Calls:
+    """What other threads want called in one hub.
+
+    Not by ``loop.run_callback_threadsafe``: it counts up, in the other thread, what keeps the loop running, while the
+    loop, which runs without the interpreter's lock, counts it down as its timers end. Now and then one is lost, and a
+    hub that has work to do says LoopExit. An async watcher is what libev allows other threads to touch.
+    """
+
+    def __init__(self) -> None:  # in the hub's thread
+        self._pending: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._wake = gevent.get_hub().loop.async_(ref=False)  # a hub that has nothing else to wait for may end
+        self._wake.start(self._answer)
+        fork.track(self)
+
+    def add(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._pending.append((function, arguments))
+        self._wake.send()
+
+    def after_fork_in_child(self) -> None:
+        """The threads that wanted these called are the parent's."""
+        self._pending.clear()
+
+    def _answer(self) -> None:
+        for _ in range(len(self._pending)):  # whoever adds more now wakes the hub again
+            function, arguments = self._pending.popleft()
+            try:
+                function(*arguments)
+            except BaseException:
+                gevent.get_hub().handle_error(function, *sys.exc_info())
+
+
+_calls: WeakKeyDictionary[gevent.hub.Hub, _Calls] = WeakKeyDictionary()
+
+
 class Home:
     """The thread that a client lives in, and its hub."""
 
     def __init__(self) -> None:
         self.ident = thread_ident()
         self.hub = gevent.get_hub()
+        calls = _calls.get(self.hub)
+        if calls is None:
+            calls = _calls[self.hub] = _Calls()
+        self._calls = calls
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """From any thread: call *function* in the hub, soon; it must not wait."""
-        self.hub.loop.run_callback_threadsafe(function, *arguments)
+        """From any thread: call *function* in the hub, soon; it must not wait.
+
+        :raises ValueError: the hub was destroyed.
+        """
+        self._calls.add(function, arguments)
 
     def run(
         self,

@@ -738,6 +738,8 @@ def test_a_fork_leaves_the_spool_to_the_parent(folder: Path) -> None:
                     client.close(0.0)
                     stats = client.stats()  # it may have adopted what an earlier child left
                     status = 0 if (stats.accepted, stats.kept) == (1, 1 + stats.adopted) else 2
+                    if status:
+                        os.write(2, f"{stats} {told(client, NotificationKind.SPOOL_FAILED)}\n".encode())
                 finally:
                     os._exit(status)
             assert gevent.os.waitpid(pid, 0)[1] == 0

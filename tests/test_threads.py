@@ -28,6 +28,7 @@ from geventaudit import (
     ValidationError,
 )
 from geventaudit.agent import Agent
+from geventaudit.threads import Home
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 _start_new_thread: Any = monkey.get_original("_thread", "start_new_thread")
@@ -278,3 +279,43 @@ def test_a_hub_that_does_not_answer_is_no_success() -> None:
     gevent.sleep(0.05)
     assert client.close() in ([], [message(1)])
     assert client.stats().accepted == client.stats().delivered + client.stats().dropped
+
+
+def test_calls_from_another_thread_leave_the_loop_its_count_of_what_it_waits_for() -> None:
+    """Too low, and a hub that waits for a timer says LoopExit; too high, and it never ends.
+
+    The timers run out without the interpreter's lock, at the same time as the other thread calls.
+    """
+    home, calls, called = Home(), 150_000, 0
+    loop: Any = home.hub.loop
+    before = loop.activecnt
+
+    def count() -> None:
+        nonlocal called
+        called += 1
+
+    def call() -> None:
+        for _ in range(calls):
+            home.call(count)
+
+    def tick() -> None:
+        while not thread.done:
+            gevent.sleep(0.0001)
+
+    thread = NativeThread(call)
+    gevent.joinall([gevent.spawn(tick) for _ in range(20)], raise_error=True)
+    thread.get()
+    eventually(lambda: called == calls)
+    assert loop.activecnt == before
+
+
+def test_what_fails_in_the_hub_keeps_nothing_else_from_being_called() -> None:
+    home, called, told = Home(), [], []
+    hub: Any = home.hub
+    before, hub.handle_error = hub.handle_error, lambda *problem: told.append(problem[1])
+    try:
+        NativeThread(lambda: [home.call(function) for function in (lambda: 1 / 0, lambda: called.append(True))]).get()
+        eventually(lambda: called)
+    finally:
+        hub.handle_error = before
+    assert told == [ZeroDivisionError]
