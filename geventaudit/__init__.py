@@ -1,8 +1,8 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
 The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``compiled``,
-``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``sender``, ``operation``, ``pipeline``,
-``base``, ``client``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail.
+``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``,
+``pipeline``, ``base``, ``client``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail.
 """
 
 from .backoff import Backoff

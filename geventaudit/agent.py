@@ -8,7 +8,6 @@ the log; a message that breaks the rules is counted and told, and its stream goe
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket as std_socket
 import stat
@@ -23,8 +22,7 @@ from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from .connections import logger_name
-from .errors import FrameError, ValidationError, show
+from .errors import FrameError, ValidationError, logger, show
 from .handshake import AgentSide, HandshakeError
 from .records import AuditType, Diagnostic, Heartbeat, Msg
 from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "AgentCounts", "Received", "Refused"]
 
-logger = logging.getLogger(logger_name + ".agent")
+_log = logger("agent")
 
 _BACKLOG = 1024
 _READ_BYTES = 1 << 16
@@ -267,17 +265,17 @@ class Agent:
                     )
             if decoder.unfinished:
                 self._counts.half_frames += 1
-                logger.info("a sender hung up in the middle of a frame, %d bytes of it came", decoder.unfinished)
+                _log.info("a sender hung up in the middle of a frame, %d bytes of it came", decoder.unfinished)
         except FrameError as error:
             self._counts.broken_streams += 1
-            logger.warning("closed a connection: %s", error)
+            _log.warning("closed a connection: %s", error)
         except (HandshakeError, gevent.Timeout) as error:
             self._turn_away(str(error))
         except OSError as error:
-            logger.info("a connection broke: %s", error)
+            _log.info("a connection broke: %s", error)
         except Exception:
             self._counts.broken_streams += 1
-            logger.exception("closed a connection: the callback raised")
+            _log.exception("closed a connection: the callback raised")
         finally:
             self._unfinished -= held
             del self._connections[me]
@@ -285,7 +283,7 @@ class Agent:
 
     def _turn_away(self, why: str) -> None:
         self._counts.turned_away += 1
-        logger.warning("turned a connection away: %s", why)
+        _log.warning("turned a connection away: %s", why)
 
     def _welcome(self, sock: Any) -> tuple[Any, bytes]:
         """TLS and handshake, where they are asked for; the socket to go on with, and what was read beyond them."""
@@ -373,7 +371,7 @@ class Agent:
         if self._on_refused is not None:
             self._on_refused(refused)
         else:
-            logger.warning("refused a message (%s): %s", show(refused.tag), refused.error)
+            _log.warning("refused a message (%s): %s", show(refused.tag), refused.error)
 
 
 def _hostname() -> str:

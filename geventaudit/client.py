@@ -11,12 +11,12 @@ from . import wire
 from .backoff import Backoff
 from .connections import Connection
 from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
+from .native import thread_ident
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
 from .records import Msg
 from .schemas import RecordSchema
 from .spool import Spool
-from .threads import thread_ident
 
 __all__ = ["Client"]
 

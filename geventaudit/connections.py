@@ -15,7 +15,6 @@ Anything with the methods of :class:`Connection` can stand in for these.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import select
 import socket as _constants
@@ -30,22 +29,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import gevent
-from gevent import monkey
 from gevent import socket as gsocket
 from gevent.event import Event
 
-from . import fork
+from . import fork, native
 from .acks import AckWindow
-from .errors import ConnectionFailedError, FrameError
+from .errors import ConnectionFailedError, FrameError, logger
 from .handshake import ClientSide, HandshakeError
 from .wire import pack, unpack_first
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "logger_name", "usual_path"]
-
-logger_name = "geventaudit"
+__all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "usual_path"]
 
 _MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/default_fluent.socket")
 
@@ -503,7 +499,7 @@ class NoOp(_Closing):
     def __init__(self) -> None:
         self._written = 0
         self._closed = Event()
-        logging.getLogger(logger_name).warning("audit records go nowhere: the connection is a NoOp")
+        logger().warning("audit records go nowhere: the connection is a NoOp")
 
     def write(self, frames: Sequence[bytes]) -> None:
         """See :meth:`Connection.write`."""
@@ -585,7 +581,7 @@ class _HangUp:
 
     def __init__(self, descriptor: int) -> None:
         # The unpatched poll(2): gevent's would switch to the hub, and this is asked between two statements.
-        self._poll = monkey.get_original("select", "poll")()
+        self._poll = native.original("select", "poll")()
         self._poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
 
     def seen(self) -> bool:

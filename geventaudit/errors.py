@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions.
+"""What can go wrong, as exceptions; and the log that tells of it.
 
 ::
 
@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import marshmallow
 from marshmallow.exceptions import SCHEMA
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 __all__ = [
     "AuditError",
@@ -30,6 +33,7 @@ __all__ = [
     "SpoolError",
     "ValidationError",
     "as_connection_error",
+    "logger",
     "show",
 ]
 
@@ -44,6 +48,13 @@ def show(value: object) -> str:
         return _repr.repr(value)
     except Exception:  # reprlib guards objects, but not their keys, nor integers too long to print
         return f"an unprintable {type(value).__name__}"
+
+
+def logger(part: str = "") -> Logger:
+    """The log ``geventaudit``, or a *part* of it. logging is loaded when there is something to tell."""
+    import logging
+
+    return logging.getLogger(f"geventaudit.{part}" if part else "geventaudit")
 
 
 class AuditError(Exception):

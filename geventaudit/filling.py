@@ -13,8 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
-from gevent import monkey
-
+from . import native
 from .records import (
     CallerIdentity,
     CallerIdentityType,
@@ -41,7 +40,7 @@ _TEXTS = (
     ("caller_agent", "CallerAgent"),
 )
 
-_native_socket = monkey.get_original("socket", "socket")  # gevent's would resolve even an address that is one already
+_native_socket = native.original("socket", "socket")  # gevent's would resolve even an address that is one already
 _FAR_AWAY = ((AF_INET, "192.0.2.1"), (AF_INET6, "2001:db8::1"))  # addresses for documentation: by the default route
 
 

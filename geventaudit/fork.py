@@ -12,10 +12,11 @@ The hook in the child runs before gevent's hub is initialised anew: nothing in i
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from typing import Protocol, runtime_checkable
+
+from .errors import logger
 
 __all__ = ["Forkable", "Holding", "track", "tracked"]
 
@@ -79,4 +80,4 @@ def _in_child() -> None:
         try:
             thing.after_fork_in_child()
         except Exception:  # one that fails must not keep the others from letting go
-            logging.getLogger("geventaudit").exception("%r could not start anew in a forked child", thing)
+            logger().exception("%r could not start anew in a forked child", thing)

@@ -9,10 +9,9 @@ closed can still be read.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gevent.queue import Channel
 
@@ -48,8 +47,7 @@ class NotificationKind(StrEnum):
     """The client is closed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """One event in the life of a client."""
 
     time: datetime
@@ -120,7 +118,7 @@ class Notifier:
             missed += newest.missed + 1
         elif len(self._backlog) >= BACKLOG:
             oldest = self._backlog.popleft()
-            self._backlog[0] = replace(self._backlog[0], missed=self._backlog[0].missed + oldest.missed + 1)
+            self._backlog[0] = self._backlog[0]._replace(missed=self._backlog[0].missed + oldest.missed + 1)
         self._backlog.append(Notification(datetime.now(UTC), kind, error, undelivered, missed))
         self._serve_waiting_readers()
 

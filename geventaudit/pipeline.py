@@ -15,7 +15,6 @@ What they differ in, where a connection comes from and what its loss means, is t
 from __future__ import annotations
 
 import atexit
-import logging
 import platform
 import time
 import weakref
@@ -30,8 +29,9 @@ from gevent.hub import get_hub
 
 from . import fork, wire
 from .compiled import Compiled
-from .connections import Connection, logger_name
-from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, show
+from .connections import Connection
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
+from .native import thread_ident
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .operation import Operation
 from .records import AuditType, Heartbeat, Msg, Record
@@ -39,12 +39,10 @@ from .schemas import MsgSchema, RecordSchema, by_record
 from .sender import Sender
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
-from .threads import Home, Inbox, pause, thread_ident
+from .threads import Home, Inbox, pause
 from .version import __version__
 
 __all__ = ["Pipeline", "State", "live_clients"]
-
-logger = logging.getLogger(logger_name)
 
 _EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
 _SELDOM_SECONDS = 1.0  # how often refusals of one kind are told of
@@ -519,9 +517,9 @@ class Pipeline:
         """One event, to whoever reads the channel and to the log."""
         self._notifier.tell(kind, error, undelivered, missed)
         if error is None:
-            logger.info("%s", kind.value)
+            logger().info("%s", kind.value)
         else:
-            logger.warning("%s: %s", kind.value, error)
+            logger().warning("%s: %s", kind.value, error)
 
     def _tell_seldom(self, kind: NotificationKind, error: BaseException) -> None:
         """Tell of what comes with every message as long as it lasts; those in between are counted in the next."""
@@ -565,4 +563,4 @@ def _drain_all() -> None:
             try:
                 client.close(timeout=max(deadline - time.monotonic(), 0.0))
             except Exception:  # the others are to have their chance
-                logger.exception("%r could not be closed", client)
+                logger().exception("%r could not be closed", client)

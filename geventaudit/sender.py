@@ -11,25 +11,27 @@ one gives the next open connection (and may take its time), one is told that a c
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 from gevent.queue import Empty, Full, Queue
 
-from .connections import Connection, logger_name
-from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, as_connection_error, show
-from .spool import Batch, Spool, Store, Tell
+from .connections import Connection
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, as_connection_error, logger, show
+from .spool import Spool
 from .stats import Counters
 from .threads import Home, Inbox
 
-__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "STRIKES", "Sender"]
+if TYPE_CHECKING:
+    from gevent.lock import BoundedSemaphore
 
-logger = logging.getLogger(logger_name)
+    from .store import Batch, Store, Tell
+
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "STRIKES", "Sender"]
 
 MAX_BATCH_BYTES = 1 << 16
 """Frames are joined up to this many bytes (one frame more may begin below it) and written at once; between two batches
@@ -106,7 +108,7 @@ class Sender:
         self.hub = gevent.get_hub()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._stopped = ""  # why, once it is
-        self._turn = BoundedSemaphore(1)  # whose turn it is to wait for room
+        self._turn: BoundedSemaphore | None = None  # whose turn it is to wait for room; where anybody ever waited
         self._room = Event()
         self._refusal: Exception | None = None
         self._wake = Event()
@@ -130,6 +132,8 @@ class Sender:
         """After :meth:`keep`: what is undelivered, and nowhere else."""
         self.store: Store | None = None
         if spool is not None:
+            from .store import Store
+
             self.store = Store(
                 spool,
                 home=home,
@@ -206,7 +210,12 @@ class Sender:
         Not with ``Queue.put(timeout=...)``: what waits there could get onto the queue after the sender was stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._turn.acquire(timeout=timeout):
+        if self._turn is None:
+            from gevent.lock import BoundedSemaphore  # brings gevent.monkey with it, a tenth of what importing takes
+
+            self._turn = BoundedSemaphore(1)
+        turn = self._turn
+        if turn.acquire(timeout=timeout):
             try:
                 while not self._stopped and self._refusal is None:
                     try:
@@ -216,7 +225,7 @@ class Sender:
                         if not self._room.wait(None if deadline is None else deadline - time.monotonic()):
                             break
             finally:
-                self._turn.release()
+                turn.release()
         if self._stopped:
             raise ClientClosedError(f"{self._stopped} while send() waited for room")
         if self._refusal is not None:
@@ -575,7 +584,7 @@ class Sender:
             try:
                 connection.close()
             except Exception:
-                logger.exception("a connection could not be closed")
+                logger().exception("a connection could not be closed")
 
     def _window_to_resend(self) -> None:
         self._resend.extendleft(frame for frame in reversed(self._window) if frame is not None)

@@ -1,4 +1,4 @@
-"""The file of a spool: frames on disk, in SQLite. Plain and blocking; :mod:`geventaudit.spool` keeps it off the hub.
+"""The file of a spool: frames on disk, in SQLite. Plain and blocking; :mod:`geventaudit.store` keeps it off the hub.
 
 ===========  ==========================================================================================================
 table        holds
@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from itertools import islice
 from urllib.parse import quote
 
-from . import fork
+from . import fork, native
 from .errors import SpoolError, show
-from .threads import native_sleep
 
 __all__ = ["Loaded", "Row", "SpoolFile", "TakenOver"]
 
@@ -120,7 +119,7 @@ class SpoolFile:
                 self._claim(self.path)
                 break
             except SpoolError:
-                native_sleep(0.02)  # never the other: it would give this thread a hub
+                native.sleep(0.02)  # never the other: it would give this thread a hub
         else:
             self._claim(self.path)
         try:

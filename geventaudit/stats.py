@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .threads import Inbox
 
@@ -28,8 +28,7 @@ class Rejection:
     """``before_send`` returned None."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """A snapshot of a client's numbers. Records are counted, heartbeats are not, except where it says so.
 
     ``accepted + adopted == delivered + dropped + recovered + kept + queued + in_flight + spooled`` holds at every
@@ -44,7 +43,7 @@ class Stats:
     """Known to be taken by the agent, as far as the kind of connection can know."""
     resent: int = 0
     """Written because a connection broke before they were known to be delivered over it."""
-    rejected: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = {}
     """Not taken by ``send``, by reason: ``invalid``, ``queue_full``, ``spool``, ``closed``, ``broken``,
     ``left_out``."""
     dropped: int = 0

@@ -24,9 +24,10 @@ from .backoff import Backoff
 from .client import Client
 from .connections import DomainSocket
 from .errors import show
+from .native import start_new_thread
 from .records import Msg, Record
 from .schemas import RecordSchema
-from .threads import Home, pause, start_new_thread
+from .threads import Home, pause
 
 __all__ = ["AuditAgent"]
 

@@ -16,28 +16,21 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import gevent
-from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Queue
 
-from . import fork
+from . import fork, native
 from .errors import ClientClosedError
 
-__all__ = ["Home", "Inbox", "allocate_lock", "native_sleep", "pause", "start_new_thread", "thread_ident"]
+__all__ = ["Home", "Inbox", "pause"]
 
 _T = TypeVar("_T")
-
-# The native ones: gevent's stand-ins are about greenlets.
-thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
-allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
-start_new_thread: Callable[..., int] = monkey.get_original("_thread", "start_new_thread")
-native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 
 def pause(seconds: float) -> None:
     """Sleep as befits this thread: cooperatively where it has a hub, natively where it has none."""
     if get_hub_if_exists() is None:
-        native_sleep(seconds)
+        native.sleep(seconds)
     else:
         gevent.sleep(seconds)
 
@@ -80,7 +73,7 @@ class Home:
     """The thread that a client lives in, and its hub."""
 
     def __init__(self) -> None:
-        self.ident = thread_ident()
+        self.ident = native.thread_ident()
         self.hub = gevent.get_hub()
         calls = _calls.get(self.hub)
         if calls is None:
@@ -112,7 +105,7 @@ class Home:
         """
         answer: list[tuple[_T | None, BaseException | None]] = []
         gone: list[bool] = []
-        begun = allocate_lock()  # whoever gets it: the function may begin, or it is withdrawn
+        begun = native.allocate_lock()  # whoever gets it: the function may begin, or it is withdrawn
 
         def answering() -> None:
             if withdraw and not begun.acquire(False):
@@ -149,7 +142,7 @@ class Inbox:
     """
 
     def __init__(self, size: int, notify: Callable[[], None]) -> None:
-        self.lock = allocate_lock()
+        self.lock = native.allocate_lock()
         self.used = False
         """Whether another thread has ever been here: the hub's own puts are to hold the lock from then on."""
         self._size = size

@@ -722,14 +722,13 @@ def test_a_looser_schema_does_not_loosen_the_rules(socket_path: str) -> None:
 
 
 def test_stats_can_be_copied_and_pickled() -> None:
-    import dataclasses
     import pickle
 
     with Client(NoOp) as client:
         with pytest.raises(ValidationError):
             client.send(None)  # type: ignore[arg-type]
         stats = client.stats()
-    assert dataclasses.asdict(stats)["rejected"] == {"invalid": 1}
+    assert stats._asdict()["rejected"] == {"invalid": 1}
     assert pickle.loads(pickle.dumps(stats)) == stats
 
 

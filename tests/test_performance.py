@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -25,7 +26,7 @@ END_TO_END_OVER_BY_HAND = 14.0
 REFUSAL_OVER_LOAD = 2.0
 THOUSAND_GREENLETS_OVER_ONE = 2.2
 MEMORY_OVER_FRAME = 1.6
-IMPORT_OVER_DEPENDENCIES = 2.2
+IMPORT_OVER_DEPENDENCIES = 1.6
 
 ROUNDS = 5
 ATTEMPTS = 3
@@ -105,10 +106,9 @@ def test_memory_of_a_queued_record() -> None:
     assert queued("tracemalloc", 1000) <= MEMORY_OVER_FRAME  # it is counted, so it is the same each time
 
 
-def test_import() -> None:
+def test_import(folder: Path) -> None:
     holds(
         IMPORT_OVER_DEPENDENCIES,
-        partial(importing, "geventaudit"),
-        partial(importing, "gevent, msgpack, marshmallow"),
-        rounds=3,
+        partial(importing, "geventaudit", str(folder)),
+        partial(importing, "gevent, msgpack, marshmallow", str(folder)),
     )

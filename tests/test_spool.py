@@ -43,7 +43,7 @@ KILLS = int(os.environ.get("GEVENTAUDIT_KILLS", "30"))
 @pytest.fixture(autouse=True)
 def _a_busy_disk_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept when a client closes is what these tests are about, not how fast a busy machine is."""
-    monkeypatch.setattr("geventaudit.spool._CLOSE_SECONDS", 30.0)
+    monkeypatch.setattr("geventaudit.store._CLOSE_SECONDS", 30.0)
 
 
 def client_of(receiver: Receiver, spool: Spool, **options: Any) -> Client:
@@ -375,7 +375,7 @@ def test_orphans_are_adopted_by_exactly_one(folder: Path) -> None:
 
 
 def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.store._ADOPT_SECONDS", 0.05)
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
         receiver.start()
         client.send(message(0))
@@ -392,7 +392,7 @@ def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monke
 
 
 def test_an_orphan_is_not_to_blame_for_the_file_it_goes_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.store._ADOPT_SECONDS", 0.05)
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
         receiver.start()
         client.send(message(0))
@@ -408,7 +408,7 @@ def test_an_orphan_is_not_to_blame_for_the_file_it_goes_to(folder: Path, monkeyp
 
 def test_flush_waits_for_what_is_adopted_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is adopted may go before what flush() is asked after."""
-    monkeypatch.setattr("geventaudit.spool._ADOPT_SECONDS", 0.01)
+    monkeypatch.setattr("geventaudit.store._ADOPT_SECONDS", 0.01)
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}.db")) as client:
         send_all(client, range(100))
         with a_file(folder / "audit-99999999.db") as file:
