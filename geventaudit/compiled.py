@@ -84,7 +84,7 @@ class _Writer:
 
     def __init__(self, schema: MsgSchema, encoder: wire.Encoder) -> None:
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"floor": math.floor}
+        self.names: dict[str, Any] = {"floor": math.floor, "packed_time": wire.Packed(b"", wire.pack)}
         self._indent = ""
         self._pieces: list[str] = []
         self._before = b""  # the constant bytes that come next
@@ -167,7 +167,7 @@ class _Writer:
                 sendable = schemas.SENDABLE.items()
                 heads = {text if by_name else kind: wire.envelope(kind)[0] for text, kind in sendable}
                 self._read_record()
-                self._write_body(f"{self._name(f'heads_for_{name}', heads)}[kind], pack(floor(unix_time))")
+                self._write_body(f"{self._name(f'heads_for_{name}', heads)}[kind], packed_time[floor(unix_time)]")
                 self._before += wire.envelope(AuditType.DATA_PLANE)[1]
                 self._add_pieces()
                 self._line("frame = b''.join(parts)")
@@ -253,20 +253,18 @@ class _Writer:
         elif isinstance(field, schemas._Items):
             lists = self._name(f"kinds_of_{value}", {tuple} if field.order is None else {tuple, set, frozenset})
             self._unsure_if(f"type({value}) is not list and type({value}) not in {lists}")
-            if not field.may_be_empty:
-                self._unsure_if(f"not {value}")
             if field.order is not None:  # equals of other types are to have no say in what comes once
                 kinds = self._name(f"kinds_in_{value}", {str, getattr(field.inner, "enum", str)})
                 self._unsure_if(f"len({value}) > 1 and not {kinds}.issuperset(map(type, {value}))")
                 self._line(f"if len({value}) > 1: {value} = {self._name(field.order.__name__, field.order)}({value})")
-            self._line(f"{'' if field.order is None else 'else: '}{value} = list({value})")
+            self._line(f"{'' if field.order is None else 'else: '}{value} = [*{value}]")
             if not field.may_be_empty:
                 self._unsure_if(f"not {value}")
             self._look_up(f"len({value})", wire.array_header)
             with self._block(f"for one_of_{value} in {value}:"):
                 self._write(field.inner, f"one_of_{value}", example[0], mapped)
         elif isinstance(field, schemas._Groups):
-            self._unsure_if(f"type({value}) is not dict or not {value}")
+            self._unsure_if(f"type({value}) is not dict")
             self._line(f"{value} = {value}.copy()")
             self._unsure_if(f"not {value}")
             pairs = f"{value}.items()"

@@ -142,9 +142,10 @@ class _SocketConnection(_Closing):
             left = memoryview(self._acks.written(frames, time.monotonic()))
         else:
             end = self._written
+            add = self._ends.append
             for frame in frames:
                 end += len(frame)
-                self._ends.append(end)
+                add(end)
             left = memoryview(frames[0] if len(frames) == 1 else b"".join(frames))
         try:
             while left:
@@ -172,8 +173,12 @@ class _SocketConnection(_Closing):
             return self._acks.delivered
         if not self._closed:
             taken = self._taken()
-            while self._ends and self._ends[0] <= taken:
-                self._ends.popleft()
+            ends = self._ends
+            if ends and ends[-1] <= taken:  # all, as mostly: not one by one
+                self._delivered += len(ends)
+                ends.clear()
+            while ends and ends[0] <= taken:
+                ends.popleft()
                 self._delivered += 1
         return self._delivered
 

@@ -130,7 +130,8 @@ class Pipeline:
         if thread_ident() != self._home.ident:
             self._send_from_elsewhere(msg, timeout)
             return
-        self._check_accepting()
+        if self._state is _CLOSING or self._state is _CLOSED:  # the rest is asked when the frame is ready
+            self._check_accepting()
         frame = self._frame_of(msg, self._encoder)
         if frame is None:
             self._reject(Rejection.LEFT_OUT)

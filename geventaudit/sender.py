@@ -170,7 +170,8 @@ class Sender:
             batch = self._put_when_there_is_room(frame, timeout)
         if batch is not None:
             batch.wait()
-        self._arrived()
+        if self._asleep:  # as _arrived does, without a call
+            self._wake.set()
 
     def _put_now(self, frame: bytes) -> Batch | None:
         if self.store is not None:
@@ -473,12 +474,14 @@ class Sender:
             batch.append(self._resend.popleft())
             size += len(batch[-1])
         self._counters.resent += len(batch)
-        while size < limit:
-            try:
-                batch.append(self._queue.get_nowait())
-            except Empty:
-                break
-            size += len(batch[-1])
+        get = self._queue.get_nowait
+        try:
+            while size < limit:
+                frame = get()
+                batch.append(frame)
+                size += len(frame)
+        except Empty:
+            pass
         if self.store is not None:
             self.store.refill()
         self._room.set()
@@ -500,13 +503,15 @@ class Sender:
         if fresh <= 0:
             return False
         self._popped += fresh
-        records = 0
+        records = size = 0
+        pop = self._window.popleft
         for _ in range(fresh):
-            frame = self._window.popleft()
+            frame = pop()
             if frame is not None:
                 records += 1
-                self._window_bytes -= len(frame)
+                size += len(frame)
         self._window_records -= records
+        self._window_bytes -= size
         self._counters.delivered += records
         if self.store is not None:
             self.store.settled(records)
