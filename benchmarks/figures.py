@@ -31,6 +31,7 @@ FIGURES = {
     "greenlets": Figure(cost.greenlets, (7, 30_000), (5, 10_000)),
     "size": Figure(cost.record_size, (9, 4_000), (5, 1_000)),
     "hub": Figure(footprint.hub_hold, (7, 2.0), (5, 0.5)),
+    "disk": Figure(footprint.disk_hold, (5, 3.0), (5, 0.5)),
     "memory": Figure(footprint.queue_memory, (5, 5_000), (5, 1_000)),
     "import": Figure(footprint.import_time, (21,), (7,)),
     "options": Figure(throughput.acks_tls_spool, (7, 20_000), (5, 4_000)),

@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from geventaudit import Client, DomainSocket
 
-from .measure import Bound, Row, Samples, Spread
+from .measure import Bound, Row, Samples, Spread, interleave, ratios
 from .processes import ROOT, elsewhere, scheduling
 from .records import FIRST, message
 
@@ -45,6 +46,7 @@ def fluent_logger_js(rounds: int, records: int) -> list[Row]:
     return [
         _into(f"{what} writing JSON", serving("write"), rounds, records, counts=True, bar=_BAR),
         _into(f"{what} only counting", serving("count"), rounds, records, counts=True),
+        _acknowledged(what, serving("count"), rounds, records),
     ]
 
 
@@ -58,7 +60,10 @@ def fluent_bit(rounds: int, records: int) -> list[Row]:
     def command(path: str) -> list[str]:
         return [binary, "-q", "-i", "forward", "-p", f"unix_path={path}", "-o", "null", "-m", "*"]
 
-    return [_into(what, command, rounds, records, counts=False, bar=_BAR)]
+    return [
+        _into(what, command, rounds, records, counts=False, bar=_BAR),
+        _acknowledged(what, command, rounds, records),
+    ]
 
 
 def _missing(what: str, reason: str) -> list[Row]:
@@ -100,6 +105,30 @@ def _into(
             "records/s": Spread.of(samples["rate"]),
         },
         note="time that its busiest thread ran, or was kept waiting by other processes, over wall time",
+    )
+
+
+def _acknowledged(what: str, command: Callable[[str], list[str]], rounds: int, records: int) -> Row:
+    """Records per second until the last is delivered: acknowledged over not."""
+
+    def rate(require_ack: bool) -> float:
+        with ExitStack() as stack:
+            _, path = stack.enter_context(_serving(command, counts=False))
+            client = stack.enter_context(Client(lambda: DomainSocket(path, require_ack=require_ack)))
+            _send(client, _WARM_UP)
+            client.flush()
+            start = time.perf_counter()
+            _send(client, records)
+            if not client.flush(60):
+                raise RuntimeError(f"{what}: not all were delivered within a minute: {client.stats()}")
+            return records / (time.perf_counter() - start)
+
+    samples = interleave({"acknowledged": partial(rate, True), "not": partial(rate, False)}, rounds)
+    return Row(
+        f"records/s into {what}, acknowledgements over none",
+        ratios(samples["acknowledged"], samples["not"]),
+        bar=Bound("at least", 0.5),
+        absolute={f"{name}, records/s": Spread.of(each) for name, each in samples.items()},
     )
 
 
