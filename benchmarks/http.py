@@ -3,10 +3,10 @@
 Each figure is a ratio to the same application without the middleware, taken in the same run, in turns. Two views:
 
 =============  =========================================================================================================
-over HTTP      two gunicorn workers (gevent) with the same Flask application, one of them audited, an agent process
-               beside them, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
+over HTTP      two gunicorn workers (gevent) with the same Flask application, one of them audited, a process that reads
+               what is sent, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
                what the record adds to the time until the answer. *In a row*, it asks again at once, so that a request
-               waits for whatever the worker, and the agent on the same host, still do for the one before
+               waits for whatever the worker still does for the one before
 in process     a WSGI application called as a server calls it: with the whole middleware, and with one whose client does
                nothing, which leaves the middleware's own part; the rest is ``send()``
 =============  =========================================================================================================
@@ -33,6 +33,8 @@ from wsgiref.util import setup_testing_defaults
 from geventaudit import Client, DomainSocket, Msg
 from geventaudit.agent import Agent
 from geventaudit.integrations.wsgi import AuditMiddleware
+
+from .reader import Reader
 
 __all__ = ["in_process", "make_app", "over_http"]
 
@@ -165,14 +167,12 @@ def over_http(rounds: int, pause: float) -> dict[str, list[float]]:
     :param pause: seconds before each request.
     """
     root = str(Path(__file__).resolve().parent.parent)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        path = os.path.join(folder, "agent.sock")
+    with Reader() as reader, ExitStack() as stack:
         cores = sorted(os.sched_getaffinity(0))
         stack.callback(os.sched_setaffinity, 0, cores)
-        os.sched_setaffinity(0, cores[1:] or cores)  # servers and agent; the client would wake up on a server's core
-        stack.enter_context(_process("geventaudit", "listen", "--unix", path))
+        os.sched_setaffinity(0, cores[1:] or cores)  # the servers; the client would wake up on a server's core
         connections: dict[str, http.client.HTTPConnection] = {}
-        for name, environ in (("bare", {}), ("audited", {"AUDIT_SOCKET": path})):
+        for name, environ in (("bare", {}), ("audited", {"AUDIT_SOCKET": reader.path})):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
@@ -188,6 +188,9 @@ def over_http(rounds: int, pause: float) -> dict[str, list[float]]:
         for _ in range(rounds):
             for name, connection in connections.items():
                 samples[name].append(statistics.median(_ask(connection, pause) for _ in range(_BLOCK)))
+        stack.close()  # ends the servers, and so the connection to the reader
+        if reader.total() < 400 * _BLOCK * (rounds + 1):  # bytes; a record takes more
+            raise RuntimeError("not every request was on record")
         return samples
 
 
