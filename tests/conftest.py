@@ -10,6 +10,7 @@ from pathlib import Path
 import gevent
 import helpers
 import pytest
+from gevent import monkey
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,6 +58,7 @@ def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
     gevent.sleep(0)
     greenlets, descriptors = helpers.greenlets(), helpers.descriptors()
     yield
+    assert monkey.is_module_patched("threading") is helpers.PATCHED, "a test has patched, for all that come after it"
     helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
     helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)
 
