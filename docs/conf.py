@@ -89,7 +89,7 @@ def _help(*command: str) -> str:
 def _make_page_of_the_command_line() -> None:
     """What each command's ``--help`` says."""
     text = _help()
-    commands = re.findall(r"^    ([a-z]+) ", text, re.MULTILINE)
+    commands = re.findall(r"^    ([a-z]+)(?: |$)", text, re.MULTILINE)
     page = f"# Command line\n\n```text\n{text}```\n"
     for command in commands:
         page += f"\n## geventaudit {command}\n\n```text\n{_help(command)}```\n"

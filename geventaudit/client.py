@@ -37,6 +37,7 @@ class Client(Pipeline):
     :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
         or None to leave it out. A message given as a mapping comes as a Msg too; values that are not what they should
         be are in it as they are. What the hook raises becomes a ValidationError.
+    :param spool: a disk behind the queue; None for none.
     :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
     """
 

@@ -53,6 +53,7 @@ class Notification(NamedTuple):
     time: datetime
     """When it happened; aware, UTC."""
     kind: NotificationKind
+    """What it is about."""
     error: BaseException | None = None
     """What went wrong, where something did."""
     undelivered: tuple[Msg, ...] = ()

@@ -289,25 +289,28 @@ def bundle(frames: Sequence[bytes], chunk: str) -> bytes:
 
 
 class Entry(NamedTuple):
-    """One event of a frame: its time in seconds since 1970, and its body as it came."""
+    """One event of a frame."""
 
     time: float
+    """When it happened, in seconds since 1970."""
     body: dict[Any, Any]
+    """What it says, as it came."""
 
 
 class Frame(NamedTuple):
-    """One unpacked frame of the Forward mode.
-
-    ``problem`` says what is wrong with it beyond these entries: they came before the one that is no entry. Agents keep
-    them, send no acknowledgement, and close the connection.
-    """
+    """One unpacked frame of the Forward mode."""
 
     tag: str
+    """The type of its messages."""
     entries: list[Entry]
+    """Its events, in their order."""
     option: dict[Any, Any]
+    """What the sender says of the frame; empty where it says nothing."""
     offset: int
     """Where it began in its stream, in bytes."""
     problem: str | None = None
+    """What is wrong with it beyond its entries, which came before the one that is none. Agents keep those, send no
+    acknowledgement, and close the connection."""
 
     @property
     def chunk(self) -> str | None:

@@ -66,11 +66,6 @@ def factory():
 
 
 client = geventaudit.Client(factory)
-template, vault = record, "vault-1"
-
-
-def rotate(vault):
-    return 2
 """
 
 # The pages say themselves where they patch, and are run in processes of their own.
@@ -163,7 +158,7 @@ class Place:
             "/etc/audit/tls": str(folder),
             "/run/audit": str(folder),
             "/var/lib/app": str(folder),
-            "geventaudit.DomainSocket()": f'geventaudit.DomainSocket("{folder}/agent.sock")',
+            "/tmp/audit.sock": f"{folder}/agent.sock",
         }
         self.write("myapp.py", MYAPP)
 
@@ -204,8 +199,6 @@ def program_of(path: Path, blocks: list[Block]) -> str:
     for block in blocks:
         if block.language == "python" and not {"file", "not run"} & set(block.notes):
             lines[block.line - 1 : block.line - 1 + block.text.count("\n")] = block.text.splitlines()
-    if path.name == "README.md":  # shows parts of a service, each with what the others left
-        lines[0] = "import gevent; import geventaudit; from myapp import *"
     return "\n".join(lines) + "\n"
 
 
@@ -309,7 +302,7 @@ def test_the_tutorial(folder: Path) -> None:
         pytest.skip("; ".join(left_out))
     if not shutil.which("curl"):
         pytest.skip("needs curl")
-    listen, first, serve, *requests = [
+    listen, first, serve, *requests, stop = [
         block.text for block in blocks if block.language == "sh" and "not run" not in block.notes
     ]
     (shown,) = [block.text for block in blocks if "prints" in block.notes]
@@ -349,7 +342,7 @@ def test_the_tutorial(folder: Path) -> None:
         eventually(lambda: start(probe, "probed").wait(60) == 0, "gunicorn answers")
         for command in requests:
             assert start(command, "answered").wait(60) == 0, printed("served")
-        server.terminate()
+        assert start(stop, "answered").wait(60) == 0, printed("answered")
         assert server.wait(60) == 0, printed("served")
 
         def heard() -> set[str]:

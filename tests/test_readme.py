@@ -1,4 +1,4 @@
-"""What the README shows is true."""
+"""What the README shows is true, and what it leaves to the documentation is there."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from gevent import subprocess
 from helpers import SERVICE_TREE_ID, eventually, message
 
 import geventaudit
-from geventaudit import TCP, Backoff, Client, DomainSocket, Msg, Spool, Stats
+from geventaudit import TCP, AuditError, Backoff, Client, DomainSocket, Msg, Spool, Stats
 from geventaudit.agent import Agent
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+ERRORS = (DOCS / "howto" / "errors.md").read_text()
+OPTIONS = (DOCS / "reference" / "options.md").read_text()
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
 def test_the_quick_start_sends_exactly_its_record(socket_path: str) -> None:
-    """As printed, but for the path: the usual one belongs to mdsd."""
-    (quick_start,) = (block for block in BLOCKS if "CreateUser" in block)
+    """As printed, but for the path."""
+    (quick_start,) = blocks_of(README)
+    assert quick_start.count("/tmp/audit.sock") == 1
+    program = quick_start.replace("/tmp/audit.sock", socket_path)
     got: list[Any] = []
     with Agent(socket_path, got.append):
-        redirect = f"import geventaudit.connections as c; c._MDSD_SOCKETS = ({socket_path!r},)\n"
-        program = quick_start.replace("import geventaudit\n", "import geventaudit\n" + redirect)
         process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -36,19 +43,6 @@ def test_the_quick_start_sends_exactly_its_record(socket_path: str) -> None:
         eventually(lambda: len(got) == 2)
     assert got[0].message == message()
     assert got[0].service_tree_id == SERVICE_TREE_ID
-
-
-def test_every_python_block_compiles() -> None:
-    assert len(BLOCKS) == 7
-    for block in BLOCKS:
-        compile(block, "README.md", "exec")
-
-
-def test_the_spool_that_is_shown_can_be_made() -> None:
-    (block,) = (block for block in BLOCKS if "Spool(" in block)
-    names: dict[str, Any] = {"geventaudit": geventaudit, "factory": geventaudit.NoOp}
-    exec(block, names)
-    assert isinstance(names["client"], Client)
 
 
 def test_every_test_that_is_named_exists() -> None:
@@ -70,18 +64,40 @@ def test_the_options_and_their_defaults(owner: type[Any]) -> None:
     for name, parameter in inspect.signature(owner).parameters.items():
         if name in ("factory", "address"):
             continue
-        assert name in README, name
-        if isinstance(parameter.default, float):
-            assert f"{name}={parameter.default}" in README or f"| `{name}` | {parameter.default} |" in README, name
-        elif type(parameter.default) is int and owner is Client:
-            assert f"| `{name}` | {parameter.default} |" in README, name
+        assert f"`{name}`" in OPTIONS or f"`{owner.__name__}({name}" in OPTIONS or f"{name}=" in OPTIONS, name
+        if type(parameter.default) in (float, int):
+            row = f"| `{name}` | {parameter.default} |"
+            assert f"{name}={parameter.default}" in OPTIONS or row in OPTIONS, name
+        elif isinstance(parameter.default, str) and parameter.default:
+            assert f'| `{name}` | `"{parameter.default}"` |' in OPTIONS, name
 
 
 def test_every_number_of_stats_is_named() -> None:
     for name in Stats._fields:
-        assert re.search(rf"\b{name}\b", README), name
+        assert f"`{name}`" in ERRORS, name
+
+
+def test_every_exception_is_named() -> None:
+    for name in geventaudit.__all__:
+        value = getattr(geventaudit, name)
+        if isinstance(value, type) and issubclass(value, AuditError):
+            assert f"`{name}`" in ERRORS, name
 
 
 def test_the_example_message_is_the_readmes() -> None:
     assert isinstance(message(), Msg)
     assert len(README.splitlines()[0]) < 40
+
+
+def test_what_the_documentation_takes_from_here_is_here() -> None:
+    """The tables that two pages include, by their marks."""
+    for page, name in (("guarantees", "delivered"), ("what-was-tried", "faults")):
+        text = (DOCS / "explanation" / f"{page}.md").read_text()
+        assert f":start-after: <!-- {name} -->\n:end-before: <!-- end of {name} -->" in text
+        table = README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+        assert table.count("\n| ") > 4
+
+
+def test_it_stays_short() -> None:
+    """One screen or two, then the table of what was tried."""
+    assert len(README.split("## What was tried")[0].splitlines()) < 120

@@ -20,9 +20,13 @@ class Metric(NamedTuple):
     """One figure of a client; of several clients, their sum."""
 
     name: str
+    """Under which it is published."""
     description: str
+    """What it counts."""
     unit: str
+    """Of what, as UCUM writes annotations."""
     value: Callable[[Stats], int]
+    """Its number, from a snapshot of one client."""
 
 
 def _refused(stats: Stats) -> int:
