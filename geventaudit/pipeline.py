@@ -339,7 +339,9 @@ class Pipeline:
         # More than once: whoever was waiting for room when closing began may still get it.
         if self._sender is not None:
             self._sender.empty_inbox()
-        while self._counters.settled < self._counters.taken and not self._is_beyond_help():
+        while self._state is State.CLOSING and self._counters.settled < self._counters.taken:
+            if self._is_beyond_help():
+                break
             left = None if deadline is None else deadline - time.monotonic()
             if (left is not None and left <= 0) or self._sender is None:
                 break
@@ -347,8 +349,8 @@ class Pipeline:
             self._sender.flush(left)
 
     def _finish(self, seconds: float) -> None:
-        if self._state is State.CLOSED:  # this is a forked child's copy of a call that closes the parent's client
-            return
+        if self._state is State.CLOSED:
+            return  # it was ended at interpreter exit; or this is a forked child's copy of the parent's call
         sender = cast(Sender, self._sender)
         self._inbox.close("the client is closed")
         sender.stop("the client was closed")
@@ -563,5 +565,7 @@ def _drain_all() -> None:
         if client._home.hub is hub:
             try:
                 client.close(timeout=max(deadline - time.monotonic(), 0.0))
+                if client._state is State.CLOSING:  # by a greenlet that will never run again
+                    client._finish(0.0)
             except Exception:  # the others are to have their chance
                 logger().exception("%r could not be closed", client)

@@ -217,6 +217,24 @@ def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str
         server.communicate(timeout=60)
 
 
+@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+def test_what_a_quick_shutdown_interrupts_is_in_the_spool(socket_path: str, folder: Path) -> None:
+    """Ctrl+C reaches the master and the workers; each worker is told twice, and ends in the middle of draining."""
+    app = spooling(folder, socket_path, "overflow")
+    with gunicorn(folder, socket_path, app, "-w", "2", "--graceful-timeout", "8") as (server, port):
+        answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
+        for pid in [server.pid, *workers_of(server.pid)]:
+            os.kill(pid, signal.SIGINT)
+        log = server.communicate(timeout=60)[1].decode()
+    assert len(answered) == 50
+    assert "SIGKILL" not in log
+    arrived: Counter[str] = Counter()
+    with Agent(socket_path, names_into(arrived)), gunicorn(folder, socket_path, app, "-w", "1") as (server, port):
+        eventually(lambda: answered <= set(arrived), f"what was left arrives: {log}")
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
 def test_without_a_spool_what_is_lost_is_in_the_log(socket_path: str, folder: Path) -> None:
     options = ("-w", "1", "--graceful-timeout", "2")
     with gunicorn(folder, socket_path, "from gunicorn_app import application\n", *options) as (server, port):
