@@ -7,6 +7,7 @@ import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -166,11 +167,12 @@ def test_the_defaults_over_a_real_socket(trail: Trail) -> None:
         ("GET", OperationType.READ),
         ("HEAD", OperationType.READ),
         ("PROPFIND", OperationType.READ),
+        ("delete", OperationType.DELETE),
     ],
 )
 def test_the_type_is_the_methods(trail: Trail, method: str, kind: OperationType) -> None:
     call(AuditMiddleware(answer(), trail.client), method=method)
-    assert (trail.record().operation_type, trail.record().operation_name) == (kind, f"{method} /things/7")
+    assert (trail.record().operation_type, trail.record().operation_name) == (kind, f"{method.upper()} /things/7")
 
 
 @pytest.mark.parametrize(
@@ -309,6 +311,26 @@ def test_the_callers_address(trail: Trail, peer: str | None, headers: dict[str, 
     audited = AuditMiddleware(answer(), trail.client, trusted_proxies=TRUSTED)
     call(audited, REMOTE_ADDR=peer, **{f"HTTP_{name}": value for name, value in headers.items()})
     assert trail.record().caller_ip_address == caller
+
+
+def test_a_peer_on_a_unix_socket_of_gevents_server(trail: Trail, folder: Path) -> None:
+    """It gives such a peer no address at all, not even an empty one."""
+    path = str(folder / "web.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    audited = AuditMiddleware(answer(), trail.client, trusted_proxies=["127.0.0.1"])
+    server = WSGIServer(listener, audited, log=None, error_log=None)
+    server.start()
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(get("/", b"X-Forwarded-For: 203.0.113.9"))
+            while sock.recv(4096):
+                pass
+    finally:
+        server.stop(timeout=1)
+    assert trail.record().caller_ip_address == "203.0.113.9"
 
 
 def test_headers_that_contradict_each_other_are_not_believed(trail: Trail) -> None:
@@ -468,6 +490,55 @@ def test_an_application_that_gives_no_status(trail: Trail) -> None:
     with pytest.raises(IndexError):
         call(AuditMiddleware(app, trail.client))
     assert trail.record().operation_result_description == "the application gave no status"
+
+
+@pytest.mark.parametrize("end", [StopIteration, None, KeyError])
+def test_a_connection_that_the_application_takes_over(trail: Trail, end: type[Exception] | None) -> None:
+    """A WebSocket: no status is given, and gunicorn is told by a StopIteration that nothing is left for it to do."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if end is not None:
+            raise end
+        return []
+
+    codes: list[int] = []
+
+    def describe(environ: Any, status: int, record: Record) -> Record:
+        codes.append(status)
+        return record
+
+    audited = AuditMiddleware(app, trail.client, describe=describe)
+    with pytest.raises(end or IndexError):
+        call(audited, HTTP_CONNECTION="Upgrade", HTTP_UPGRADE="websocket")
+    record = trail.record()
+    told = (codes, record.operation_result, record.operation_result_description)
+    if end is KeyError:
+        assert told == ([500], OperationResult.FAILURE, "KeyError: ")
+    else:
+        assert told == ([101], OperationResult.UNKNOWN, "the application took the connection over (websocket)")
+
+
+def test_an_application_that_names_its_arguments(trail: Trail) -> None:
+    """Not as WSGI says; servers take it all the same, and so must what stands before them."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("201 Created", headers=[], exc_info=None)
+        return [b"done\n"]
+
+    seen: dict[str, Any] = {}
+    body = AuditMiddleware(app, trail.client)({"REQUEST_METHOD": "GET"}, lambda status, **named: seen.update(named))  # type: ignore[arg-type,misc]
+    body.close()  # type: ignore[attr-defined]
+    assert seen == {"headers": [], "exc_info": None}
+    assert trail.record().operation_result is OperationResult.SUCCESS
+
+
+def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
+    """As many a middleware that rewrites bodies does."""
+    audited = AuditMiddleware(answer(), trail.client)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/things/7"}
+    assert b"".join(audited(environ, lambda *args: None)) == b"done\n"  # type: ignore[arg-type,misc]
+    eventually(lambda: audited.counts.recorded)
+    assert trail.record().operation_result_description == ""
 
 
 def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
