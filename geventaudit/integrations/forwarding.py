@@ -18,6 +18,7 @@ Network = IPv4Network | IPv6Network
 
 _HEADERS = (("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"), ("Forwarded", "HTTP_FORWARDED"))
 _HOPS = 32  # proxies in a row that are followed
+_PAIRS = 16  # in one element of Forwarded; the standard has four
 _MAX_ADDRESS = 64  # characters of an IPv6 address and the name of an interface
 
 
@@ -103,6 +104,8 @@ def _for_of(element: str) -> str | None:
     Proxies quote there what clients sent (``host="..."``). A quoted comma or semicolon has split that text, a quoted
     quote may end it: then what stands in it looks like the proxy's own word. So one bad pair spoils the element.
     """
+    if element.count(";") >= _PAIRS:
+        return ""
     found = None
     for pair in filter(str.strip, element.split(";")):
         name, equals, value = (part.strip() for part in pair.partition("="))

@@ -281,7 +281,7 @@ class _Request:
         """The application raised. Only the text is kept: the error itself would keep all its frames."""
         if self.was_handed_over and isinstance(error, StopIteration):
             return  # so gunicorn is told that the connection is no longer its own
-        self.error = f"{type(error).__name__}: {_text(error)}"
+        self.error = ": ".join(filter(None, (type(error).__name__, _text(error))))
 
     @property
     def was_handed_over(self) -> bool:
