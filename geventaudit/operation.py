@@ -97,7 +97,7 @@ class Operation:
         """
         if isinstance(function, staticmethod | classmethod):
             raise TypeError(f"the decorator of an operation stands below @{type(function).__name__}, not above it")
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in _called(function)):
             raise TypeError(f"{show(function)} is asynchronous: asyncio is out of scope")
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"an operation decorates functions, got {show(function)}")
@@ -113,12 +113,12 @@ class Operation:
                 arguments.setdefault("operation", operation)
             return operation
 
-        if inspect.isgeneratorfunction(function):
+        if any(map(inspect.isgeneratorfunction, _called(function))):
 
             @functools.wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with one_call(kwargs):
-                    return (yield from function(*args, **kwargs))
+                    return (yield from cast(Any, function(*args, **kwargs)))
 
         else:
 
@@ -131,6 +131,11 @@ class Operation:
 
     def __repr__(self) -> str:
         return f"<Operation {show(self.record.operation_name)}>"
+
+
+def _called(function: Any) -> tuple[Any, Any]:
+    """What may tell of which kind *function* is: itself, or the method of an object that can be called."""
+    return function, type(function).__call__
 
 
 def _own(record: Record) -> Record:

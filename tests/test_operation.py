@@ -322,7 +322,10 @@ def test_what_cannot_be_decorated(client: Client) -> None:
     async def generator() -> Any:
         yield 1
 
-    for function in (coroutine, generator):
+    class Job:
+        async def __call__(self) -> None: ...
+
+    for function in (coroutine, generator, Job()):
         with pytest.raises(TypeError, match="asyncio is out of scope"):
             decorate(function)
     for method in (staticmethod(len), classmethod(len)):
@@ -390,6 +393,18 @@ def test_functions_that_do_not_tell_their_parameters(client: Client, got: list[A
     smallest: Any = client.operation(record())(min)
     assert smallest(2, 1) == 1
     assert len(ends(client, got)) == 1
+
+
+def test_objects_whose_calls_are_generators(client: Client, got: list[Any]) -> None:
+    class Export:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+            raise DeniedError("late")
+
+    decorated: Any = client.operation(record())(Export())
+    with pytest.raises(DeniedError):
+        list(decorated())
+    assert ends(client, got) == [("CreateUser", "Failure", "DeniedError: late")]
 
 
 def test_partial_functions_and_generators_of_them(client: Client, got: list[Any]) -> None:
