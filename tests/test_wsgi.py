@@ -680,6 +680,12 @@ def test_parameters_that_cannot_be(options: dict[str, Any], problem: str) -> Non
         AuditMiddleware(answer(), client, **options)
 
 
+@pytest.mark.parametrize("client", [None, NoOp, answer()])
+def test_a_client_that_is_none(client: Any) -> None:
+    with pytest.raises(TypeError, match="client must be a Client or a BaseClient, got"):
+        AuditMiddleware(answer(), client)
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 

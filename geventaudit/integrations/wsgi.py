@@ -143,6 +143,8 @@ class AuditMiddleware:
         access_level: str = "",
         strict: bool = False,
     ) -> None:
+        if not isinstance(client, Client | BaseClient):  # in a request, it would be the request that fails
+            raise TypeError(f"client must be a Client or a BaseClient, got {client!r}")
         if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
             raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
         for name, value in (("exclude", exclude), ("trusted_proxies", trusted_proxies)):
