@@ -60,7 +60,7 @@ def fill_unknown(record: Record) -> Record:
     changes: dict[str, Any] = {}
     filled: list[str] = []
     for name, path in _TEXTS:
-        if not getattr(record, name):
+        if getattr(record, name) in (None, ""):  # 0 is not missing, it is wrong
             changes[name] = UNKNOWN
             filled.append(path)
     if address := _address_instead_of(record.caller_ip_address):
@@ -154,7 +154,7 @@ def _without_gaps(items: Any, kind: type[Any], path: str, names: tuple[str, ...]
 
 def _address_instead_of(value: Any) -> str | None:
     """What stands for the caller's address; None where it may stay, or is none at all."""
-    if not value:
+    if value is None or value == "":
         return UNKNOWN_ADDRESS
     if not isinstance(value, str | IPv4Address | IPv6Address):
         return None

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from .errors import show
-from .records import AuditType, Msg, OperationResult, Record
+from .records import AuditType, CallerIdentity, Msg, OperationResult, Record, TargetResource
+from .values import MAX_DEPTH
 
 __all__ = ["Operation"]
 
@@ -96,11 +97,14 @@ class Operation:
         """
         if isinstance(function, staticmethod | classmethod):
             raise TypeError(f"the decorator of an operation stands below @{type(function).__name__}, not above it")
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in _called(function)):
             raise TypeError(f"{show(function)} is asynchronous: asyncio is out of scope")
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"an operation decorates functions, got {show(function)}")
-        parameter = inspect.signature(function).parameters.get("operation")
+        try:
+            parameter = inspect.signature(function).parameters.get("operation")
+        except ValueError:  # some functions written in C do not tell
+            parameter = None
         takes_it = parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
 
         def one_call(arguments: dict[str, Any]) -> Operation:
@@ -109,12 +113,12 @@ class Operation:
                 arguments.setdefault("operation", operation)
             return operation
 
-        if inspect.isgeneratorfunction(function):
+        if any(map(inspect.isgeneratorfunction, _called(function))):
 
             @functools.wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with one_call(kwargs):
-                    return (yield from function(*args, **kwargs))
+                    return (yield from cast(Any, function(*args, **kwargs)))
 
         else:
 
@@ -129,21 +133,39 @@ class Operation:
         return f"<Operation {show(self.record.operation_name)}>"
 
 
+def _called(function: Any) -> tuple[Any, Any]:
+    """What may tell of which kind *function* is: itself, or the method of an object that can be called."""
+    return function, type(function).__call__
+
+
 def _own(record: Record) -> Record:
     """A copy that may be changed in place without changing what it was made from."""
     return record.replace(
-        operation_categories=_own_part(record.operation_categories),
-        caller_access_levels=_own_part(record.caller_access_levels),
+        operation_categories=_own_part(record.operation_categories, {}),
+        caller_access_levels=_own_part(record.caller_access_levels, {}),
         **{
-            name: {key: _own_part(value) for key, value in part.items()} if isinstance(part, Mapping) else part
+            name: _own_part(dict(part) if isinstance(part, Mapping) else part, {})
             for name in ("caller_identities", "target_resources", "custom_data")
             for part in [getattr(record, name)]
         },
     )
 
 
-def _own_part(value: Any) -> Any:
-    return copy(value) if isinstance(value, dict | list | set) else value
+def _own_part(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:  # the rules refuse it at the end
+        return value
+    if id(value) in seen:  # it contains itself, or something twice
+        return seen[id(value)]
+    own: Any
+    if isinstance(value, dict):
+        own = seen[id(value)] = copy(value)
+        own.update({key: _own_part(each, seen, depth + 1) for key, each in value.items()})
+        return own
+    if isinstance(value, list):
+        own = seen[id(value)] = copy(value)
+        own[:] = [_own_part(each, seen, depth + 1) for each in value]
+        return own
+    return copy(value) if isinstance(value, set | CallerIdentity | TargetResource) else value
 
 
 def _text_of(error: BaseException) -> str:

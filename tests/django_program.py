@@ -8,9 +8,9 @@ from typing import Any
 
 import django
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import Client as Browser
-from django.urls import path
+from django.urls import include, path, re_path
 
 from geventaudit import Client, Msg, NoOp
 from geventaudit.integrations.wsgi import AuditMiddleware
@@ -47,7 +47,22 @@ def has_another_user(request: HttpRequest) -> HttpResponse:
     return HttpResponse("what is_authenticated?\n")
 
 
-urlpatterns = [path("asks/<int:number>", asks), path("silent", does_not_ask), path("another", has_another_user)]
+def counts_visits(request: HttpRequest) -> HttpResponse:
+    request.session["visits"] = 1
+    return HttpResponse("a session, and nobody asked whose\n")
+
+
+def streams(request: HttpRequest, **arguments: Any) -> StreamingHttpResponse:
+    return StreamingHttpResponse(f"{name}\n" for name in arguments)
+
+
+urlpatterns = [
+    path("asks/<int:number>", asks),
+    path("silent", does_not_ask),
+    path("another", has_another_user),
+    path("visits", counts_visits),
+    path("orgs/<int:org>/", include([re_path(r"^things/(?P<name>\w+)$", streams, {"secret": "of urls.py"})])),
+]
 
 
 def main() -> None:
@@ -64,8 +79,15 @@ def main() -> None:
 
     with Client(NoOp, before_send=keep) as client:
         application = AuditMiddleware(WSGIHandler(), client)
-        for target, cookies in (("/asks/7", cookie), ("/silent", cookie), ("/asks/8", ""), ("/another", cookie)):
-            environ = browser._base_environ(PATH_INFO=target, HTTP_COOKIE=cookies)
+        for target, cookies, more in (
+            ("/asks/7", cookie, {}),
+            ("/silent", cookie, {}),
+            ("/asks/8", "", {}),
+            ("/another", cookie, {}),
+            ("/visits", cookie, {}),
+            ("/orgs/5/things/x", "", {"SCRIPT_NAME": "/mounted", "REQUEST_METHOD": "delete"}),
+        ):
+            environ = browser._base_environ(PATH_INFO=target, HTTP_COOKIE=cookies, **more)
             headers: list[Any] = []
             response = application(environ, lambda status, given, exc_info=None, into=headers: into.extend(given))
             body = b"".join(response).decode()

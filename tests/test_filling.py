@@ -108,6 +108,9 @@ def test_filling_twice_keeps_the_first_list() -> None:
         {"target_resources": {"": [TargetResource("x")]}},
         {"operation_categories": 7},
         {"operation_name": 7},
+        {"operation_name": 0},
+        {"caller_agent": []},
+        {"caller_ip_address": 0},
         {"custom_data": 7},
     ],
 )

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from gevent import subprocess
 
-from geventaudit import CallerIdentityType, Client, Msg, NoOp, NotificationKind, Record
+from geventaudit import CallerIdentityType, Client, Msg, NoOp, NotificationKind, OperationType, Record
 
 flask = pytest.importorskip("flask", reason="needs flask, which the extra [test] brings")
 pytest.importorskip("django", reason="needs django, which the extra [test] brings")
+
+from werkzeug.local import LocalProxy  # noqa: E402
+from werkzeug.middleware.dispatcher import DispatcherMiddleware  # noqa: E402
+from werkzeug.test import Client as Browser  # noqa: E402
 
 from geventaudit.integrations.flask import Audit  # noqa: E402  (it needs flask)
 
@@ -109,6 +114,62 @@ def test_a_user_function_that_raises_costs_its_own_part_only(client: Client, kep
     assert (told.kind, type(told.error)) == (NotificationKind.NOT_RECORDED, ZeroDivisionError)
 
 
+def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Kept) -> None:
+    """Arguments that a preprocessor takes out, users that are proxies, a context that ends twice or with an error."""
+    app = flask.Flask(__name__)
+    Audit(client, app, user=lambda: flask.g.get("user") and LocalProxy(lambda: flask.g.user))
+
+    @app.url_value_preprocessor
+    def take_out(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        flask.g.user = "ann"
+        (values or {}).pop("language", None)
+
+    @app.delete("/<language>/things/<int:number>")
+    def delete(number: int) -> Any:
+        @flask.copy_current_request_context
+        def on_the_side() -> None:
+            assert "user" not in flask.g
+
+        def body() -> Iterator[str]:
+            gevent.spawn(on_the_side).join()
+            yield "done"
+
+        return flask.Response(body())
+
+    @app.teardown_request
+    def fail(error: BaseException | None) -> None:
+        if "fail" in flask.request.args:
+            raise RuntimeError("teardown")
+
+    mounted = Browser(DispatcherMiddleware(app, {"/v1": app}))
+    assert mounted.open("/v1/en/things/7", method="delete", buffered=True).data == b"done"
+    with pytest.raises(RuntimeError, match="teardown"):
+        mounted.delete("/en/things/7?fail=1", buffered=True)
+    assert [each.operation_name for each in kept] == [
+        "DELETE /v1/<language>/things/<int:number>",
+        "DELETE /<language>/things/<int:number>",
+    ]
+    assert [each.custom_data["arguments"] for each in kept] == [{"language": "en", "number": "7"}] * 2
+    assert kept[0].caller_identities[CallerIdentityType.USERNAME][0].identity == "ann"
+    assert kept[1].operation_result_description == "RuntimeError: teardown"
+
+
+def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) -> None:
+    """As Flask's documentation does it; what was done is on record, not what it was called on the way."""
+    app = flask.Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "deleted", methods=["DELETE"])
+    inner = app.wsgi_app
+
+    def override(environ: Any, start_response: Any) -> Any:
+        environ["REQUEST_METHOD"] = environ["HTTP_X_HTTP_METHOD_OVERRIDE"]
+        return inner(environ, start_response)
+
+    app.wsgi_app = override  # type: ignore[method-assign]
+    Audit(client, app)
+    app.test_client().post("/", headers={"X-HTTP-Method-Override": "DELETE"}, buffered=True)
+    assert (kept[0].operation_name, kept[0].operation_type) == ("DELETE /", OperationType.DELETE)
+
+
 def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:
     app = flask.Flask(__name__)
     Audit(client, app)
@@ -128,7 +189,7 @@ def test_django_users_and_sessions() -> None:
     with process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
-    asked, silent, anonymous, another, counts = map(json.loads, out.splitlines())
+    asked, silent, anonymous, another, visits, mounted, counts = map(json.loads, out.splitlines())
     assert asked == {
         "name": "GET /asks/<int:number>",
         "arguments": {"number": "7"},
@@ -145,5 +206,13 @@ def test_django_users_and_sessions() -> None:
     }
     assert (anonymous["users"], anonymous["body"]) == ([], "AnonymousUser\n")
     assert (another["name"], another["users"]) == ("GET /another", [])
-    assert counts == {"recorded": 4, "incomplete": 1}
+    assert (visits["name"], visits["users"]) == ("GET /visits", []), "its session was touched, its user not asked for"
+    assert mounted == {
+        "name": r"DELETE /mounted/orgs/<int:org>/things/(?P<name>\w+)$",
+        "arguments": {"org": "5", "name": "x"},
+        "users": [],
+        "vary": None,
+        "body": "org\nname\nsecret\n",
+    }
+    assert counts == {"recorded": 6, "incomplete": 1}
     assert err.decode().count("requests go unrecorded") == 1

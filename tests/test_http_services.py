@@ -217,7 +217,8 @@ def test_the_agent_is_away_and_clients_are_hostile(socket_path: str, folder: Pat
     assert not {each.caller_ip_address for each in got} & {"6.6.6.6", "127.0.0.1"}
 
 
-def test_a_client_certificate(socket_path: str, folder: Path) -> None:
+@pytest.mark.parametrize("worker", ["gevent", "gevent_pywsgi"])
+def test_a_client_certificate(socket_path: str, folder: Path, worker: str) -> None:
     trustme = pytest.importorskip("trustme", reason="needs trustme, which the extra [test] brings")
     import ssl
 
@@ -241,7 +242,7 @@ def test_a_client_certificate(socket_path: str, folder: Path) -> None:
 
     with (
         Agent(socket_path, into(got)),
-        gunicorn(folder, socket_path, "flask_app", "app", "-w", "1", *tls) as (server, port),
+        gunicorn(folder, socket_path, "flask_app", "app", "-w", "1", "-k", worker, *tls) as (server, port),
     ):
         assert b"200 OK" in ask()
         end(server, folder)

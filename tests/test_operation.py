@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,37 @@ def test_a_template_is_never_changed(client: Client, got: list[Any]) -> None:
     assert got[0].record.caller_access_levels == ["Reader", "Writer"]
 
 
+def test_what_is_inside_a_template_is_never_changed(client: Client, got: list[Any]) -> None:
+    template = record(custom_data={"steps": {"done": [1]}, "counts": defaultdict(int)})
+
+    @client.operation(template)
+    def work(*, operation: Any) -> None:
+        operation.record.target_resources["SubscriptionId"][0].name += "!"
+        operation.record.caller_identities[CallerIdentityType.UPN][0].identity = "other"
+        operation.record.custom_data["steps"]["done"].append(2)
+        operation.record.custom_data["counts"]["x"] += 1
+
+    work()
+    work()
+    assert template == record(custom_data={"steps": {"done": [1]}, "counts": {}})
+    ends(client, got)
+    for each in got:
+        assert each.record.target_resources["SubscriptionId"][0].name == "res1!"
+        assert each.record.custom_data == {"steps": {"done": [1, 2]}, "counts": {"x": 1}}
+
+
+def test_a_template_that_contains_itself_is_for_the_rules_to_refuse(client: Client) -> None:
+    circle: list[Any] = []
+    circle += [circle, circle]
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (circle, deep):
+        with client.operation(record(custom_data={"value": value})) as operation:
+            pass
+        assert isinstance(operation.error, ValidationError)
+
+
 def test_what_it_may_begin_from(client: Client, got: list[Any]) -> None:
     fields: dict[str, Any] = {
         "operation_name": "FromFields",
@@ -290,7 +322,10 @@ def test_what_cannot_be_decorated(client: Client) -> None:
     async def generator() -> Any:
         yield 1
 
-    for function in (coroutine, generator):
+    class Job:
+        async def __call__(self) -> None: ...
+
+    for function in (coroutine, generator, Job()):
         with pytest.raises(TypeError, match="asyncio is out of scope"):
             decorate(function)
     for method in (staticmethod(len), classmethod(len)):
@@ -352,6 +387,24 @@ def test_generators_side_by_side_do_not_mix(client: Client, got: list[Any]) -> N
     assert {each.record.operation_name: each.record.custom_data for each in got} == {
         name: {"ticket": 4711, name: 2} for name in "ABC"
     }
+
+
+def test_functions_that_do_not_tell_their_parameters(client: Client, got: list[Any]) -> None:
+    smallest: Any = client.operation(record())(min)
+    assert smallest(2, 1) == 1
+    assert len(ends(client, got)) == 1
+
+
+def test_objects_whose_calls_are_generators(client: Client, got: list[Any]) -> None:
+    class Export:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+            raise DeniedError("late")
+
+    decorated: Any = client.operation(record())(Export())
+    with pytest.raises(DeniedError):
+        list(decorated())
+    assert ends(client, got) == [("CreateUser", "Failure", "DeniedError: late")]
 
 
 def test_partial_functions_and_generators_of_them(client: Client, got: list[Any]) -> None:

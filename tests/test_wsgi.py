@@ -7,6 +7,7 @@ import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -166,11 +167,12 @@ def test_the_defaults_over_a_real_socket(trail: Trail) -> None:
         ("GET", OperationType.READ),
         ("HEAD", OperationType.READ),
         ("PROPFIND", OperationType.READ),
+        ("delete", OperationType.DELETE),
     ],
 )
 def test_the_type_is_the_methods(trail: Trail, method: str, kind: OperationType) -> None:
     call(AuditMiddleware(answer(), trail.client), method=method)
-    assert (trail.record().operation_type, trail.record().operation_name) == (kind, f"{method} /things/7")
+    assert (trail.record().operation_type, trail.record().operation_name) == (kind, f"{method.upper()} /things/7")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_the_targets_of_a_path(trail: Trail, path: str, targets: dict[str, str |
 
 # -- who called --------------------------------------------------------------------------------------------------------
 
-TRUSTED = ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48"]
+TRUSTED = ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48", "::ffff:192.0.2.8"]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,8 @@ TRUSTED = ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48"]
         ("10.0.0.1", {"X_FORWARDED_FOR": "203.0.113.9, 224.0.0.1"}, "10.0.0.1"),
         ("10.0.0.1", {"X_FORWARDED_FOR": "127.0.0.2, 10.0.0.9"}, "10.0.0.9"),
         ("10.0.0.1", {"X_FORWARDED_FOR": "::ffff:203.0.113.9"}, "203.0.113.9"),
+        ("10.0.0.1", {"X_FORWARDED_FOR": "203.0.113.9, fe80::1%\x1b[31m"}, "10.0.0.1"),
+        ("::ffff:192.0.2.8", {"X_FORWARDED_FOR": "203.0.113.9"}, "203.0.113.9"),
         ("10.0.0.1", {"X_FORWARDED_FOR": "203.0.113.9, ::ffff:224.0.0.1"}, "10.0.0.1"),
         ("10.0.0.1", {"X_FORWARDED_FOR": ",".join(["6.6.6.6"] + ["10.0.0.2"] * 40)}, "10.0.0.2"),
         ("10.0.0.1", {"X_FORWARDED_FOR": "1" * 65536}, "10.0.0.1"),
@@ -289,6 +293,13 @@ TRUSTED = ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48"]
         ("10.0.0.1", {"FORWARDED": 'by=x;for="[2001:db8::9]:4711"'}, "2001:db8::9"),
         ("10.0.0.1", {"FORWARDED": 'for="6.6.6.6, for=203.0.113.9'}, "203.0.113.9"),
         ("10.0.0.1", {"FORWARDED": 'for=203.0.113.9;host="a,for=6.6.6.6"'}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": 'host="a;for=6.6.6.6";for=203.0.113.9'}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": r'for=203.0.113.9;host="a\",for=6.6.6.6;x=\""'}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": r'host="a\";for=6.6.6.6;x=\"";for=203.0.113.9'}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": 'proto=https;host="a.example:80";for=203.0.113.9;'}, "203.0.113.9"),
+        ("10.0.0.1", {"FORWARDED": "for=203.0.113.9, for"}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": "x=;" * 9000 + "for=6.6.6.6"}, "10.0.0.1"),
+        ("10.0.0.1", {"FORWARDED": "for=203.0.113.9, for=_hidden"}, "10.0.0.1"),
         ("10.0.0.1", {"FORWARDED": "for=unknown"}, "10.0.0.1"),
         ("10.0.0.1", {"FORWARDED": "proto=https", "X_FORWARDED_FOR": "203.0.113.9"}, "203.0.113.9"),
         ("10.0.0.1", {"FORWARDED": "for=203.0.113.9", "X_FORWARDED_FOR": "203.0.113.9"}, "203.0.113.9"),
@@ -301,6 +312,26 @@ def test_the_callers_address(trail: Trail, peer: str | None, headers: dict[str, 
     audited = AuditMiddleware(answer(), trail.client, trusted_proxies=TRUSTED)
     call(audited, REMOTE_ADDR=peer, **{f"HTTP_{name}": value for name, value in headers.items()})
     assert trail.record().caller_ip_address == caller
+
+
+def test_a_peer_on_a_unix_socket_of_gevents_server(trail: Trail, folder: Path) -> None:
+    """It gives such a peer no address at all, not even an empty one."""
+    path = str(folder / "web.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    audited = AuditMiddleware(answer(), trail.client, trusted_proxies=["127.0.0.1"])
+    server = WSGIServer(listener, audited, log=None, error_log=None)
+    server.start()
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(get("/", b"X-Forwarded-For: 203.0.113.9"))
+            while sock.recv(4096):
+                pass
+    finally:
+        server.stop(timeout=1)
+    assert trail.record().caller_ip_address == "203.0.113.9"
 
 
 def test_headers_that_contradict_each_other_are_not_believed(trail: Trail) -> None:
@@ -462,6 +493,55 @@ def test_an_application_that_gives_no_status(trail: Trail) -> None:
     assert trail.record().operation_result_description == "the application gave no status"
 
 
+@pytest.mark.parametrize("end", [StopIteration, None, KeyError])
+def test_a_connection_that_the_application_takes_over(trail: Trail, end: type[Exception] | None) -> None:
+    """A WebSocket: no status is given, and gunicorn is told by a StopIteration that nothing is left for it to do."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if end is not None:
+            raise end
+        return []
+
+    codes: list[int] = []
+
+    def describe(environ: Any, status: int, record: Record) -> Record:
+        codes.append(status)
+        return record
+
+    audited = AuditMiddleware(app, trail.client, describe=describe)
+    with pytest.raises(end or IndexError):
+        call(audited, HTTP_CONNECTION="Upgrade", HTTP_UPGRADE="websocket")
+    record = trail.record()
+    told = (codes, record.operation_result, record.operation_result_description)
+    if end is KeyError:
+        assert told == ([500], OperationResult.FAILURE, "KeyError")
+    else:
+        assert told == ([101], OperationResult.UNKNOWN, "the application took the connection over (websocket)")
+
+
+def test_an_application_that_names_its_arguments(trail: Trail) -> None:
+    """Not as WSGI says; servers take it all the same, and so must what stands before them."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("201 Created", headers=[], exc_info=None)
+        return [b"done\n"]
+
+    seen: dict[str, Any] = {}
+    body = AuditMiddleware(app, trail.client)({"REQUEST_METHOD": "GET"}, lambda status, **named: seen.update(named))  # type: ignore[arg-type,misc]
+    body.close()  # type: ignore[attr-defined]
+    assert seen == {"headers": [], "exc_info": None}
+    assert trail.record().operation_result is OperationResult.SUCCESS
+
+
+def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
+    """As many a middleware that rewrites bodies does."""
+    audited = AuditMiddleware(answer(), trail.client)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/things/7"}
+    assert b"".join(audited(environ, lambda *args: None)) == b"done\n"  # type: ignore[arg-type,misc]
+    eventually(lambda: audited.counts.recorded)
+    assert trail.record().operation_result_description == ""
+
+
 def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
     def written(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])(b"written")
@@ -598,6 +678,12 @@ def test_one_request_is_one_record(trail: Trail) -> None:
 def test_parameters_that_cannot_be(options: dict[str, Any], problem: str) -> None:
     with Client(NoOp) as client, pytest.raises((ValueError, TypeError), match=problem):
         AuditMiddleware(answer(), client, **options)
+
+
+@pytest.mark.parametrize("client", [None, NoOp, answer()])
+def test_a_client_that_is_none(client: Any) -> None:
+    with pytest.raises(TypeError, match="client must be a Client or a BaseClient, got"):
+        AuditMiddleware(answer(), client)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -761,5 +847,7 @@ anything = st.text(st.characters(), max_size=40) | st.sampled_from(["", "10.0.0.
 def test_any_environment_makes_an_acceptable_record(environ: dict[str, Any], status: str) -> None:
     with Client(NoOp) as client:
         audited = AuditMiddleware(answer(status), client, trusted_proxies=["10.0.0.0/8"])
-        assert b"".join(audited(environ, lambda *args: lambda written: None)) == b"done\n"  # type: ignore[arg-type]
-        assert audited.counts.lost == 0
+        body = audited(environ, lambda *args: lambda written: None)  # type: ignore[arg-type]
+        assert b"".join(body) == b"done\n"
+        body.close()  # type: ignore[attr-defined]
+        assert audited.counts == RequestCounts(recorded=1)

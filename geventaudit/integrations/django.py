@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cache
 
 from django.http import HttpRequest, HttpResponseBase
-from django.utils.functional import LazyObject
+from django.utils.functional import LazyObject, empty
 
 from .wsgi import FACTS_KEY, RequestFacts, facts_of
 
@@ -56,12 +56,16 @@ def _warn() -> None:
 
 
 def _tell(request: HttpRequest, facts: RequestFacts) -> None:
+    facts.method = request.method or ""
     if (match := request.resolver_match) is not None:
-        facts.route = "/" + match.route.removeprefix("^")
-        facts.arguments = {**{str(index): value for index, value in enumerate(match.args)}, **match.kwargs}
+        script = request.META.get("SCRIPT_NAME", "").rstrip("/")
+        facts.route = f"{script}/{match.route.removeprefix('^')}"
+        facts.arguments = {str(index): value for index, value in enumerate(match.args)}
+        # What urls.py gives to a view besides did not come with the request, and may be anything.
+        besides = match.extra_kwargs or {}
+        facts.arguments |= {name: value for name, value in match.kwargs.items() if name not in besides}
     user = getattr(request, "user", None)
-    session = getattr(request, "session", None)
-    if user is None or (isinstance(user, LazyObject) and session is not None and not session.accessed):
+    if user is None or (isinstance(user, LazyObject) and user._wrapped is empty):
         return
     if user.is_authenticated:
         facts.user = user.get_username()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, request, request_started
 
 from geventaudit import BaseClient, Client
 
@@ -58,19 +58,29 @@ class Audit:
         if "geventaudit" in app.extensions:
             raise RuntimeError(f"{app!r} is audited already: one request is one record")
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
-        app.teardown_request(self._tell)
+        request_started.connect(self._tell_route, app)
+        app.teardown_request(self._tell_user)
         app.extensions["geventaudit"] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
 
-    def _tell(self, error: BaseException | None) -> None:
+    def _tell_route(self, app: Flask, **_: Any) -> None:
+        # At once: what preprocessors take out of the arguments came from the path too, and a teardown that raises keeps
+        # those that are called after it from being called.
         facts = facts_of(request.environ)
-        if facts is None:
+        if facts is not None:
+            facts.method = request.method
+            if request.url_rule is not None:
+                facts.route = request.root_path + request.url_rule.rule
+                facts.arguments = dict(request.view_args or {})
+
+    def _tell_user(self, error: BaseException | None) -> None:
+        facts = facts_of(request.environ)
+        if facts is None or self._user is None:
             return
-        if request.url_rule is not None:
-            facts.route = request.url_rule.rule
-            facts.arguments = request.view_args or {}
-        if self._user is not None:
-            try:
-                facts.user = self._user() or ""
-            except Exception as failure:  # Flask would answer 500 for it
-                facts.error = failure
+        try:
+            user = self._user()
+            # As text now: proxies and models have none when the request is over. A copied context, whose end comes here
+            # too, may know of nobody.
+            facts.user = facts.user if user is None else str(user)
+        except Exception as failure:  # Flask would answer 500 for it
+            facts.error = failure

@@ -18,6 +18,7 @@ Network = IPv4Network | IPv6Network
 
 _HEADERS = (("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"), ("Forwarded", "HTTP_FORWARDED"))
 _HOPS = 32  # proxies in a row that are followed
+_PAIRS = 16  # in one element of Forwarded; the standard has four
 _MAX_ADDRESS = 64  # characters of an IPv6 address and the name of an interface
 
 
@@ -85,9 +86,11 @@ def _network(value: object) -> Network:
     if not isinstance(value, str | Address | Network):
         raise TypeError(problem)
     try:
-        return ip_network(value)
+        network = ip_network(value)
     except ValueError as error:
         raise ValueError(f"{problem}: {error}") from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)  # as logs have them; peers are compared as IPv4
+    return IPv4Network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
 
 
 def _hops(header: str) -> list[str]:
@@ -96,19 +99,30 @@ def _hops(header: str) -> list[str]:
 
 
 def _for_of(element: str) -> str | None:
-    """The ``for`` of one element of a ``Forwarded`` header; None where it has none, empty where it is broken."""
-    if element.count('"') % 2:
+    """The ``for`` of one element of a ``Forwarded`` header; None where it has none, empty where it is broken.
+
+    Proxies quote there what clients sent (``host="..."``). A quoted comma or semicolon has split that text, a quoted
+    quote may end it: then what stands in it looks like the proxy's own word. So one bad pair spoils the element.
+    """
+    if element.count(";") >= _PAIRS:
         return ""
-    for pair in element.split(";"):
-        name, _, value = pair.partition("=")
-        if name.strip().lower() == "for":
-            return value.strip().strip('"')
-    return None
+    found = None
+    for pair in filter(str.strip, element.split(";")):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        if not equals or '"' in name + value or "\\" in name + value:
+            return ""
+        if name.lower() == "for" and found is None:
+            found = value
+    return found
 
 
 def _node(text: str) -> Address | None:
     """An address, with or without brackets and port; None for ``unknown``, made-up names and nonsense."""
     text = text.strip()
+    if "%" in text:  # a zone means nothing on another host, and is any text at all
+        return None
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

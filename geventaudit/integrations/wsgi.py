@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import gevent
+
 from geventaudit import (
     AuditType,
     BaseClient,
@@ -57,7 +59,8 @@ _PRINCIPAL_HEADERS = (
 
 Describe = Callable[[Mapping[str, Any], int, Record], Record | None]
 """What may change a record or veto it: called with the WSGI environment, the status code (500 when the application
-raised before it gave one) and the record; returns the record to send, or None for none."""
+raised before it gave one, 101 when it took the connection over) and the record; returns the record to send, or None for
+none."""
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ class RequestFacts:
 
     route: str = ""
     """The pattern that the path matched: ``/things/<int:number>``."""
+    method: str = ""
+    """The method that it was handled as, where that may be another than was sent: ``DELETE`` for ``delete``."""
     user: str = ""
     """The name by which the application knows who is signed in."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -100,7 +105,8 @@ class AuditMiddleware:
     """Sends one record for each request when its response has ended.
 
     The operation is the method with the matched route, or with the path; its type is the method's (POST creates, PUT
-    and PATCH update, DELETE deletes, all else reads), its result the status's, a failure where the application raised.
+    and PATCH update, DELETE deletes, all else reads), its result the status's, a failure where the application raised,
+    unknown where it took the connection over (a WebSocket).
     The caller's address is the peer's, its agent ``User-Agent``; it is known by the application's user,
     ``REMOTE_USER``, and a TLS certificate that the server verified. The target is the path, and in paths of the Azure
     form subscription, resource group, provider and resource too. Nothing is taken from the query, which may have
@@ -137,6 +143,8 @@ class AuditMiddleware:
         access_level: str = "",
         strict: bool = False,
     ) -> None:
+        if not isinstance(client, Client | BaseClient):  # in a request, it would be the request that fails
+            raise TypeError(f"client must be a Client or a BaseClient, got {client!r}")
         if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
             raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
         for name, value in (("exclude", exclude), ("trusted_proxies", trusted_proxies)):
@@ -145,7 +153,7 @@ class AuditMiddleware:
         self.counts = RequestCounts()
         self._app = app
         self._client = client
-        self._audit_type = audit_type
+        self._audit_type = AuditType(audit_type)
         self._describe = describe
         self._excluded = re.compile("|".join(fnmatch.translate(each) for each in exclude) or r"(?!)")
         self._proxies = TrustedProxies(trusted_proxies)
@@ -165,9 +173,9 @@ class AuditMiddleware:
             environ[FACTS_KEY] = None
             return self._app(environ, start_response)
 
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+        def start(status: str, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
             request.status = status
-            return start_response(status, headers, *exc_info)
+            return start_response(status, *args, **kwargs)  # by name is not WSGI, but servers take it
 
         environ[FACTS_KEY] = request.facts
         try:
@@ -231,9 +239,10 @@ class AuditMiddleware:
         if facts.arguments:
             custom["arguments"] = {_text(key): _text(value) for key, value in facts.arguments.items()}
         result, description = request.result()
+        method = facts.method or request.method
         return Record(
-            operation_name=f"{_text(request.method)} {_text(facts.route) or request.path}",
-            operation_type=_TYPES.get(request.method, OperationType.READ),
+            operation_name=f"{_text(method)} {_text(facts.route) or request.path}",
+            operation_type=_TYPES.get(method, OperationType.READ),
             operation_result=result,
             operation_result_description=description,
             operation_access_level=self._access_level,
@@ -257,10 +266,12 @@ class _Request:
         # Read now what applications and middlewares inside may rewrite: a peer is trusted for who it really is.
         self.environ = environ
         self.facts = RequestFacts()
-        self.method: str = environ["REQUEST_METHOD"]
+        self.method: str = environ["REQUEST_METHOD"].upper()  # as frameworks do: "delete" deletes
         self.path = _text(_unicode(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))) or "/"
         remote = environ.get("REMOTE_ADDR")
-        self.peer = address_of("127.0.0.1" if remote == "" else remote or "")  # "" is what a Unix socket's peer has
+        # A Unix socket's peer is "" in gunicorn; gevent's server says nothing of it, and of the port that it is none.
+        is_local = remote == "" or (remote is None and environ.get("SERVER_PORT") == "")
+        self.peer = address_of("127.0.0.1" if is_local else remote or "")
         self.address = "" if self.peer is None else str(self.peer)
         self.certificate = _certificate(environ) if environ.get("wsgi.url_scheme") == "https" else None
         self.status: str | None = None
@@ -270,10 +281,19 @@ class _Request:
 
     def failed(self, error: BaseException) -> None:
         """The application raised. Only the text is kept: the error itself would keep all its frames."""
-        self.error = f"{type(error).__name__}: {_text(error)}"
+        if self.was_handed_over and isinstance(error, StopIteration):
+            return  # so gunicorn is told that the connection is no longer its own
+        self.error = ": ".join(filter(None, (type(error).__name__, _text(error))))
+
+    @property
+    def was_handed_over(self) -> bool:
+        """The application spoke another protocol on the connection, by itself: WSGI has no word for that."""
+        return self.status is None and "HTTP_UPGRADE" in self.environ
 
     @property
     def code(self) -> int:
+        if self.was_handed_over and not self.error:
+            return 101
         try:
             return int((self.status or "")[:3])
         except ValueError:
@@ -281,6 +301,9 @@ class _Request:
 
     def result(self) -> tuple[OperationResult, str]:
         """How it ended, and what there is to say about it."""
+        if self.was_handed_over and not self.error:
+            upgrade = _text(_unicode(self.environ["HTTP_UPGRADE"]))
+            return OperationResult.UNKNOWN, f"the application took the connection over ({upgrade})"
         if self.error or self.status is None:
             return OperationResult.FAILURE, self.error or "the application gave no status"
         # A cut response is no failure of the operation: what was asked for was done, and what was sent may be read.
@@ -356,6 +379,12 @@ class _Body:
         finally:
             self._over(self._request)
 
+    def __del__(self) -> None:
+        # Whoever calls an application must close its response, and some middlewares forget. In a greenlet of its own:
+        # garbage may be collected in the middle of a send().
+        if not self._request.is_over:
+            gevent.spawn(self._over, self._request)
+
 
 class _SizedBody(_Body):
     """One with a length, from which servers conclude ``Content-Length``."""
@@ -416,7 +445,7 @@ def _certificate(environ: Mapping[str, Any]) -> CallerIdentity | None:
     """The TLS certificate with which the client proved who it is, where the server tells of one."""
     if environ.get("SSL_CLIENT_VERIFY") == "SUCCESS" and environ.get("SSL_CLIENT_S_DN"):
         return CallerIdentity(_text(_unicode(environ["SSL_CLIENT_S_DN"])), "subject of the TLS client certificate")
-    sock: Any = environ.get("gunicorn.socket")
+    sock: Any = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # the latter: worker gevent_pywsgi
     try:
         certificate = sock.getpeercert()  # empty when it was not verified
         if not certificate:
