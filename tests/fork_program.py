@@ -54,8 +54,9 @@ def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
             return process.exitcode == 0
 
         return wait
-    # gevent does that after the first fork only, and would not notice a child that has ended by then.
-    gevent.get_hub().loop.install_sigchld()
+    if os.fork is gevent.os.fork or fork_kind == "gevent":
+        # It does that after the first fork only, and would not notice a child that has ended by then.
+        gevent.get_hub().loop.install_sigchld()
     pid = gevent.os.fork() if fork_kind == "gevent" else os.fork()
     if pid == 0:
         status = 1

@@ -220,7 +220,8 @@ def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
 def test_what_a_quick_shutdown_interrupts_is_in_the_spool(socket_path: str, folder: Path) -> None:
     """Ctrl+C reaches the master and the worker; the worker is told twice, and ends in the middle of draining."""
-    app = spooling(folder, socket_path, "overflow")  # and one worker, which is ready: while it boots, gunicorn forgets it
+    app = spooling(folder, socket_path, "overflow")
+    # One worker, which is ready then: of one that boots, gunicorn forgets that it was told.
     with gunicorn(folder, socket_path, app, "-w", "1", "--graceful-timeout", "8") as (server, port):
         answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
         for pid in [server.pid, *workers_of(server.pid)]:
