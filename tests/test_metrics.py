@@ -234,6 +234,8 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
             client.send(original)
             client.send({"Type": "ControlPlane", "Record": mapping(CustomData=None)})
             client.send(message(custom_data={"n": 3, "trace_id": "mine"}))
+            client.send(message(custom_data=None))
+            client.send({"Type": "ControlPlane", "Record": {**mapping(), "CustomData": None}})
             for wrong in (message(custom_data=5), {"Type": "ControlPlane", "Record": 5}, 5):
                 with pytest.raises(ValidationError) as caught:
                     client.send(wrong)  # type: ignore[arg-type]
@@ -247,6 +249,8 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
         {"n": 1, **ids},
         ids,
         {"n": 3, **ids, "trace_id": "mine"},
+        ids,
+        ids,
     ]
     assert original == message(1), "the caller's record is as it was"
 

@@ -73,7 +73,10 @@ def add_trace_context(msg: Msg) -> Msg:
     or where the record has fields of these names, those stay as they are.
     """
     span = trace.get_current_span().get_span_context()
-    if not span.is_valid or not isinstance(msg.record, Record) or not isinstance(msg.record.custom_data, Mapping):
+    if not span.is_valid or not isinstance(msg.record, Record):
         return msg  # what is no record is for validation to refuse
+    custom_data = {} if msg.record.custom_data is None else msg.record.custom_data  # from null on the wire, or a caller
+    if not isinstance(custom_data, Mapping):
+        return msg
     found = {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}
-    return Msg(msg.type, msg.record.replace(custom_data={**found, **msg.record.custom_data}))
+    return Msg(msg.type, msg.record.replace(custom_data={**found, **custom_data}))
