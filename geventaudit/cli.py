@@ -35,15 +35,19 @@ from .schemas import MsgSchema, by_record
 from .shown import json_of, line_of, printable
 from .terminal import Colour, CommandError, Progress, coloured
 from .version import __version__
+from .wire import Encoder
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    sys.stdout = sys.stdout or _nowhere()  # None where whoever started this had closed it
+    sys.stderr = sys.stderr or _nowhere()
     logging.basicConfig(format="geventaudit: %(message)s", level=logging.WARNING)
     try:
         arguments = _parser().parse_args(argv)
+        gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)  # Ctrl-C is nothing to print a traceback of
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
@@ -59,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"geventaudit: cannot write the output: {error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def _nowhere() -> TextIO:
+    return open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # open for as long as the process lives
 
 
 class _Parser(argparse.ArgumentParser):
@@ -293,22 +301,30 @@ _schema = MsgSchema()
 class _Tally:
     """What became of the lines of a file."""
 
+    line: int = 0
     begun: int = 0
     good: int = 0
     bad: int = 0
 
-    def each(self, numbered: Iterable[tuple[int, bytes]], use: Callable[[Any], object], progress: Progress) -> None:
-        """Give every message to *use*, and say on standard error which it refused."""
-        for number, line in numbered:
+    def each(self, numbered: Iterable[tuple[int, bytes]], use: Callable[[Any], object], progress: Progress) -> bool:
+        """Give every message to *use*, and say on standard error which it refused; whether it came to the end.
+
+        It ends where there is no room: each line that follows would wait as long, and leave a gap.
+        """
+        for self.line, line in numbered:
             if line.strip():
                 self.begun += 1
                 try:
                     use(_parsed(line))
                     self.good += 1
-                except (ValidationError, QueueFullError) as error:
+                except ValidationError as error:
                     self.bad += 1
-                    progress.say(f"line {number}: {error}", sys.stderr)
+                    progress.say(f"line {self.line}: {error}", sys.stderr)
+                except QueueFullError as error:
+                    progress.say(f"line {self.line}: {error}", sys.stderr)
+                    return False
             progress.advance(len(line))
+        return True
 
 
 def _parsed(line: bytes) -> Any:
@@ -322,7 +338,7 @@ def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
     try:
         yield from followed(path) if follow else lines(path)
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _bytes_read(path: str) -> Progress:
@@ -340,10 +356,11 @@ def _bytes_read(path: str) -> Progress:
 def _check(arguments: argparse.Namespace) -> int:
     def load(message: Any) -> None:
         try:
-            _schema.load(message)
+            encoder.encode(_schema.load(message), 0)  # which finds what is too long to be sent
         except ValidationError as error:
             raise ValidationError(by_record(error.messages)) from None  # the paths that send would show
 
+    encoder = Encoder()
     tally = _Tally()
     with _bytes_read(arguments.file) as progress:
         tally.each(_numbered(arguments.file), load, progress)
@@ -367,37 +384,39 @@ def _send(arguments: argparse.Namespace) -> int:
         except ConnectionFailedError as error:
             raise CommandError(str(error)) from None
         connection.close()
-        if arguments.follow:
-            _until_told(lambda: tally.each(_numbered(arguments.file, True), send, Progress()))
-        else:
-            with _bytes_read(arguments.file) as progress:
-                tally.each(_numbered(arguments.file), send, progress)
+        with Progress() if arguments.follow else _bytes_read(arguments.file) as progress:
+            numbered = _numbered(arguments.file, arguments.follow)
+            whole = _until_told(lambda: tally.each(numbered, send, progress)) or arguments.follow
     finally:
         undelivered = len(client.close(arguments.timeout))
     left = undelivered + tally.begun - tally.good - tally.bad  # and the one that waited for room when it was told
+    if not whole:
+        print(f"stopped at line {tally.line} of {arguments.file}: what follows was not sent", file=sys.stderr)
     print(f"{tally.good - undelivered} delivered, {left} not delivered, {tally.bad} refused")
-    return 1 if tally.bad or left else 0
+    return 1 if tally.bad or left or not whole else 0
 
 
-def _until_told(work: Callable[[], None]) -> None:
-    """Do *work* until it is done, or SIGINT or SIGTERM comes."""
-    trouble: list[CommandError] = []
+def _until_told(work: Callable[[], bool]) -> bool:
+    """Do *work* until it is done, and return what it does, or until SIGINT or SIGTERM comes, and return False."""
+    trouble: list[Exception] = []
 
-    def working() -> None:
+    def working() -> bool:
         try:
-            work()
-        except CommandError as error:  # not for gevent to print
+            return work()
+        except Exception as error:  # not for gevent to print
             trouble.append(error)
+            return False
 
     worker = gevent.spawn(working)
     handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
-        worker.get()
+        done = worker.get()
     finally:
         for handler in handlers:
             handler.cancel()
     if trouble:
         raise trouble[0]
+    return done is True  # who was told has a GreenletExit
 
 
 # -- schema, doctor, completion, demo ----------------------------------------------------------------------------------

@@ -54,17 +54,20 @@ def demo(records: int) -> bool:
         count = min(300, records)
         progress.say(f"{count} greenlets send {records} records to an agent that is restarted twice ...", sys.stdout)
         senders = [gevent.spawn(_send, client, range(first, records, count)) for first in range(count)]
-        restarts = 0
-        while restarts < 2 or not _all_done(senders):
-            gevent.sleep(0.02)
-            if restarts < 2 and len(arrived) >= records * (restarts + 1) // 3:
-                agent.restart(timeout=0)  # what it had not read is gone, as when an agent crashes
-                restarts += 1
-                progress.say(f"  {len(arrived)} arrived; the agent was restarted", sys.stdout)
-        delivered = client.flush(timeout=30)
-        seconds = time.monotonic() - began
-        client.close()
-        agent.stop()
+        try:
+            restarts = 0
+            while restarts < 2 or not _all_done(senders):
+                gevent.sleep(0.02)
+                if restarts < 2 and len(arrived) >= records * (restarts + 1) // 3:
+                    agent.restart(timeout=0)  # what it had not read is gone, as when an agent crashes
+                    restarts += 1
+                    progress.say(f"  {len(arrived)} arrived; the agent was restarted", sys.stdout)
+            delivered = client.flush(timeout=30)
+            seconds = time.monotonic() - began
+        finally:  # who has seen enough is to wait for nothing, and to read no complaints of those who send
+            gevent.killall(senders)
+            client.close(timeout=0)
+            agent.stop()
         stats = client.stats()
     lost = records - len(arrived)
     print("  all delivered\n" if delivered else "  not all was delivered in time\n")

@@ -74,6 +74,8 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
         if address is None:
             yield from _default_paths()
         path = usual_path() if address is None else address
+        if not path:
+            raise _Failed("the path of the socket is empty", "say where the agent listens: --unix PATH")
         yield from _place(path)
         yield from _connection(lambda acks: DomainSocket(path, timeout=timeout, require_ack=acks), timeout)
     except _Failed as failed:
@@ -245,20 +247,29 @@ def _take_heartbeat(connection: DomainSocket | TCP, timeout: float) -> None:
 
 def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
     """Whether a heartbeat is delivered; an agent that hangs up, or answers what it should not, is a failure."""
-    broken = gevent.spawn(connection.wait_broken)
+    broken = gevent.spawn(_how_it_breaks, connection)
     try:
         connection.write([_heartbeat(connection.name)])
         deadline = time.monotonic() + timeout
         while not connection.delivered() and not broken.ready() and time.monotonic() < deadline:
             gevent.sleep(0.01)
         broken.join(min(_HANG_UP_SECONDS, timeout))
-        if broken.ready():
-            broken.get()
+        if broken.ready() and (error := broken.get()) is not None:
+            raise error
         return bool(connection.delivered())
     except ConnectionFailedError as error:
         raise _Failed(str(error), _advice_on_broken(str(error))) from None
     finally:
         broken.kill()
+
+
+def _how_it_breaks(connection: DomainSocket | TCP) -> ConnectionFailedError | None:
+    """What wait_broken raises, returned: a traceback is nothing for who asks the doctor, and gevent would print it."""
+    try:
+        connection.wait_broken()
+    except ConnectionFailedError as error:
+        return error
+    return None
 
 
 def _advice_on_broken(text: str) -> str:

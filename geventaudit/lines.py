@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,14 +28,15 @@ def lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def followed(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of the file at *path* and those that come, for ever. Standard input ends when it ends.
+    """The lines of the file at *path* and those that come, for ever; of standard input, a pipe or a device, to its end.
 
     A line is one when its newline is there. A file that another takes the place of is read to its end, and the other
-    from its beginning; one that was cut short is read from its beginning. Numbers begin anew then.
+    from its beginning; one that was cut short is read from its beginning. Numbers begin anew then. A file that is cut
+    and has grown beyond its old length 0.2 seconds later does not look cut: rotate by renaming.
 
     :raises OSError: it cannot be read.
     """
-    if path == "-":
+    if path == "-" or not stat.S_ISREG(os.stat(path).st_mode):
         yield from lines(path)
         return
     while True:

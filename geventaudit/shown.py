@@ -48,7 +48,10 @@ def _moment(seconds: float) -> str:
 
 
 def json_of(received: Received) -> Any:
-    """What ``geventaudit send`` takes, and when it happened; what JSON cannot carry is text."""
+    """What ``geventaudit send`` takes, with when it happened and whose it is; what JSON cannot carry is text.
+
+    ``send`` refuses these two beside ``Type`` and ``Record``: what it sends happens now.
+    """
     plain = _schema.dump(received.message)
     return {
         "Time": received.time,

@@ -106,6 +106,13 @@ def test_check(folder: Path) -> None:
     assert (status, out, err) == (0, "1 valid, 0 refused\n", "")
 
 
+def test_check_refuses_what_is_too_long_to_be_sent(folder: Path) -> None:
+    long = {"Type": "ControlPlane", "Record": mapping(CustomData={"text": "x" * (1 << 20)})}
+    status, out, err = run("check", "-", given=lines(long, GOOD))
+    assert (status, out) == (1, "1 valid, 1 refused\n")
+    assert err.startswith("line 1: must fit into a frame of 1048576 bytes, takes ")
+
+
 def test_over_tcp() -> None:
     port = free_port()
     with command("listen", "--tcp", f"127.0.0.1:{port}") as listening:
@@ -177,6 +184,54 @@ def test_an_agent_that_never_reads_is_reported(socket_path: str) -> None:
         status, out, _ = run("send", "-", "--unix", socket_path, "--timeout", "0.3", given=lines(GOOD))
         assert (status, out) == (1, "0 delivered, 1 not delivered, 0 refused\n")
         assert time.monotonic() - began < 30
+
+
+def test_sending_ends_where_there_is_no_room(socket_path: str, folder: Path) -> None:
+    """Otherwise each line would wait as long, and leave a gap."""
+    file = folder / "records.jsonl"
+    file.write_bytes(numbered(*range(4000)))
+    with std_socket.socket(std_socket.AF_UNIX) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        status, out, err = run("send", str(file), "--unix", socket_path, "--timeout", "0.3")
+    delivered, left, refused = (int(word) for word in out.split() if word.isdigit())
+    assert (status, delivered, refused) == (1, 0, 0)
+    assert 2048 < left < 4000
+    assert err.count("the queue is full (2048 records)") == 2, "the client's word, and the line's"
+    assert f"stopped at line {left} of {file}: what follows was not sent\n" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sending_that_is_told_to_stop_says_what_it_did(
+    listening: Any, socket_path: str, folder: Path, number: int
+) -> None:
+    with command("send", "-", "--unix", socket_path) as sending:
+        sending.stdin.write(numbered(1, 2))
+        sending.stdin.flush()
+        eventually(lambda: arrived(folder) == [1, 2])
+        sending.send_signal(number)
+        sending.wait(timeout=30)
+        out, err = sending.stdout.read(), sending.stderr.read()
+    assert (sending.returncode, out) == (1, b"2 delivered, 0 not delivered, 0 refused\n")
+    assert err == b"stopped at line 2 of -: what follows was not sent\n"
+
+
+def test_ctrl_c_prints_no_traceback(folder: Path) -> None:
+    with command("check", "-") as checking:
+        checking.stdin.write(lines(BAD))
+        checking.stdin.flush()
+        assert checking.stderr.readline().startswith(b"line 1: ")
+        checking.send_signal(signal.SIGINT)
+        checking.wait(timeout=30)
+        assert (checking.returncode, checking.stderr.read()) == (130, b"")
+    with command("demo", "--records", "300000") as demo:
+        assert demo.stdout.readline().startswith(b"300 greenlets send")
+        demo.send_signal(signal.SIGINT)
+        demo.wait(timeout=30)
+        err = demo.stderr.read()
+    assert demo.returncode == 130
+    assert b"Traceback" not in err
+    assert b"KeyboardInterrupt" not in err
 
 
 def test_nobody_reads_the_output(socket_path: str) -> None:
@@ -333,6 +388,17 @@ def test_follow_ends_with_standard_input(socket_path: str) -> None:
     assert (status, out) == (0, "1 delivered, 0 not delivered, 0 refused\n")
 
 
+def test_follow_ends_with_a_pipe(socket_path: str, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with (
+        Agent(socket_path, lambda received: None),
+        command("send", "--follow", str(folder / "pipe"), "--unix", socket_path) as following,
+    ):
+        (folder / "pipe").write_bytes(numbered(1, 2, 3))
+        out, err = following.communicate(timeout=30)
+    assert (following.returncode, out, err) == (0, b"3 delivered, 0 not delivered, 0 refused\n", b"")
+
+
 def test_follow_needs_its_file(socket_path: str) -> None:
     with Agent(socket_path, lambda received: None):
         status, _, err = run("send", "--follow", "/nonexistent", "--unix", socket_path)
@@ -468,13 +534,18 @@ def test_an_output_that_cannot_show_everything(socket_path: str, folder: Path) -
         listening.kill()
 
 
-def test_closed_standard_input_and_full_output(folder: Path) -> None:
+def test_closed_streams_and_full_output(folder: Path) -> None:
     import subprocess as std_subprocess
 
+    (folder / "bad.jsonl").write_bytes(lines(BAD, GOOD))
     geventaudit = f"{sys.executable} -X dev -W error -m geventaudit"
     for arguments, status, words in (
         ("check - <&-", 2, "cannot read -: standard input is closed"),
         ("check /dev/null >/dev/full", 1, "cannot write the output"),
+        ("check /dev/null >&-", 0, ""),
+        (f"check {folder}/bad.jsonl >&-", 1, "line 1: OperationName: must not be empty"),
+        (f"check {folder}/bad.jsonl 2>&-", 1, ""),
+        ("schema <&- >&- 2>&-", 0, ""),
         (f"listen --tcp {'x' * 300}:1", 2, "must be HOST:PORT"),
     ):
         result = std_subprocess.run(
@@ -482,3 +553,6 @@ def test_closed_standard_input_and_full_output(folder: Path) -> None:
         )
         assert (result.returncode, words in result.stderr) == (status, True), result.stderr
         assert "Traceback" not in result.stderr
+        assert "ResourceWarning" not in result.stderr
+        if "2>&-" in arguments and ">&- 2" not in arguments:
+            assert result.stdout == "1 valid, 1 refused\n", "complaints do not go to standard output instead"

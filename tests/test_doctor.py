@@ -101,6 +101,11 @@ def file_on_the_way(folder: Path) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
+def no_path(folder: Path) -> Iterator[list[str]]:
+    yield ["--unix", ""]
+
+
+@contextlib.contextmanager
 def dangling_link(folder: Path) -> Iterator[list[str]]:
     (folder / "agent.sock").symlink_to(folder / "gone.sock")
     yield unix(folder / "agent.sock")
@@ -212,6 +217,7 @@ BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
     (file_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: -rw", "remove it"),
     (folder_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: drwx", "a container runtime makes a folder"),
     (file_on_the_way, 1, "FAILED  {folder}/mdsd is no folder", "say where the agent listens"),
+    (no_path, 1, "FAILED  the path of the socket is empty", "say where the agent listens"),
     (dangling_link, 1, "FAILED  {folder}/agent.sock is a link to {folder}/gone.sock, which does not", "the link point"),
     (long_path, 1, "can have 107 bytes, this one has", "a shorter path"),
     (
@@ -247,7 +253,9 @@ def test_a_broken_setup(
 ) -> None:
     with setup(folder) as arguments:
         assert main(["doctor", "--timeout", "0.3", *arguments]) == status
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert err == "", "no traceback of a greenlet"
+    lines = out.splitlines()
     number = next((n for n, line in enumerate(lines) if text.format(folder=folder) in line), None)
     assert number is not None, lines
     assert lines[number + 1].startswith("        -> "), "a line of advice follows"

@@ -236,6 +236,29 @@ def test_what_a_quick_shutdown_interrupts_is_in_the_spool(socket_path: str, fold
         server.communicate(timeout=60)
 
 
+@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+def test_an_aborted_worker_keeps_what_is_undelivered(socket_path: str, folder: Path) -> None:
+    """It blocks its hub for longer than timeout, while there is no agent; gunicorn kills it a second after that."""
+    app = spooling(folder, socket_path, "overflow") + (
+        "def application(environ, start_response):\n"
+        "    answer = app(environ, start_response)\n"
+        "    gevent.monkey.get_original('time', 'sleep')(30 if environ['PATH_INFO'] == '/stuck' else 0)\n"
+        "    return answer\n"
+    )
+    arrived: Counter[str] = Counter()
+    with gunicorn(folder, socket_path, app, "-w", "1", "--timeout", "3") as (server, port):
+        answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
+        (aborted,) = workers_of(server.pid)
+        assert not fetch(port, "/stuck")
+        eventually(lambda: aborted not in workers_of(server.pid), "gunicorn puts another in its place")
+        with Agent(socket_path, names_into(arrived)):
+            eventually(lambda: answered <= set(arrived), "which sends what the other has kept", timeout=20)
+            server.send_signal(signal.SIGTERM)
+            log = server.communicate(timeout=60)[1].decode()
+    assert len(answered) == 50
+    assert "WORKER TIMEOUT" in log
+
+
 def test_without_a_spool_what_is_lost_is_in_the_log(socket_path: str, folder: Path) -> None:
     options = ("-w", "1", "--graceful-timeout", "2")
     with gunicorn(folder, socket_path, "from gunicorn_app import application\n", *options) as (server, port):

@@ -122,6 +122,13 @@ def test_by_a_configuration(socket_path: str, got: list[Received], logger: loggi
     assert numbers_of(got) == [2]
 
 
+@pytest.mark.parametrize(("wrong", "hint"), [("app.client", "ext://app.client in a configuration"), (None, "got None")])
+def test_what_is_no_client_is_refused_at_once(wrong: Any, hint: str) -> None:
+    """A configuration that forgets ``ext://`` gives the name, which is no client."""
+    with pytest.raises(TypeError, match=hint):
+        AuditHandler(wrong)
+
+
 def test_threads_that_log_at_once_do_not_wait_for_each_other(
     socket_path: str, folder: Path, got: list[Received], logger: logging.Logger
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import subprocess
 from helpers import eventually, mapping, message
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -139,6 +141,46 @@ def test_of_several_clients_the_sums(socket_path: str, telemetry: Telemetry, cap
     assert not [each for each in caplog.records if each.name.startswith("opentelemetry")]
     with pytest.raises(TypeError, match="at least one client"):
         AuditCollector()
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        registry.register(AuditCollector(*clients))
+
+
+GLOBAL = """
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from geventaudit import Client, NoOp
+from geventaudit.integrations.opentelemetry import instrument
+from helpers import message
+
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader])
+clients = [Client(NoOp) for _ in range(3)]
+instrument(clients[0])
+metrics.set_meter_provider(provider)
+instrument(clients[1])
+instrument(clients[2], provider)
+for client in clients:
+    client.send(message(1))
+    client.flush()
+for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
+    print(metric.name, *(point.value for point in metric.data.data_points))
+provider.shutdown()
+"""
+
+
+def test_the_global_provider_may_be_set_between_two_clients() -> None:
+    """OpenTelemetry has a stand-in before that, which is another object and has the same instruments in the end."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", GLOBAL],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "messages_sent 3" in done.stdout.decode().splitlines()
 
 
 def test_counters_are_counters(telemetry: Telemetry) -> None:
@@ -192,6 +234,8 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
             client.send(original)
             client.send({"Type": "ControlPlane", "Record": mapping(CustomData=None)})
             client.send(message(custom_data={"n": 3, "trace_id": "mine"}))
+            client.send(message(custom_data=None))
+            client.send({"Type": "ControlPlane", "Record": {**mapping(), "CustomData": None}})
             for wrong in (message(custom_data=5), {"Type": "ControlPlane", "Record": 5}, 5):
                 with pytest.raises(ValidationError) as caught:
                     client.send(wrong)  # type: ignore[arg-type]
@@ -205,6 +249,8 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
         {"n": 1, **ids},
         ids,
         {"n": 3, **ids, "trace_id": "mine"},
+        ids,
+        ids,
     ]
     assert original == message(1), "the caller's record is as it was"
 

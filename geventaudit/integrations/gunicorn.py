@@ -12,7 +12,7 @@ such hooks already calls these from them.
 hook                  does
 ====================  ==============================================================================================
 ``post_worker_init``  in a worker that is ready: starts its clients that have a spool, so that what a dead worker left
-                      is sent without waiting for a request; and notes when the worker is told to end
+                      is sent without waiting for a request; and notes when the worker is told to end, and how
 ``worker_exit``       in a worker that ends: closes its clients, all at once, within what is left of
                       ``graceful_timeout``
 ``child_exit``        in the master, when a worker is gone: says in gunicorn's log which spool it left
@@ -22,8 +22,9 @@ The master itself takes over nothing: that needs a client at work, and greenlets
 worker that it forks later. Nor does it have to. The lock of a spool ends with its process; the worker that the master
 starts in the place of a dead one takes over what is there when it starts, and the others look every 30 seconds.
 
-A worker that is killed (SIGKILL, or SIGABRT after ``timeout``) runs no hook. What it had accepted is then in its spool
-with ``mode="always"``, and what was not delivered is lost without.
+A worker that gave no sign of life for ``timeout`` is sent SIGABRT, and SIGKILL a second later: where Python can still
+answer, ``worker_exit`` drains for half of that, and keeps the rest in a spool. A worker that is killed at once runs no
+hook. What it had accepted is then in its spool with ``mode="always"``, and what was not delivered is lost without.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -43,12 +45,17 @@ __all__ = ["child_exit", "post_worker_init", "worker_exit"]
 # What of the graceful timeout is not for draining: a spool may take that long to keep what is left. Seconds.
 _RESERVE = 1.0
 
+# How long an aborted worker drains. gunicorn kills it a second after the SIGABRT, also while it keeps what is left.
+_ABORTED = 0.5
+
 _told_to_end: float | None = None  # when this worker got SIGTERM, on the monotonic clock
+_aborted = False  # whether it got SIGABRT
 
 
 def post_worker_init(worker: Any) -> None:
     """Start the clients that have a spool; none of them waits for the agent."""
-    _note_when_told_to_end()
+    _stand_before(signal.SIGTERM, _note_end)
+    _stand_before(signal.SIGABRT, _note_abort)
     for client in live_clients():
         if isinstance(client, Client) and client.spool is not None:
             try:
@@ -61,7 +68,8 @@ def worker_exit(server: Any, worker: Any) -> None:
     """Close all clients, and let them drain: a second less than what is left of ``graceful_timeout``.
 
     Requests may have used some of that time; gunicorn's gevent worker may take a second to notice the signal. What is
-    still undelivered then is kept, where a client has a spool; otherwise its number is in gunicorn's log.
+    still undelivered then is kept, where a client has a spool; otherwise its number is in gunicorn's log. A worker that
+    was aborted has half a second.
     """
     if worker.pid != os.getpid():
         return  # gunicorn calls this in the master too, for a worker whose process it finds gone
@@ -70,7 +78,7 @@ def worker_exit(server: Any, worker: Any) -> None:
         seconds -= time.monotonic() - _told_to_end
     if worker.cfg.timeout:  # from now on the worker gives no sign of life, and would be aborted after that
         seconds = min(seconds, worker.cfg.timeout)
-    seconds = max(seconds - _RESERVE, 0.0)
+    seconds = _ABORTED if _aborted else max(seconds - _RESERVE, 0.0)
     closing = [gevent.spawn(client.close, seconds) for client in live_clients()]
     gevent.joinall(closing)
     undelivered = sum(len(each.value or ()) for each in closing)
@@ -95,17 +103,26 @@ def child_exit(server: Any, worker: Any) -> None:
             )
 
 
-def _note_when_told_to_end() -> None:
-    """gunicorn has no hook for it: stand before its handler of SIGTERM."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _stand_before(number: signal.Signals, note: Callable[[], None]) -> None:
+    """Call *note* before gunicorn's handler of a signal; gunicorn has no hook for it that a configuration may share."""
+    handler = signal.getsignal(number)
     if not callable(handler):
         return
 
     def told(number: int, frame: FrameType | None) -> None:
-        global _told_to_end
-        if _told_to_end is None:
-            _told_to_end = time.monotonic()
+        note()
         handler(number, frame)
 
-    signal.signal(signal.SIGTERM, told)
-    signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn set it; setting a handler takes that back
+    signal.signal(number, told)
+    signal.siginterrupt(number, False)  # as gunicorn set it; setting a handler takes that back
+
+
+def _note_end() -> None:
+    global _told_to_end
+    if _told_to_end is None:
+        _told_to_end = time.monotonic()
+
+
+def _note_abort() -> None:
+    global _aborted
+    _aborted = True

@@ -27,9 +27,13 @@ class AuditHandler(logging.Handler):
 
     :param client: stays the caller's to close.
     :param level: log records below it pass by.
+    :raises TypeError: *client* is none. A name in a configuration has to be written ``ext://package.module.client``.
     """
 
     def __init__(self, client: Client | BaseClient, level: int | str = logging.NOTSET) -> None:
+        if not isinstance(client, Client | BaseClient):
+            hint = f": ext://{client} in a configuration" if isinstance(client, str) else ""
+            raise TypeError(f"client must be a geventaudit client, got {client!r}{hint}")
         super().__init__(level)
         self._client = client
 

@@ -24,6 +24,10 @@ _Clients = list[Client | BaseClient]
 # A meter has an instrument once: whoever asks for it again is given the first, and its callbacks are ignored.
 _published: WeakKeyDictionary[MeterProvider, _Clients] = WeakKeyDictionary()
 
+# Before the application sets its global provider, OpenTelemetry has a stand-in in its place, and makes the stand-in's
+# instruments again at the one that is set. These are its clients, whichever of the two it is now.
+_published_globally: _Clients = []
+
 
 def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None = None) -> None:
     """Publish the client's figures: those of :mod:`geventaudit.integrations.metrics`, asked for at each collection.
@@ -33,11 +37,13 @@ def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None
 
     :param meter_provider: None for the global one.
     """
-    provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+    the_global = metrics.get_meter_provider()
+    provider = the_global if meter_provider is None else meter_provider
     clients = _published.get(provider)
     if clients is None:
-        clients = _published[provider] = []
-        _create_instruments(provider.get_meter("geventaudit", __version__), clients)
+        clients = _published[provider] = _published_globally if provider is the_global else []
+        if not clients:
+            _create_instruments(provider.get_meter("geventaudit", __version__), clients)
     if client not in clients:
         clients.append(client)
 
@@ -67,7 +73,10 @@ def add_trace_context(msg: Msg) -> Msg:
     or where the record has fields of these names, those stay as they are.
     """
     span = trace.get_current_span().get_span_context()
-    if not span.is_valid or not isinstance(msg.record, Record) or not isinstance(msg.record.custom_data, Mapping):
+    if not span.is_valid or not isinstance(msg.record, Record):
         return msg  # what is no record is for validation to refuse
+    custom_data = {} if msg.record.custom_data is None else msg.record.custom_data  # from null on the wire, or a caller
+    if not isinstance(custom_data, Mapping):
+        return msg
     found = {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}
-    return Msg(msg.type, msg.record.replace(custom_data={**found, **msg.record.custom_data}))
+    return Msg(msg.type, msg.record.replace(custom_data={**found, **custom_data}))

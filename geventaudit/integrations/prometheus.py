@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -33,6 +33,10 @@ class AuditCollector(Collector):
         if not clients:
             raise TypeError("at least one client is needed: AuditCollector(client)")
         self._clients = clients
+
+    def describe(self) -> Iterable[Metric]:
+        """What a registry compares names by; without it, one that is not the default takes two collectors."""
+        return self.collect()
 
     def collect(self) -> Iterator[Metric]:
         """The figures of this moment."""
