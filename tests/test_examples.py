@@ -38,7 +38,7 @@ def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert names == {
         "quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py", "audit_logging.py", "metrics.py",
-        "locustfile.py", "flask_app.py", "django_app.py",
+        "locustfile.py", "flask_app.py", "django_app.py", "test_audit_trail.py",
     }  # fmt: skip
 
 
@@ -67,6 +67,15 @@ def test_metrics() -> None:
     assert re.search(r"arrived: Msg.*'trace_id': '[0-9a-f]{32}', 'span_id': '[0-9a-f]{16}'", out)
     assert "OpenTelemetry: messages_sent 1\n" in out
     assert "\nmessages_sent_total 1.0\n" in out
+
+
+def test_audit_trail() -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", "-p", "no:cacheprovider"]
+    process = subprocess.Popen([*command, "test_audit_trail.py"], cwd=EXAMPLES, stdout=subprocess.PIPE)
+    with process:
+        out = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, out
+    assert "2 passed" in out
 
 
 def test_gunicorn(socket_path: str) -> None:

@@ -22,7 +22,7 @@ from geventaudit.agent import Agent
 for needed in ("gunicorn", "flask", "django"):
     pytest.importorskip(needed, reason=f"needs {needed}, which the extra [test] brings")
 EXAMPLES = Path(__file__).parent.parent / "examples"
-REQUESTS = int(os.environ.get("GEVENTAUDIT_REQUESTS", "400"))
+REQUESTS = int(os.environ.get("GEVENTAUDIT_REQUESTS", "2000"))
 
 # Lets the worker's records drain, and says how many of them may have arrived twice.
 CONFIG = """
