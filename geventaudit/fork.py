@@ -70,8 +70,10 @@ def _before() -> None:
 
 
 def _in_parent() -> None:
-    while _held:
-        _held.pop().after_fork_in_parent()
+    held = _held[:]
+    _held.clear()  # before any of them is let go: another thread that waits to fork holds it then
+    for thing in reversed(held):
+        thing.after_fork_in_parent()
 
 
 def _in_child() -> None:

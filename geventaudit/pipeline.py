@@ -102,7 +102,7 @@ class Pipeline:
         self._heartbeat_interval = heartbeat_interval
         self._before_send = before_send
         self._spool = spool
-        self._home = Home()
+        self._home = Home.here()
         self._inbox = self._new_inbox()
         self._state = State.NEW
         self._sender: Sender | None = None
@@ -123,7 +123,7 @@ class Pipeline:
         :raises ValidationError: it breaks the rules.
         :raises QueueFullError: there was no room (in that time); the message is still the caller's. A
             :class:`~geventaudit.SpoolError`, which is one, when the spool has to keep it and cannot.
-        :raises ClientClosedError: the client is closing or closed.
+        :raises ClientClosedError: the client is closing or closed, or the thread that made it has ended.
         :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
             accepted. A :class:`~geventaudit.Client` does not raise it.
         """
@@ -208,6 +208,7 @@ class Pipeline:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
+                self._home.check()
                 if self._inbox.put(frame, self._waiting):
                     if self._state is State.NEW:  # the hub may not come to it before the interpreter exits
                         _drain_at_exit(self)
@@ -292,6 +293,7 @@ class Pipeline:
         :param timeout: seconds to wait; None for as long as it takes.
         :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
             the caller's, and not asked after.
+        :raises ClientClosedError: this is another thread than the one that made the client, and that has ended.
         """
         if thread_ident() != self._home.ident:
             return self._home.run(lambda: self.flush(timeout), timeout, otherwise=False)
@@ -311,6 +313,7 @@ class Pipeline:
 
         :param timeout: seconds that draining may take; None for as long as it takes. A spool may take a second more.
         :returns: the messages that were neither delivered nor kept in a spool; each is handed back once.
+        :raises ClientClosedError: this is another thread than the one that made the client, and that has ended.
         """
         if thread_ident() != self._home.ident:
             return self._home.run(
@@ -413,8 +416,11 @@ class Pipeline:
         """
         if thread_ident() == self._home.ident:
             self._tell_seldom(NotificationKind.NOT_RECORDED, error)
-        else:
+            return
+        try:
             self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.NOT_RECORDED, error)
+        except ClientClosedError:  # nobody is left to read the channel
+            logger().warning("%s: %s", NotificationKind.NOT_RECORDED.value, error)
 
     def __enter__(self) -> Self:
         return self
@@ -462,7 +468,7 @@ class Pipeline:
     def after_fork_in_child(self) -> None:
         """In a forked child: start anew. Connection, queue, window and counters are the parent's, and stay there."""
         if thread_ident() != self._home.ident:  # the only thread there is now
-            self._home = Home()
+            self._home = Home.here()
         self._inbox = self._new_inbox()
         sender, self._sender = self._sender, None
         self._counters = Counters()

@@ -482,6 +482,9 @@ class Sender:
                 size += len(frame)
         except Empty:
             pass
+        except BaseException:  # a signal's handler may raise anywhere; these are nowhere else
+            self._resend.extendleft(reversed(batch))
+            raise
         if self.store is not None:
             self.store.refill()
         self._room.set()

@@ -99,6 +99,7 @@ class SpoolFile:
         self._synchronous = synchronous
         self._breathe = breathe
         self._db: sqlite3.Connection | None = None
+        self._status: os.stat_result | None = None  # of the file, when it was opened
         self._locks: dict[str, int] = {}  # descriptors, by the path of what they lock
         self._aside: str | None = None  # where a damaged file is from which not all is taken yet
         fork.track(self)
@@ -124,7 +125,7 @@ class SpoolFile:
             self._claim(self.path)
         try:
             _leave_inherited(self.path)
-            self._db = _connect(self.path, self._synchronous)
+            self._connect()
         except BaseException as error:
             if not is_damage(error):  # a damaged one is still ours, to be set aside
                 self.close()
@@ -136,11 +137,13 @@ class SpoolFile:
         (last,) = self._one("SELECT coalesce(max(seq), 0) FROM frames")
         return count, size, last
 
-    def write(self, rows: Sequence[Row], forget: int, *, known: bool = False) -> None:
+    def write(self, rows: Sequence[Row], forget: int, *, known: bool = False) -> bool:
         """Add *rows* and take away all up to *forget*: both or neither.
 
         :param known: whether some of the rows may be there already.
+        :returns: whether the file had to be made anew before, since somebody had removed it.
         """
+        remade = self._remake_if_removed()
         db = self._open()
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -152,6 +155,7 @@ class SpoolFile:
         except BaseException:
             _roll_back(db)
             raise
+        return remade
 
     def load(self, after: int, count: int, size: int) -> Loaded:
         """The next rows behind *after*: at most *count*, and no more once they have *size* bytes."""
@@ -215,7 +219,7 @@ class SpoolFile:
         for side in _SIDES:
             if os.path.exists(self.path + side):
                 os.unlink(self.path + side)
-        self._db = _connect(self.path, self._synchronous)
+        self._connect()
         self._add_rejected(rejected)
 
     def set_aside(self, after: int) -> tuple[str, TakenOver]:
@@ -227,7 +231,7 @@ class SpoolFile:
         if self._aside is None:  # otherwise it did not come to its end the last time
             self._aside = _move_aside(self.path)
         aside = self._aside
-        self._db = _connect(self.path, self._synchronous)
+        self._connect()
         taken, _ = self._take_from(aside, after, None)
         self._aside = None
         return aside, taken
@@ -274,7 +278,7 @@ class SpoolFile:
             except sqlite3.Error:
                 pass  # whoever opens it next will see what is wrong with it
         self._close_database()
-        if empty and self.path in self._locks:
+        if empty and self._is_claimed():
             _remove(self.path)
         self._release(self.path)
 
@@ -306,6 +310,40 @@ class SpoolFile:
         row: tuple[int, ...] = self._open().execute(statement, values).fetchone()
         return row
 
+    def _connect(self) -> None:
+        self._db = _connect(self.path, self._synchronous)
+        self._status = os.stat(self.path)
+
+    def _remake_if_removed(self) -> bool:
+        """Make the file anew where somebody removed it, with all that was in it; whether that had to be done.
+
+        SQLite would go on with a file without a name, in which nobody could find anything once this process is no more.
+        """
+        db = self._open()
+        if not self._is_claimed():
+            self._release(self.path)
+            self._claim(self.path)
+        if self._status is not None and _is_at(self.path, self._status):
+            return False
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise SpoolError(f"{self.path} was replaced by another file") from None
+        try:
+            db.execute("VACUUM INTO ?", (self.path,))
+            os.fsync(descriptor)  # which SQLite leaves to others here
+        except BaseException:
+            os.unlink(self.path)
+            raise
+        finally:
+            os.close(descriptor)
+        self._close_database()
+        for side in _SIDES[1:]:  # what was not removed with the file does not belong to the new one
+            if os.path.exists(self.path + side):
+                os.unlink(self.path + side)
+        self._connect()
+        return True
+
     def _close_database(self) -> None:
         database, self._db = self._db, None
         if database is not None:
@@ -313,6 +351,11 @@ class SpoolFile:
 
     def _claim(self, path: str) -> None:
         self._locks[path] = _locked(path)
+
+    def _is_claimed(self) -> bool:
+        """Whether the lock is still where others look for it."""
+        lock = self._locks.get(self.path)
+        return lock is not None and _is_at(self.path + ".lock", os.fstat(lock))
 
     def _release(self, path: str) -> None:
         lock = self._locks.pop(path, None)
@@ -438,6 +481,14 @@ class _Remains:
         if not is_damage(error) and getattr(error, "sqlite_errorcode", 0) not in (0, sqlite3.SQLITE_ERROR):
             raise error
         self.damage = self.damage or str(error)
+
+
+def _is_at(path: str, status: os.stat_result) -> bool:
+    """Whether *path* leads to the file of that *status*."""
+    try:
+        return os.path.samestat(os.stat(path), status)
+    except FileNotFoundError:
+        return False
 
 
 def _locked(path: str) -> int:

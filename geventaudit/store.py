@@ -307,10 +307,16 @@ class Store:
             from .spoolfile import is_damage
 
             # What was written to a file that is in order is there; of another, nothing is known.
-            lost_on_disk = is_damage(error) or bool(self._again) or not (self._ready or self._error is None)
+            removed = not os.path.exists(self._path)
+            lost_on_disk = removed or is_damage(error) or bool(self._again) or not (self._ready or self._error is None)
             self.unkept = [frame for (_, size), frame in in_memory if lost_on_disk or not size] + tail
-            self._counters.kept += undelivered - len(self.unkept)
-            self._report(SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}"))
+            lost = self._unread if removed else 0
+            self._counters.dropped += lost
+            self._counters.kept += undelivered - len(self.unkept) - lost
+            if undelivered:  # otherwise all that came was refused, with this very error
+                self._report(
+                    SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}")
+                )
         for batch in (self._filling, self._writing):
             if batch is not None:
                 batch.finish(ClientClosedError("the client was closed"))
@@ -428,16 +434,18 @@ class Store:
         shrink = self._was_large and not rows and not self._order and not self._unread
         self._was_large = self._was_large and not shrink
 
-        def work() -> Exception | None:
+        def work() -> str:
             if again:
                 file.write(again, 0, known=True)
-            file.write(rows, forget)
-            return file.shrink() if shrink else None
+            if file.write(rows, forget):
+                return "was removed while it was in use, and is made anew"
+            problem = file.shrink() if shrink else None
+            return "" if problem is None else f"could not be made smaller: {problem}"
 
         self._disk.submit(work, lambda result, error: self._written(error, result, rows, again, forget))
 
     def _written(
-        self, error: Exception | None, problem: Exception | None, rows: list[Row], again: list[Row], forget: int
+        self, error: Exception | None, problem: str | None, rows: list[Row], again: list[Row], forget: int
     ) -> None:
         self._nothing_is_written.set()
         batch, self._writing = self._writing, None
@@ -450,8 +458,8 @@ class Store:
             if self._error is not None and not self._always and not self._closing:
                 self._tail_to_queue()
             return
-        if problem is not None:
-            self._report(SpoolError(f"{self._path} could not be made smaller: {problem}"))
+        if problem:
+            self._report(SpoolError(f"{self._path} {problem}"))
         self._forgotten = forget
         if self._always:
             self._counters.accepted += len(rows)

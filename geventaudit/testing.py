@@ -265,7 +265,7 @@ class _Thread:
         try:
             self._over = Event()
             self._agent.start()
-            self._home = Home()
+            self._home = Home.here()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
                 pass
             self._agent.stop(timeout=0.0)

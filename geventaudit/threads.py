@@ -12,8 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, TypeAlias, TypeVar
 
 import gevent
 from gevent._hub_local import get_hub_if_exists
@@ -25,6 +24,11 @@ from .errors import ClientClosedError
 __all__ = ["Home", "Inbox", "pause"]
 
 _T = TypeVar("_T")
+_Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+
+_GONE = "the client's thread has ended, or its hub was destroyed"
+
+_local: Any = native.original("_thread", "_local")()
 
 
 def pause(seconds: float) -> None:
@@ -35,57 +39,56 @@ def pause(seconds: float) -> None:
         gevent.sleep(seconds)
 
 
-class _Calls:
-    """What other threads want called in one hub.
+class Home:
+    """A thread that clients live in, and its hub; :meth:`here` is that of the present thread.
 
-    Not by ``loop.run_callback_threadsafe``: it counts up, in the other thread, what keeps the loop running, while the
-    loop, which runs without the interpreter's lock, counts it down as its timers end. Now and then one is lost, and a
-    hub that has work to do says LoopExit. An async watcher is what libev allows other threads to touch.
+    Other threads have things called there. Not by ``loop.run_callback_threadsafe``: it counts up, in the other thread,
+    what keeps the loop running, while the loop, which runs without the interpreter's lock, counts it down as its timers
+    end. Now and then one is lost, and a hub that has work to do says LoopExit. An async watcher is what libev allows
+    other threads to touch.
     """
 
-    def __init__(self) -> None:  # in the hub's thread
-        self._pending: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._wake = gevent.get_hub().loop.async_(ref=False)  # a hub that has nothing else to wait for may end
-        self._wake.start(self._answer)
+    def __init__(self) -> None:
+        self.ident = native.thread_ident()
+        """Of the thread; 0 once it has ended, or has another hub: a number that is free is soon another thread's."""
+        self.hub = gevent.get_hub()
+        self._pending: deque[_Call] = deque()
+        self._wake = self.hub.loop.async_(ref=False)  # a hub that has nothing else to wait for may end
+        # A watcher that runs is never collected, and outlives the loop: so it is not to know this object.
+        self._wake.start(_answer, self._pending)
         fork.track(self)
 
-    def add(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._pending.append((function, arguments))
-        self._wake.send()
+    @staticmethod
+    def here() -> Home:
+        """That of the present thread; always the same while that has the same hub."""
+        stay: _Stay | None = getattr(_local, "stay", None)
+        if stay is None or stay.home.hub is not gevent.get_hub():
+            stay = _local.stay = _Stay(Home())
+        return stay.home
 
     def after_fork_in_child(self) -> None:
         """The threads that wanted these called are the parent's."""
         self._pending.clear()
 
-    def _answer(self) -> None:
-        for _ in range(len(self._pending)):  # whoever adds more now wakes the hub again
-            function, arguments = self._pending.popleft()
-            try:
-                function(*arguments)
-            except BaseException:
-                gevent.get_hub().handle_error(function, *sys.exc_info())
-
-
-_calls: WeakKeyDictionary[gevent.hub.Hub, _Calls] = WeakKeyDictionary()
-
-
-class Home:
-    """The thread that a client lives in, and its hub."""
-
-    def __init__(self) -> None:
-        self.ident = native.thread_ident()
-        self.hub = gevent.get_hub()
-        calls = _calls.get(self.hub)
-        if calls is None:
-            calls = _calls[self.hub] = _Calls()
-        self._calls = calls
-
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """From any thread: call *function* in the hub, soon; it must not wait.
 
-        :raises ValueError: the hub was destroyed.
+        :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
-        self._calls.add(function, arguments)
+        self.check()
+        self._pending.append((function, arguments))
+        try:
+            self._wake.send()
+        except ValueError:  # the loop was destroyed at this instant
+            raise ClientClosedError(_GONE) from None
+
+    def check(self) -> None:
+        """From any thread: whether there is still somebody to call.
+
+        :raises ClientClosedError: the thread has ended, or the hub was destroyed.
+        """
+        if not self.ident or self.hub.loop is None:
+            raise ClientClosedError(_GONE)
 
     def run(
         self,
@@ -102,6 +105,7 @@ class Home:
             for, and *otherwise* is returned.
         :param late: given what the function returned when nobody waited for it any more.
         :param withdraw: a function that has not begun by then never begins; one that has is waited for.
+        :raises ClientClosedError: the thread has ended, or the hub was destroyed, and nothing came of it.
         """
         answer: list[tuple[_T | None, BaseException | None]] = []
         gone: list[bool] = []
@@ -128,10 +132,31 @@ class Home:
                 gone.append(True)
                 return otherwise
             pause(0.002)
+            if not answer:
+                self.check()
         result, error = answer[0]
         if error is not None:
             raise error
         return result  # type: ignore[return-value]
+
+
+class _Stay:
+    """Kept by a thread: when this goes, the thread has ended, or has another hub."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    def __del__(self) -> None:
+        self.home.ident = 0
+
+
+def _answer(pending: deque[_Call]) -> None:
+    for _ in range(len(pending)):  # whoever adds more now wakes the hub again
+        function, arguments = pending.popleft()
+        try:
+            function(*arguments)
+        except BaseException:
+            gevent.get_hub().handle_error(function, *sys.exc_info())
 
 
 class Inbox:
@@ -160,7 +185,7 @@ class Inbox:
     def put(self, frame: bytes, queued: Callable[[], int]) -> bool:
         """From another thread: hand over *frame*; False when there is no room.
 
-        :raises ClientClosedError: the client was closed.
+        :raises ClientClosedError: the client was closed, or its thread has ended.
         """
         self.used = True
         with self.lock:
@@ -176,7 +201,14 @@ class Inbox:
             if self._told:
                 return accepted
             self._told = True  # also when only that reserve was in the way: the hub takes it away
-        self._notify()
+        try:
+            self._notify()
+        except ClientClosedError as error:  # nobody will ever come to fetch it
+            with self.lock:
+                self._closed = str(error)
+                if accepted and frame in self._frames:
+                    self._frames.remove(frame)
+            raise
         return accepted
 
     def empty_into(self, queue: Queue[bytes]) -> int:

@@ -721,6 +721,35 @@ def test_a_looser_schema_does_not_loosen_the_rules(socket_path: str) -> None:
     assert msg.record.custom_data == {"n": 1, "id": "00000000-0000-0000-0000-000000000005"}
 
 
+def test_an_exception_of_a_signals_handler_loses_no_batch(agent: Agent, got: list[Received], socket_path: str) -> None:
+    """It may be raised in whatever runs: here in the sender, between two records that it takes from the queue."""
+
+    class Interrupted:
+        def __init__(self, queue: Any) -> None:
+            self.queue = queue
+            self.left = 3
+
+        def get_nowait(self) -> bytes:
+            self.left -= 1
+            if self.left == 0:
+                raise gevent.GreenletExit
+            frame: bytes = self.queue.get_nowait()
+            return frame
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.queue, name)
+
+    with client_of(socket_path) as client:
+        client.connect()
+        sender: Any = client._sender
+        sender._queue = Interrupted(sender._queue)
+        for number in range(5):
+            client.send(message(number))
+        assert client.flush(10)
+        eventually(lambda: len(numbers_of(got)) == 5)
+    assert numbers_of(got) == list(range(5))
+
+
 def test_stats_can_be_copied_and_pickled() -> None:
     import pickle
 

@@ -17,7 +17,7 @@ import pytest
 from gevent import socket, subprocess
 from helpers import eventually, message, receiving
 
-from geventaudit import BaseClient, Client, ConnectionFailedError, NoOp, fork
+from geventaudit import BaseClient, Client, ConnectionFailedError, NoOp, fork, native
 
 EACH = int(os.environ.get("GEVENTAUDIT_FORK_RECORDS", "5000"))
 KINDS = [
@@ -155,3 +155,39 @@ def test_one_that_fails_does_not_keep_the_others(caplog: pytest.LogCaptureFixtur
         fork._tracked.add(other)
     assert [getattr(thing, "called", None) for thing in things] == [1, None, 1]
     assert "cannot" in caplog.text
+
+
+def test_two_threads_that_fork_at_once_let_go_of_what_is_theirs() -> None:
+    class Busy:
+        def __init__(self) -> None:
+            self.lock = native.allocate_lock()
+            self.owner = 0
+            self.wrong = 0
+
+        def before_fork(self) -> None:
+            self.lock.acquire()
+            self.owner = native.thread_ident()
+
+        def after_fork_in_parent(self) -> None:
+            self.wrong += self.owner != native.thread_ident()
+            self.lock.release()
+            native.sleep(0.002)  # for the other thread to come in
+
+        def after_fork_in_child(self) -> None:
+            pass
+
+    busy, done = [Busy(), Busy()], []
+    for each in busy:
+        fork.track(each)
+
+    def forking() -> None:
+        for _ in range(20):
+            fork._before()
+            fork._in_parent()
+        done.append(True)
+
+    for _ in range(2):
+        native.start_new_thread(forking, ())
+    eventually(lambda: len(done) == 2)
+    assert [each.wrong for each in busy] == [0, 0]
+    assert not fork._held

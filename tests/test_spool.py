@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess as std_subprocess
@@ -567,6 +568,8 @@ def test_a_file_that_cannot_be_made(folder: Path, mode: Any, where: str) -> None
             eventually(lambda: receiver.numbers() == list(range(40)))
         assert told(client, NotificationKind.SPOOL_FAILED)
         assert balanced(client)
+        client.close()
+        assert not told(client, NotificationKind.SPOOL_FAILED), "nothing was left to keep"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
@@ -855,3 +858,53 @@ time.sleep(60)
             std_subprocess.run([sys.executable, "-c", look, str(folder / "spool.db")], check=True)
         os.kill(int(pid), signal.SIGKILL)
     assert len(rows(folder / "spool.db")) == 100
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "lock"])
+@pytest.mark.parametrize("mode", ["overflow", "always"])
+def test_what_is_removed_under_a_running_client_is_made_anew(folder: Path, mode: Any, what: str) -> None:
+    """SQLite would write on into a file that nobody can find again."""
+    place = folder / "spools"
+    place.mkdir()
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(place / "spool.db", mode=mode), queue_size=2)
+        send_all(client, range(10))
+        eventually(lambda: len(rows(place / "spool.db")) >= 8)
+        if what == "folder":
+            shutil.rmtree(place)
+            place.mkdir()
+        else:
+            (place / ("spool.db" if what == "file" else "spool.db.lock")).unlink()
+        send_all(client, range(10, 20))
+        eventually(lambda: len(rows(place / "spool.db")) >= 18)
+        assert (place / "spool.db").stat().st_mode & 0o777 == 0o600
+        with client_of(receiver, Spool(place / "spool.db")) as other:
+            other.send(message(100))
+            eventually(lambda: "in use" in " ".join(told(other, NotificationKind.SPOOL_FAILED)))
+            assert len(other.close(0.0)) == 1
+        assert client.close(0.0) == []
+        assert client.stats().kept == 20
+        assert what == "lock" or "was removed" in " ".join(told(client, NotificationKind.SPOOL_FAILED))
+        receiver.start()
+        with client_of(receiver, Spool(place / "spool.db", mode=mode)) as client:
+            client.connect(30)
+            eventually(lambda: client.stats().adopted == 20)
+            assert client.flush(60)
+        assert receiver.numbers() == list(range(20))
+
+
+@pytest.mark.parametrize("mode", ["overflow", "always"])
+def test_a_folder_that_is_removed_for_good(folder: Path, mode: Any) -> None:
+    place = folder / "spools"
+    place.mkdir()
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(place / "spool.db", mode=mode), queue_size=2)
+        send_all(client, range(2))
+        eventually(lambda: client._sender and client._sender.store and client._sender.store._ready)
+        shutil.rmtree(place)
+        if mode == "always":
+            with pytest.raises(SpoolError, match="No such file"):
+                client.send(message(2))
+        assert [each.record.custom_data["n"] for each in client.close(0.0)] == [0, 1]
+        stats = client.stats()
+        assert (stats.accepted, stats.kept, stats.dropped) == (2, 0, 2)

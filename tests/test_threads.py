@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from geventaudit import (
     NoOp,
     QueueFullError,
     ValidationError,
+    fork,
 )
 from geventaudit.agent import Agent
 from geventaudit.threads import Home
@@ -286,7 +288,7 @@ def test_calls_from_another_thread_leave_the_loop_its_count_of_what_it_waits_for
 
     The timers run out without the interpreter's lock, at the same time as the other thread calls.
     """
-    home, calls, called = Home(), 150_000, 0
+    home, calls, called = Home.here(), 150_000, 0
     loop: Any = home.hub.loop
     before = loop.activecnt
 
@@ -310,7 +312,7 @@ def test_calls_from_another_thread_leave_the_loop_its_count_of_what_it_waits_for
 
 
 def test_what_fails_in_the_hub_keeps_nothing_else_from_being_called() -> None:
-    home, called, told = Home(), [], []
+    home, called, told = Home.here(), [], []
     hub: Any = home.hub
     before, hub.handle_error = hub.handle_error, lambda *problem: told.append(problem[1])
     try:
@@ -319,3 +321,73 @@ def test_what_fails_in_the_hub_keeps_nothing_else_from_being_called() -> None:
     finally:
         hub.handle_error = before
     assert told == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("destroyed", [True, False], ids=["destroyed", "left"])
+def test_a_client_whose_thread_has_ended_says_so(destroyed: bool) -> None:
+    """The system gives the next thread the number of one that ended, and nobody is there to deliver anything."""
+    made: list[Client] = []
+
+    def make() -> None:
+        client = Client(NoOp, queue_size=2)
+        client.send(message(0))
+        assert client.flush(10)
+        made.append(client)
+        if destroyed:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    over: list[bool] = []
+    _start_new_thread(lambda: (make(), over.append(True)), ())
+    eventually(lambda: over)
+    client = made.pop()
+    for call in (lambda: client.send(message(1)), lambda: client.send(message(1), timeout=None), client.flush):
+        for _ in range(3):
+            thread = NativeThread(call)
+            with pytest.raises(ClientClosedError, match="has ended"):
+                thread.get()
+    NativeThread(lambda: client.report(RuntimeError("untold"))).get()
+    stats = client.stats()
+    assert (stats.accepted, stats.delivered) == (1, 1)
+    with pytest.raises(ClientClosedError, match="has ended"):
+        client.close()
+    if not destroyed:  # leaves descriptors otherwise
+        client._home.hub.destroy(destroy_loop=True)
+
+
+def test_whoever_waits_for_a_thread_that_ends_is_told() -> None:
+    def broken() -> NoOp:
+        raise OSError("no agent")
+
+    made: list[Client] = []
+    may_end: list[bool] = []
+
+    def make() -> None:
+        client = Client(broken, queue_size=1)
+        client.send(message(0))
+        made.append(client)
+        while not may_end:
+            gevent.sleep(0.001)
+
+    NativeThread(make)
+    eventually(lambda: made)
+    waiting = [NativeThread(made[0].flush), NativeThread(lambda: made[0].send(message(1), timeout=None))]
+    gevent.sleep(0.05)
+    may_end.append(True)
+    for thread in waiting:
+        with pytest.raises(ClientClosedError, match="has ended"):
+            thread.get(10)
+    assert made[0].stats().accepted == 1
+
+
+def test_threads_that_end_leave_nothing_tracked() -> None:
+    """Each fork would go through all that."""
+    before = len(fork.tracked())
+
+    def use() -> None:
+        with Client(NoOp) as client:
+            client.send(message(1))
+            assert client.flush(10)
+
+    for _ in range(20):
+        NativeThread(use).get()
+    eventually(lambda: gc.collect() is not None and len(fork.tracked()) <= before + 1)
