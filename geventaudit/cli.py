@@ -363,7 +363,8 @@ def _check(arguments: argparse.Namespace) -> int:
     encoder = Encoder()
     tally = _Tally()
     with _bytes_read(arguments.file) as progress:
-        tally.each(_numbered(arguments.file), load, progress)
+        if not _until_told(lambda: tally.each(_numbered(arguments.file), load, progress), signal.SIGINT):
+            raise KeyboardInterrupt
     print(f"{tally.good} valid, {tally.bad} refused")
     return 1 if tally.bad else 0
 
@@ -386,7 +387,8 @@ def _send(arguments: argparse.Namespace) -> int:
         connection.close()
         with Progress() if arguments.follow else _bytes_read(arguments.file) as progress:
             numbered = _numbered(arguments.file, arguments.follow)
-            whole = _until_told(lambda: tally.each(numbered, send, progress)) or arguments.follow
+            ends = (signal.SIGTERM, signal.SIGINT)
+            whole = _until_told(lambda: tally.each(numbered, send, progress), *ends) or arguments.follow
     finally:
         undelivered = len(client.close(arguments.timeout))
     left = undelivered + tally.begun - tally.good - tally.bad  # and the one that waited for room when it was told
@@ -396,8 +398,11 @@ def _send(arguments: argparse.Namespace) -> int:
     return 1 if tally.bad or left or not whole else 0
 
 
-def _until_told(work: Callable[[], bool]) -> bool:
-    """Do *work* until it is done, and return what it does, or until SIGINT or SIGTERM comes, and return False."""
+def _until_told(work: Callable[[], bool], *signals: int) -> bool:
+    """Do *work* until it is done, and return what it does, or until one of *signals* comes, and return False.
+
+    By watchers of the hub: Python's own handler has no turn where the signal comes just before the hub waits.
+    """
     trouble: list[Exception] = []
 
     def working() -> bool:
@@ -408,7 +413,7 @@ def _until_told(work: Callable[[], bool]) -> bool:
             return False
 
     worker = gevent.spawn(working)
-    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in signals]
     try:
         done = worker.get()
     finally:
