@@ -29,7 +29,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import gevent
-from gevent import socket as gsocket
 from gevent.event import Event
 
 from . import fork, native
@@ -382,7 +381,7 @@ class DomainSocket(_SocketConnection):
         _check_timeouts(timeout, write_timeout)
         acks = _acks(require_ack, ack_timeout, batch_records)
         self.path = usual_path() if path is None else os.fspath(path)
-        sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
+        sock = _new_socket(_constants.AF_UNIX)
         try:
             where = f"unix:{self.path}"
             if strict:
@@ -533,13 +532,21 @@ def usual_path() -> str:
     return next((path for path in _MDSD_SOCKETS if os.path.exists(path)), _MDSD_SOCKETS[-1])
 
 
+def _new_socket(family: int) -> Any:
+    from gevent.socket import socket  # by who connects; a service that is patched has it loaded
+
+    return socket(family, _constants.SOCK_STREAM)
+
+
 def _connect_tcp(host: str, port: int, timeout: float | None) -> Any:
     """A connected socket. A literal address needs no resolver, and so no thread of gevent's pool."""
     try:
-        family = gsocket.AF_INET if ip_address(host).version == 4 else gsocket.AF_INET6
+        family = _constants.AF_INET if ip_address(host).version == 4 else _constants.AF_INET6
     except ValueError:
-        return gsocket.create_connection((host, port), timeout)
-    sock = gsocket.socket(family, gsocket.SOCK_STREAM)
+        from gevent.socket import create_connection
+
+        return create_connection((host, port), timeout)
+    sock = _new_socket(family)
     try:
         sock.settimeout(timeout)
         sock.connect((host, port))
