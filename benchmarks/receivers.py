@@ -125,7 +125,7 @@ def _acknowledged(what: str, command: Callable[[str], list[str]], rounds: int, r
 
     samples = interleave({"acknowledged": partial(rate, True), "not": partial(rate, False)}, rounds)
     return Row(
-        f"records/s into {what}, acknowledgements over none",
+        f"records/s into {what}, acks over none",
         ratios(samples["acknowledged"], samples["not"]),
         bar=Bound("at least", 0.5),
         absolute={f"{name}, records/s": Spread.of(each) for name, each in samples.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_what_the_documentation_takes_from_here_is_here() -> None:
         assert f":start-after: <!-- {name} -->\n:end-before: <!-- end of {name} -->" in text
         table = README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
         assert table.count("\n| ") > 4
+
+
+def test_the_figures_are_those_of_one_run() -> None:
+    """Here, in the documentation, and in what ``python -m benchmarks --json`` wrote."""
+    page = (DOCS / "explanation" / "how-fast.md").read_text()
+    run = json.loads((DOCS / "explanation" / "how-fast.json").read_text())
+    assert not run["quick"]
+    rows = [row for figure in run["figures"].values() for row in figure if row["value"] is not None]
+    assert len(rows) > 20
+    for row in rows:
+        shown = [re.split(r" *\| *", line) for line in page.splitlines() if line.startswith(f"| {row['name']} ")]
+        assert [float(cells[2].split()[0]) for cells in shown] == [
+            pytest.approx(row["value"]["median"], rel=0.03, abs=0.006)
+        ]
+        assert row["bar"] is None or row["met"], row["name"]
+        if row["aim"] is not None:
+            cells = shown[0]
+            assert f"| {row['name']} | {cells[2]} | {cells[4]} | {cells[5]} |" in README
 
 
 def test_it_stays_short() -> None:
