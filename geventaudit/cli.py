@@ -363,7 +363,7 @@ def _check(arguments: argparse.Namespace) -> int:
     encoder = Encoder()
     tally = _Tally()
     with _bytes_read(arguments.file) as progress:
-        if not _until_told(lambda: tally.each(_numbered(arguments.file), load, progress), signal.SIGINT):
+        if _until_told(lambda: tally.each(_numbered(arguments.file), load, progress), signal.SIGINT) is None:
             raise KeyboardInterrupt
     print(f"{tally.good} valid, {tally.bad} refused")
     return 1 if tally.bad else 0
@@ -398,10 +398,11 @@ def _send(arguments: argparse.Namespace) -> int:
     return 1 if tally.bad or left or not whole else 0
 
 
-def _until_told(work: Callable[[], bool], *signals: int) -> bool:
-    """Do *work* until it is done, and return what it does, or until one of *signals* comes, and return False.
+def _until_told(work: Callable[[], bool], *signals: int) -> bool | None:
+    """Do *work* until it is done, and return what it does, or until one of *signals* comes, and return None.
 
-    By watchers of the hub: Python's own handler has no turn where the signal comes just before the hub waits.
+    By watchers of the hub: Python's own handler has no turn where the signal comes just before the hub waits, and it
+    raises in whatever greenlet runs.
     """
     trouble: list[Exception] = []
 
@@ -421,7 +422,7 @@ def _until_told(work: Callable[[], bool], *signals: int) -> bool:
             handler.cancel()
     if trouble:
         raise trouble[0]
-    return done is True  # who was told has a GreenletExit
+    return None if isinstance(done, gevent.GreenletExit) else done
 
 
 # -- schema, doctor, completion, demo ----------------------------------------------------------------------------------
@@ -460,4 +461,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     if arguments.records < 1:
         raise CommandError(f"argument --records: must be at least 1, got {arguments.records}")
-    return 0 if demo(arguments.records) else 1
+    done = _until_told(lambda: demo(arguments.records), signal.SIGINT)
+    if done is None:
+        raise KeyboardInterrupt
+    return 0 if done else 1
