@@ -40,6 +40,9 @@ def say(text: str) -> None:
 
 def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
     """Run *work* in a forked child; what is returned waits for its end and says whether it went well."""
+    if os.fork is gevent.os.fork or fork_kind == "gevent":
+        # It does that after the first fork only, and would not notice a child that has ended by then.
+        gevent.get_hub().loop.install_sigchld()
     if fork_kind == "multiprocessing":
 
         def target() -> None:
@@ -54,9 +57,6 @@ def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
             return process.exitcode == 0
 
         return wait
-    if os.fork is gevent.os.fork or fork_kind == "gevent":
-        # It does that after the first fork only, and would not notice a child that has ended by then.
-        gevent.get_hub().loop.install_sigchld()
     pid = gevent.os.fork() if fork_kind == "gevent" else os.fork()
     if pid == 0:
         status = 1
