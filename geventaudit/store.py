@@ -55,6 +55,8 @@ class Batch:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+        self.rows: list[Row] = []
+        """The frames by their ``seq``, once they are being written."""
         self.size = 0
         self._done = Event()
         self._error: Exception | None = None
@@ -159,6 +161,7 @@ class Store:
         self._forget = 0  # up to here the rows on disk are delivered
         self._forgotten = 0
         self._again: list[Row] = []  # frames in memory whose file was put aside
+        self._last_written: list[Row] = []  # what was being written when closing began, and is on disk
         self.overtaken = False
         """Whether records went past others that a failing disk holds back."""
         self.unkept: list[bytes] = []
@@ -248,7 +251,7 @@ class Store:
         """Accepted records that are not on the queue."""
         writing = self._writing
         tail = 0 if self._always else len(self._filling.frames) + (len(writing.frames) if writing is not None else 0)
-        return self._unread + tail
+        return self._unread + len(self._last_written) + tail
 
     def why_full(self) -> str:
         """For whoever was refused."""
@@ -281,8 +284,10 @@ class Store:
             while self._writing is not None and time.monotonic() < deadline:
                 self._nothing_is_written.clear()
                 self._nothing_is_written.wait(deadline - time.monotonic())
-            rows = [(seq, frame) for (seq, _), frame in in_memory]
+            rows = [(seq, frame) for (seq, _), frame in in_memory] + self._last_written
             if not self._always:
+                if self._writing is not None:  # it may still fail, and nobody would do it again
+                    rows += self._writing.rows
                 rows += [(self._next_seq(), frame) for frame in self._filling.frames]
             self._disk.submit(partial(self._keep_on_disk, rows), done)
             self._disk.end()
@@ -299,6 +304,7 @@ class Store:
         :param count: records in the file, where its number had to be found out.
         """
         tail = [] if self._always else [*(self._writing.frames if self._writing else ()), *self._filling.frames]
+        in_memory += [((seq, len(frame) + _OVERHEAD), frame) for seq, frame in self._last_written]
         undelivered = len(in_memory) + len(tail) + self._unread
         if error is None:
             self._counters.kept += undelivered if count is None else count
@@ -323,6 +329,7 @@ class Store:
         self._unread = 0
         self._filling, self._writing = Batch(), None
         self._order.clear()
+        self._last_written.clear()
 
     def abandon(self) -> None:
         """In a forked child, where all this is the parent's. Must not wait."""
@@ -428,7 +435,7 @@ class Store:
         batch, self._filling = self._filling, Batch()
         again, self._again = self._again, []
         self._writing = batch
-        rows = [(self._next_seq(), frame) for frame in batch.frames]
+        rows = batch.rows = [(self._next_seq(), frame) for frame in batch.frames]
         file, forget = self._sure_file(), self._forget
         self._was_large = self._was_large or self._bytes > _LOAD_BYTES
         shrink = self._was_large and not rows and not self._order and not self._unread
@@ -466,7 +473,9 @@ class Store:
         for seq, frame in rows:
             size = len(frame) + _OVERHEAD
             self._bytes += size
-            if self._unread or self._closing or not self._enqueue(seq, frame, size):
+            if self._closing:
+                self._last_written.append((seq, frame))
+            elif self._unread or not self._enqueue(seq, frame, size):
                 self._unread += 1
         batch.finish()
         self._room.set()

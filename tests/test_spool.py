@@ -34,6 +34,7 @@ from geventaudit import (
     QueueFullError,
     Spool,
     SpoolError,
+    native,
     wire,
 )
 from geventaudit.spoolfile import SpoolFile
@@ -900,7 +901,7 @@ def test_a_folder_that_is_removed_for_good(folder: Path, mode: Any) -> None:
     with receiving(folder) as receiver:
         client = client_of(receiver, Spool(place / "spool.db", mode=mode), queue_size=2)
         send_all(client, range(2))
-        eventually(lambda: client._sender and client._sender.store and client._sender.store._ready)
+        eventually(lambda: len(rows(place / "spool.db")) == 2)
         shutil.rmtree(place)
         if mode == "always":
             with pytest.raises(SpoolError, match="No such file"):
@@ -908,3 +909,77 @@ def test_a_folder_that_is_removed_for_good(folder: Path, mode: Any) -> None:
         assert [each.record.custom_data["n"] for each in client.close(0.0)] == [0, 1]
         stats = client.stats()
         assert (stats.accepted, stats.kept, stats.dropped) == (2, 0, 2)
+
+
+class Gate:
+    """Holds the first write of rows to a spool until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False, after: bool = False) -> None:
+        self.reached = False
+        self._opened = native.allocate_lock()
+        self._opened.acquire()
+        write = SpoolFile.write
+
+        def held(file: SpoolFile, frames: Any, forget: int, **options: Any) -> bool:
+            if not frames or self.reached:
+                return write(file, frames, forget, **options)
+            done = write(file, frames, forget, **options) if after else False
+            self.reached = True
+            self._opened.acquire()
+            if fails:
+                raise OSError("the disk has no mind to")
+            return done if after else write(file, frames, forget, **options)
+
+        monkeypatch.setattr(SpoolFile, "write", held)
+
+    def open(self) -> None:
+        self._opened.release()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_being_written_when_closing_began_is_still_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    gate = Gate(monkeypatch, after=True)
+    place = folder / "spools"
+    place.mkdir()
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(place / "spool.db", mode=mode))
+        sending = [gevent.spawn(client.send, message(number)) for number in range(2)]
+        eventually(lambda: gate.reached)
+        closing_down = gevent.spawn(client.close, 0.0)
+        gevent.sleep(0)
+        shutil.rmtree(place)
+        gate.open()
+        assert [each.record.custom_data["n"] for each in closing_down.get(timeout=60)] == [0, 1]
+        for each in sending:
+            each.get(timeout=60)
+        stats = client.stats()
+        assert (stats.accepted, stats.kept, stats.dropped, stats.spooled) == (2, 0, 2, 0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_write_that_ends_when_closing_waited_long_enough(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The last job repeats it: it may fail when nobody is left to do it again."""
+    monkeypatch.setattr("geventaudit.store._CLOSE_SECONDS", 0.0)
+    gate = Gate(monkeypatch, fails=fails)
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db"))
+        send_all(client, range(3))
+        eventually(lambda: gate.reached)
+        assert client._sender
+        assert client._sender.store
+        disk = client._sender.store._disk
+        submit = disk.submit
+        answers = []
+
+        def submit_and_wait(work: Any, done: Any) -> None:
+            submit(work, lambda *outcome: (done(*outcome), answers.append(outcome)))
+            gate.open()
+            eventually(lambda: answers)
+
+        monkeypatch.setattr(disk, "submit", submit_and_wait)
+        assert client.close(0.0) == []
+        assert client.stats().kept == len(rows(folder / "spool.db")) == 3
