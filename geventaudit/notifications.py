@@ -139,7 +139,7 @@ class Notifier:
         return StopIteration if self._ended else None
 
     def _serve_waiting_readers(self) -> None:
-        if self._channel is not None and self._channel.getters:
+        if self._channel is not None and self._channel.getters and self._channel.hub.loop is not None:
             self._channel.hub.loop.run_callback(self._hand_out, self._channel)
 
     def _hand_out(self, channel: NotificationChannel) -> None:

@@ -27,7 +27,7 @@ import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import fork, wire
+from . import fork, native, wire
 from .compiled import Compiled
 from .connections import Connection
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
@@ -45,6 +45,7 @@ from .version import __version__
 __all__ = ["Pipeline", "State", "live_clients"]
 
 _EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
+_LATE = 1.0  # and how many seconds later the hubs of other threads may be done with it
 _SELDOM_SECONDS = 1.0  # how often refusals of one kind are told of
 
 
@@ -110,6 +111,7 @@ class Pipeline:
         self._notifier = Notifier()
         self._undelivered: list[Msg] = []
         self._closed = Event()
+        self._heirs = native.allocate_lock()  # of other threads, who close this when its own has ended: one does
         fork.track(self)
         self._told: dict[NotificationKind, tuple[float, int]] = {}  # when last, and how many untold since
 
@@ -311,14 +313,19 @@ class Pipeline:
     def close(self, timeout: float | None = 20.0) -> list[Msg]:
         """Take no more messages, let those accepted drain, and close the connection. May be called again.
 
+        In another thread, when the one that made the client has ended, nothing can be delivered any more: then it is
+        kept, or handed back, at once.
+
         :param timeout: seconds that draining may take; None for as long as it takes. A spool may take a second more.
         :returns: the messages that were neither delivered nor kept in a spool; each is handed back once.
-        :raises ClientClosedError: this is another thread than the one that made the client, and that has ended.
         """
         if thread_ident() != self._home.ident:
-            return self._home.run(
-                lambda: self.close(timeout), timeout, otherwise=[], late=lambda left: self._undelivered.extend(left)
-            )
+            try:
+                return self._home.run(
+                    lambda: self.close(timeout), timeout, otherwise=[], late=lambda left: self._undelivered.extend(left)
+                )
+            except ClientClosedError:
+                return self._close_after_its_thread()
         if self._state is State.NEW and len(self._inbox):
             self._start()  # another thread sent, and this one has not come to it yet
         if self._state is State.NEW:
@@ -361,8 +368,29 @@ class Pipeline:
             sender.keep(seconds)
         finally:
             if self._state is State.CLOSING:  # not in a forked child's copy of this call
-                self._end(sender.unkept)
+                try:
+                    self._end(sender.unkept)
+                finally:
+                    self._closed.set()
         sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
+
+    def _close_after_its_thread(self) -> list[Msg]:
+        while not self._heirs.acquire(False):
+            pause(0.002)
+        try:
+            if self._state is not State.CLOSED:
+                self._inbox.close("the client is closed")
+                if self._state is State.RUNNING:
+                    self._move_to(State.CLOSING)
+                frames = self._inbox.take()
+                self._counters.accepted += len(frames)
+                if self._sender is not None:
+                    frames = self._sender.bequeath(frames)
+                self._end(frames)
+            undelivered, self._undelivered = self._undelivered, []
+            return undelivered
+        finally:
+            self._heirs.release()
 
     def _end(self, frames: list[bytes]) -> None:
         self._counters.dropped += len(frames)
@@ -376,7 +404,6 @@ class Pipeline:
             self._tell(NotificationKind.CLOSED)
         finally:
             self._notifier.end()
-            self._closed.set()
 
     def stats(self) -> Stats:
         """The numbers of this client, now."""
@@ -470,6 +497,7 @@ class Pipeline:
         if thread_ident() != self._home.ident:  # the only thread there is now
             self._home = Home.here()
         self._inbox = self._new_inbox()
+        self._heirs = native.allocate_lock()
         sender, self._sender = self._sender, None
         self._counters = Counters()
         self._undelivered = []
@@ -566,12 +594,30 @@ def _drain_at_exit(client: Pipeline) -> None:
 
 def _drain_all() -> None:
     deadline = time.monotonic() + _EXIT_SECONDS
+
+    def left() -> float:
+        return max(deadline - time.monotonic(), 0.0)
+
     hub = get_hub()
-    for client in list(_running):
-        if client._home.hub is hub:
+    clients = [each for each in live_clients() if each in _running]
+    others = [each for each in clients if each._home.hub is not hub]
+    for client in others:  # their threads close them, meanwhile
+        try:
+            client._home.call(gevent.spawn, client.close, left())
+        except ClientClosedError:  # that thread has ended
+            pass
+    for client in clients:
+        if client not in others:
             try:
-                client.close(timeout=max(deadline - time.monotonic(), 0.0))
+                client.close(timeout=left())
                 if client._state is State.CLOSING:  # by a greenlet that will never run again
                     client._finish(0.0)
             except Exception:  # the others are to have their chance
                 logger().exception("%r could not be closed", client)
+    for client in others:
+        while client._state is not State.CLOSED and client._home.is_there() and time.monotonic() < deadline + _LATE:
+            pause(0.002)
+        if client._state is not State.CLOSED and client._home.is_there():
+            logger().warning("%r could not be closed in time by the hub of its thread", client)
+        else:
+            client.close()

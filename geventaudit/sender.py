@@ -319,6 +319,18 @@ class Sender:
             finally:
                 self.unkept = self.store.unkept
 
+    def bequeath(self, frames: list[bytes]) -> list[bytes]:
+        """In another thread, when the hub is gone: what is undelivered, *frames* behind it, and not left in the spool.
+
+        Greenlets of a hub that is gone do not run: nothing here is used by anybody else, and nobody waits.
+        """
+        self._stopped = "the client was closed"
+        self._asleep = False  # or taking would wake it
+        undelivered = self.unkept or self.take_undelivered()  # those were taken when it was closing as its thread ended
+        if self.store is None:
+            return undelivered + frames
+        return self.store.bequeath(undelivered) + frames
+
     def _in_memory(self) -> list[bytes]:
         """All frames that were put on the queue and are not delivered, in their order."""
         window = [frame for frame in self._window if frame is not None]

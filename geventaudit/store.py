@@ -33,7 +33,7 @@ from .errors import ClientClosedError, SpoolError
 from .notifications import NotificationKind
 from .spool import Spool
 from .stats import Counters
-from .threads import Home
+from .threads import Home, pause
 
 if TYPE_CHECKING:  # SQLite is loaded when the first Spool is made
     from .spoolfile import Loaded, Row, SpoolFile, TakenOver
@@ -284,25 +284,59 @@ class Store:
             while self._writing is not None and time.monotonic() < deadline:
                 self._nothing_is_written.clear()
                 self._nothing_is_written.wait(deadline - time.monotonic())
-            rows = [(seq, frame) for (seq, _), frame in in_memory] + self._last_written
-            if not self._always:
-                if self._writing is not None:  # it may still fail, and nobody would do it again
-                    rows += self._writing.rows
-                rows += [(self._next_seq(), frame) for frame in self._filling.frames]
-            self._disk.submit(partial(self._keep_on_disk, rows), done)
+            self._disk.submit(partial(self._keep_on_disk, self._rows_to_keep(in_memory)), done)
             self._disk.end()
             ended.wait(max(deadline - time.monotonic(), 0.0))
         finally:
             if not self._abandoned:
-                self._account(in_memory, *(outcome[0] if outcome else (None, TimeoutError("the disk did not answer"))))
+                self._account(in_memory, outcome)
+                for batch in (self._filling, self._writing):
+                    if batch is not None:
+                        batch.finish(ClientClosedError("the client was closed"))
+                self._forget_all()
+
+    def bequeath(self, frames: list[bytes]) -> list[bytes]:
+        """:meth:`keep`, in another thread, when the hub is gone; what could not be kept.
+
+        :param frames: as for :meth:`keep`.
+        """
+        self._closing = True
+        in_memory = list(zip(self._order, frames, strict=True))
+        rows = self._rows_to_keep(in_memory)
+        outcome: list[tuple[int | None, Exception | None]] = []
+
+        def work() -> None:
+            try:
+                outcome.append((self._keep_on_disk(rows), None))
+            except Exception as error:
+                outcome.append((None, error))
+
+        self._disk.submit(work, lambda result, error: None)
+        self._disk.end()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while not outcome and time.monotonic() < deadline:
+            pause(0.002)
+        self._account(in_memory, outcome)
+        self._forget_all()
+        return self.unkept
+
+    def _rows_to_keep(self, in_memory: list[tuple[tuple[int, int], bytes]]) -> list[Row]:
+        rows = [(seq, frame) for (seq, _), frame in in_memory] + self._last_written
+        if not self._always:
+            if self._writing is not None:  # it may still fail, and nobody would do it again
+                rows += self._writing.rows
+            rows += [(self._next_seq(), frame) for frame in self._filling.frames]
+        return rows
 
     def _account(
-        self, in_memory: list[tuple[tuple[int, int], bytes]], count: int | None, error: Exception | None
+        self, in_memory: list[tuple[tuple[int, int], bytes]], outcome: list[tuple[int | None, Exception | None]]
     ) -> None:
         """What became of everything, when the last job is done, or is not waited for any more.
 
-        :param count: records in the file, where its number had to be found out.
+        :param outcome: how many records are in the file, where that had to be found out, and the error; none before
+            the job is done.
         """
+        count, error = outcome[0] if outcome else (None, TimeoutError("the disk did not answer"))
         tail = [] if self._always else [*(self._writing.frames if self._writing else ()), *self._filling.frames]
         in_memory += [((seq, len(frame) + _OVERHEAD), frame) for seq, frame in self._last_written]
         undelivered = len(in_memory) + len(tail) + self._unread
@@ -323,9 +357,8 @@ class Store:
                 self._report(
                     SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}")
                 )
-        for batch in (self._filling, self._writing):
-            if batch is not None:
-                batch.finish(ClientClosedError("the client was closed"))
+
+    def _forget_all(self) -> None:
         self._unread = 0
         self._filling, self._writing = Batch(), None
         self._order.clear()
@@ -731,7 +764,7 @@ class _DiskThread:
                     problem = error
                 try:
                     self._home.call(done, result, problem)
-                except Exception:
-                    return  # the hub is gone, and whoever wanted to know with it
+                except ClientClosedError:  # the hub is gone, and whoever wanted to know with it
+                    pass
             if self._ended:
                 return

@@ -82,12 +82,16 @@ class Home:
         except ValueError:  # the loop was destroyed at this instant
             raise ClientClosedError(_GONE) from None
 
+    def is_there(self) -> bool:
+        """From any thread: whether there is still somebody to call."""
+        return bool(self.ident) and self.hub.loop is not None
+
     def check(self) -> None:
-        """From any thread: whether there is still somebody to call.
+        """From any thread: make sure that there is.
 
         :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
-        if not self.ident or self.hub.loop is None:
+        if not self.is_there():
             raise ClientClosedError(_GONE)
 
     def run(
@@ -221,6 +225,13 @@ class Inbox:
             self._frames.popleft()
             count += 1
         return count
+
+    def take(self) -> list[bytes]:
+        """In another thread, when nobody will come for them: take the frames away."""
+        with self.lock:
+            frames = list(self._frames)
+            self._frames.clear()
+            return frames
 
     def close(self, why: str) -> None:
         """Take no more."""

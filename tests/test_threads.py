@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import monkey
+from gevent import monkey, subprocess
 from helpers import eventually, message, receiving
 
 from geventaudit import (
@@ -26,8 +27,10 @@ from geventaudit import (
     Msg,
     NoOp,
     QueueFullError,
+    Spool,
     ValidationError,
     fork,
+    native,
 )
 from geventaudit.agent import Agent
 from geventaudit.threads import Home
@@ -348,10 +351,114 @@ def test_a_client_whose_thread_has_ended_says_so(destroyed: bool) -> None:
     NativeThread(lambda: client.report(RuntimeError("untold"))).get()
     stats = client.stats()
     assert (stats.accepted, stats.delivered) == (1, 1)
-    with pytest.raises(ClientClosedError, match="has ended"):
-        client.close()
+    assert client.close() == []
     if not destroyed:  # leaves descriptors otherwise
         client._home.hub.destroy(destroy_loop=True)
+
+
+@pytest.mark.parametrize("destroyed", [True, False], ids=["destroyed", "left"])
+@pytest.mark.parametrize("how", ["at work", "closing", "new", "overflow", "always"])
+def test_what_a_thread_left_that_has_ended_is_kept_or_handed_back(folder: Path, destroyed: bool, how: str) -> None:
+    made: list[Client] = []
+    over: list[bool] = []
+
+    def broken() -> NoOp:
+        raise OSError("no agent")
+
+    def make() -> None:
+        spool = Spool(folder / "spool.db", mode=how) if how in ("overflow", "always") else None  # type: ignore[arg-type]
+        made.append(Client(broken, queue_size=10, spool=spool))
+        for number in range(3 if how != "new" else 0):
+            made[0].send(message(number))
+        gevent.spawn(lambda: list(made[0].notify()))
+        if how == "closing":
+            gevent.spawn(made[0].close, 20.0)
+            gevent.spawn(made[0].close, 20.0)
+        gevent.sleep(0.01)
+        if how == "at work":
+            NativeThread(lambda: made[0].send(message(3))).get()
+        if how == "new":
+            sending = NativeThread(lambda: made[0].send(message(0)))
+            while not sending.done:  # the hub is not to hear of it
+                native.sleep(0.001)
+        if destroyed:
+            gevent.get_hub().destroy(destroy_loop=True)
+        over.append(True)
+
+    _start_new_thread(make, ())
+    eventually(lambda: over)
+    client = made.pop()
+    eventually(lambda: not client._home.is_there())
+    heirs = [NativeThread(client.close) for _ in range(5)]
+    left = sum((heir.get() for heir in heirs), client.close())
+    stats = client.stats()
+    assert stats.accepted == {"at work": 4, "new": 1}.get(how, 3)
+    assert (stats.queued, stats.in_flight, stats.spooled) == (0, 0, 0)
+    if how in ("overflow", "always"):
+        assert left == []
+        assert stats.kept == 3
+        with Client(NoOp, spool=Spool(folder / "spool.db")) as heir:
+            heir.connect()
+            eventually(lambda: heir.stats().delivered == 3)
+    else:
+        assert [each.record.custom_data["n"] for each in left] == list(range(stats.accepted))
+        assert stats.dropped == stats.accepted
+    if not destroyed:  # leaves descriptors otherwise
+        client._home.hub.destroy(destroy_loop=True)
+
+
+EXIT = """
+import sys, time
+import gevent
+from gevent import monkey
+from helpers import message
+from geventaudit import Backoff, Client, DomainSocket
+
+path, what = sys.argv[1:]
+ready = []
+
+def slowly():
+    gevent.sleep(0.5)
+    return DomainSocket(path)
+
+def live():
+    client = Client(slowly, backoff=Backoff(0.01, 0.05))
+    for number in range(3):
+        client.send(message(number))
+    ready.append(True)
+    if what == "runs":
+        gevent.sleep(1000)
+    if what == "waits":
+        monkey.get_original("time", "sleep")(1000)
+
+monkey.get_original("_thread", "start_new_thread")(live, ())
+while not ready:
+    time.sleep(0.01)
+if what == "has ended":
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("runs", ""), ("has ended", "closed before 3 records"), ("waits", "the hub of its thread")],
+    ids=["runs", "has ended", "waits"],
+)
+def test_the_end_of_the_interpreter_is_heard_of_in_other_threads(folder: Path, what: str, said: str) -> None:
+    with receiving(folder) as receiver:
+        receiver.start()
+        done = subprocess.run(
+            [sys.executable, "-c", EXIT, str(receiver.where), what],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        if what == "runs":
+            eventually(lambda: receiver.numbers() == [0, 1, 2])
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_whoever_waits_for_a_thread_that_ends_is_told() -> None:
@@ -377,6 +484,7 @@ def test_whoever_waits_for_a_thread_that_ends_is_told() -> None:
         with pytest.raises(ClientClosedError, match="has ended"):
             thread.get(10)
     assert made[0].stats().accepted == 1
+    assert len(made[0].close()) == 1
 
 
 def test_threads_that_end_leave_nothing_tracked() -> None:
