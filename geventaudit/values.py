@@ -2,9 +2,10 @@
 
 :func:`normal_form` turns what people put into ``custom_data`` into plain ``dict``, ``list``, ``str``, ``bytes``,
 ``int``, ``float``, ``bool``, ``None``, aware UTC ``datetime`` and MessagePack's own two value types, so that a decoded
-record equals the one that was accepted. Everything else is refused with its path, and so is what would hurt to carry:
-too deep, into itself, too much. Packing itself is :mod:`geventaudit.wire`'s; only the value types of msgpack are known
-here.
+record equals the one that was accepted. All are of exactly these types: what a subclass does in its methods it does
+here, and never while a frame is being packed. Everything else is refused with its path, and so is what would hurt to
+carry: too deep, into itself, too much. Packing itself is :mod:`geventaudit.wire`'s; only the value types of msgpack are
+known here.
 """
 
 from __future__ import annotations
@@ -116,6 +117,9 @@ class _Walk:
     def mapping(self, data: Mapping[Any, Any], *, top: bool = False) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
         for key, value in data.items():
+            if type(key) is str and key not in result and key.isascii() and self._is_plain(value, 2):
+                result[key] = value
+                continue
             self._path.append(key)
             plain = self._key(key, top)
             if plain is not _NO_KEY:
@@ -149,6 +153,9 @@ class _Walk:
                 return self.mapping(value)
             items = []
             for index, item in enumerate(value):
+                if self._is_plain(item, 1):
+                    items.append(item)
+                    continue
                 self._path.append(index)
                 items.append(self.value(item))
                 self._path.pop()
@@ -157,6 +164,20 @@ class _Walk:
             return _sorted(items) if isinstance(value, Set) else items
         finally:
             self._open.discard(id(value))
+
+    def _is_plain(self, value: Any, room: int) -> bool:
+        """Whether *value* is carried as it is; it counts for *room* values then. The short way, which most go."""
+        kind = type(value)
+        if kind is str:
+            plain = value.isascii()
+        elif kind is int:
+            plain = -(1 << 63) <= value < 1 << 64
+        else:
+            plain = kind in SCALARS
+        if not plain or self._room < room:
+            return False
+        self._room -= room
+        return True
 
     def _text(self, text: str) -> Any:
         if not text.isascii() and (problem := surrogate_problem(text)):
@@ -172,14 +193,19 @@ class _Walk:
         if value.utcoffset() is None:
             return self._refuse("must be an aware datetime, got a naive one (give it a tzinfo)")
         try:
-            return value.astimezone(UTC)
+            moment = value.astimezone(UTC)
         except OverflowError:
             return self._refuse("must be a datetime within the years 1 to 9999 in UTC")
+        if type(moment) is datetime:
+            return moment
+        return datetime.combine(moment.date(), moment.time(), UTC)
 
     def _native(self, value: Any) -> Any:
-        if isinstance(value, Timestamp) and not -(1 << 63) <= value.seconds < 1 << 63:
+        if isinstance(value, ExtType):
+            return ExtType(int(value.code), bytes(value.data))
+        if not -(1 << 63) <= value.seconds < 1 << 63:
             return self._refuse("must be a timestamp of at most 64 bits of seconds")
-        return exact_datetime(value) if isinstance(value, Timestamp) else value
+        return exact_datetime(Timestamp(int(value.seconds), int(value.nanoseconds)))
 
     def _refuse(self, problem: str) -> None:
         node = self.errors

@@ -11,11 +11,13 @@ from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any
 
+import gevent
 import pytest
+from helpers import message
 from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
-from geventaudit import ValidationError
+from geventaudit import Client, Msg, NoOp, ValidationError, wire
 from geventaudit.values import MAX_DEPTH, MAX_VALUES, normal_form
 
 
@@ -147,3 +149,48 @@ def test_everything_wrong_is_told() -> None:
         normal_form({"a": object(), "b": [2**70, {"c": "\ud800"}], "ok": 1})
     assert set(caught.value.messages) == {"a", "b"}
     assert set(caught.value.messages["b"]) == {0, 1}
+
+
+class Later(dt.datetime):
+    """A time whose methods are somebody's own; pendulum and pandas have such."""
+
+    def utcoffset(self) -> dt.timedelta | None:
+        gevent.sleep(0)
+        return super().utcoffset()
+
+    def __sub__(self, other: Any) -> Any:
+        raise AssertionError("it is not to be asked while a frame is packed")
+
+    isoformat = __sub__  # type: ignore[assignment]
+
+
+class Instant(Timestamp):
+    pass
+
+
+class Extension(ExtType):
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        gevent.sleep(0)
+        return b"own"
+
+
+@pytest.mark.parametrize("datetimes", ["extension", "text"])
+def test_subclasses_of_values_run_no_code_while_a_frame_is_packed(datetimes: Any) -> None:
+    data = {
+        "later": Later(2020, 1, 2, 3, 4, 5, 6, tzinfo=dt.timezone(dt.timedelta(hours=1))),
+        "instant": Instant(5, 7),
+        "extension": Extension(3, b"a"),
+    }
+    normal = normal_form(data)
+    assert [type(each) for each in normal.values()] == [dt.datetime, Timestamp, ExtType]
+    assert normal["later"] == dt.datetime(2020, 1, 2, 2, 4, 5, 6, tzinfo=UTC)
+    assert normal["extension"] == ExtType(3, b"own")
+    with Client(NoOp, datetimes=datetimes) as client:
+        frames: list[bytes] = []
+        client._accept = lambda frame, timeout: frames.append(frame)  # type: ignore[method-assign]
+        gevent.joinall([gevent.spawn(client.send, message(custom_data=data)) for number in range(5)], raise_error=True)
+        for frame in frames:
+            msg, _ = wire.decode(frame)
+            assert isinstance(msg, Msg)
+            assert list(msg.record.custom_data) == ["later", "instant", "extension"]
