@@ -7,7 +7,7 @@ from typing import cast
 from gevent.event import Event
 
 from . import wire
-from .connections import Connection
+from .connections import Connection, let_go
 from .errors import ClientClosedError, ConnectionFailedError
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
@@ -101,7 +101,10 @@ class BaseClient(Pipeline):
         undelivered = super().close(timeout)
         unused, self._next = self._next, None
         if unused is not None:
-            unused.close()
+            if self._home.is_there():
+                unused.close()
+            else:
+                let_go(unused)
         return undelivered
 
     close.__doc__ = Pipeline.close.__doc__

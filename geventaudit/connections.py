@@ -525,6 +525,17 @@ class NoOp(_Closing):
         self._closed.set()
 
 
+def let_go(connection: Connection) -> None:
+    """Close *connection* when the hub that watched it is gone.
+
+    gevent's own way would ask that hub to stop watching first. A loop that never runs again does not mind. A
+    connection of a user's own is left alone: how that closes is not known.
+    """
+    if isinstance(connection, _SocketConnection):
+        connection._closed = True
+        connection._sock._sock.close()
+
+
 # -- the kernel's knowledge --------------------------------------------------------------------------------------------
 
 

@@ -313,19 +313,21 @@ class Pipeline:
     def close(self, timeout: float | None = 20.0) -> list[Msg]:
         """Take no more messages, let those accepted drain, and close the connection. May be called again.
 
-        In another thread, when the one that made the client has ended, nothing can be delivered any more: then it is
-        kept, or handed back, at once.
+        When the thread that made the client has ended, or has destroyed its hub, nothing can be delivered any more:
+        then it is kept, or handed back, at once.
 
         :param timeout: seconds that draining may take; None for as long as it takes. A spool may take a second more.
         :returns: the messages that were neither delivered nor kept in a spool; each is handed back once.
         """
+        if not self._home.is_there():
+            return self._close_without_hub()
         if thread_ident() != self._home.ident:
             try:
                 return self._home.run(
                     lambda: self.close(timeout), timeout, otherwise=[], late=lambda left: self._undelivered.extend(left)
                 )
             except ClientClosedError:
-                return self._close_after_its_thread()
+                return self._close_without_hub()
         if self._state is State.NEW and len(self._inbox):
             self._start()  # another thread sent, and this one has not come to it yet
         if self._state is State.NEW:
@@ -374,7 +376,7 @@ class Pipeline:
                     self._closed.set()
         sender.join(0.1)  # it was told; one that a factory keeps from ending is not waited for
 
-    def _close_after_its_thread(self) -> list[Msg]:
+    def _close_without_hub(self) -> list[Msg]:
         while not self._heirs.acquire(False):
             pause(0.002)
         try:
@@ -382,18 +384,34 @@ class Pipeline:
                 self._inbox.close("the client is closed")
                 if self._state is State.RUNNING:
                     self._move_to(State.CLOSING)
-                frames = self._inbox.take()
-                self._counters.accepted += len(frames)
-                if self._sender is not None:
-                    frames = self._sender.bequeath(frames)
-                self._end(frames)
+                try:
+                    if self._sender is not None:
+                        self._sender.keep_without_hub()
+                finally:  # a Timeout or a kill that ends the waiting ends the client all the same
+                    frames = self._inbox.take()
+                    self._counters.accepted += len(frames)
+                    self._end(frames if self._sender is None else self._sender.unkept + frames)
             undelivered, self._undelivered = self._undelivered, []
             return undelivered
         finally:
             self._heirs.release()
 
+    def _is_to_be_drained(self) -> bool:
+        if self._state is State.CLOSED:
+            return False
+        return bool(self._inbox) or self._counters.settled < self._counters.taken
+
+    def _give_up_at_exit(self) -> None:
+        if self._home.is_there():
+            left = self._counters.taken - self._counters.settled + len(self._inbox)
+            logger().warning("%r: the hub of its thread has not delivered %d records in time", self, left)
+        else:
+            self._close_without_hub()
+
     def _end(self, frames: list[bytes]) -> None:
         self._counters.dropped += len(frames)
+        if self._sender is not None:
+            self._sender.forget_unkept()
         self._move_to(State.CLOSED)
         _running.discard(self)
         try:
@@ -615,9 +633,10 @@ def _drain_all() -> None:
             except Exception:  # the others are to have their chance
                 logger().exception("%r could not be closed", client)
     for client in others:
-        while client._state is not State.CLOSED and client._home.is_there() and time.monotonic() < deadline + _LATE:
+        while client._is_to_be_drained() and client._home.is_there() and time.monotonic() < deadline + _LATE:
             pause(0.002)
-        if client._state is not State.CLOSED and client._home.is_there():
-            logger().warning("%r could not be closed in time by the hub of its thread", client)
-        else:
-            client.close()
+        if client._is_to_be_drained():
+            try:
+                client._give_up_at_exit()
+            except Exception:
+                logger().exception("%r could not be closed", client)

@@ -20,7 +20,7 @@ import gevent
 from gevent.event import Event
 from gevent.queue import Empty, Full, Queue
 
-from .connections import Connection
+from .connections import Connection, let_go
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, as_connection_error, logger, show
 from .spool import Spool
 from .stats import Counters
@@ -128,8 +128,7 @@ class Sender:
         self.connected_or_over = Event()
         """Set while there is a connection, and for good when the sender is stopped: what ``connect`` waits for."""
 
-        self.unkept: list[bytes] = []
-        """After :meth:`keep`: what is undelivered, and nowhere else."""
+        self._unkept: list[bytes] = []
         self.store: Store | None = None
         if spool is not None:
             from .store import Store
@@ -239,7 +238,12 @@ class Sender:
         self._room.set()
 
     def ensure_running(self) -> None:
-        """Start the greenlet, or start it again after somebody killed it."""
+        """Start the greenlet, or start it again after somebody killed it.
+
+        :raises ClientClosedError: the hub was destroyed, and nothing would run there.
+        """
+        if self._asleep and self.hub.loop is None:
+            raise ClientClosedError("the hub of the client was destroyed")
         if not self._greenlet and not self._stopped:
             self._greenlet = gevent.spawn(self._run)
 
@@ -308,28 +312,48 @@ class Sender:
                 return frames
 
     def keep(self, timeout: float) -> None:
-        """After :meth:`stop`: leave what is undelivered in the spool. What cannot be left there is in ``unkept`` then.
+        """After :meth:`stop`: leave what is undelivered in the spool. What cannot be left there is ``unkept`` then.
 
         :param timeout: seconds that the spool may take.
         """
-        self.unkept = self.take_undelivered()
-        if self.store is not None:
-            try:
-                self.store.keep(self.unkept, timeout)
-            finally:
-                self.unkept = self.store.unkept
+        frames = self.take_undelivered()
+        if self.store is None:
+            self._unkept = frames
+        else:
+            self.store.keep(frames, timeout)
 
-    def bequeath(self, frames: list[bytes]) -> list[bytes]:
-        """In another thread, when the hub is gone: what is undelivered, *frames* behind it, and not left in the spool.
+    def keep_without_hub(self) -> None:
+        """:meth:`stop` and :meth:`keep` when the hub is gone, in any thread.
 
-        Greenlets of a hub that is gone do not run: nothing here is used by anybody else, and nobody waits.
+        Greenlets of a hub that is gone do not run: nobody else uses any of this, nobody waits, nobody is to be woken.
         """
         self._stopped = "the client was closed"
-        self._asleep = False  # or taking would wake it
-        undelivered = self.unkept or self.take_undelivered()  # those were taken when it was closing as its thread ended
+        self._asleep = False
+        connection, self._connection = self._connection, None
+        if self.store is not None:
+            self.store.closing = True
+        if connection is not None:
+            try:
+                self._count_delivered(connection)
+                let_go(connection)
+            except Exception:
+                logger().exception("a connection could not be closed")
+        frames = self.unkept or self.take_undelivered()  # it may have been closing when its hub went
         if self.store is None:
-            return undelivered + frames
-        return self.store.bequeath(undelivered) + frames
+            self._unkept = frames
+        else:
+            self.store.keep_without_hub(frames)
+
+    @property
+    def unkept(self) -> list[bytes]:
+        """After :meth:`keep`, and meanwhile: what is undelivered, and nowhere else."""
+        return self._unkept if self.store is None else self.store.unkept
+
+    def forget_unkept(self) -> None:
+        """Somebody else has them now."""
+        self._unkept = []
+        if self.store is not None:
+            self.store.unkept = []
 
     def _in_memory(self) -> list[bytes]:
         """All frames that were put on the queue and are not delivered, in their order."""
@@ -354,7 +378,7 @@ class Sender:
     @property
     def queued(self) -> int:
         """Records that wait to be written, or to be written once more."""
-        return self._queue.qsize() + len(self._resend)
+        return self._queue.qsize() + len(self._resend) + len(self.unkept)
 
     def waiting(self) -> int:
         """Records on the queue: what its size bounds. From any thread."""
@@ -513,6 +537,13 @@ class Sender:
         return time.monotonic() + self._heartbeat_interval
 
     def _settle(self, connection: Connection) -> bool:
+        """Take note of what the connection says was delivered, and tell who waits for it; whether it was anything."""
+        fresh = self._count_delivered(connection)
+        if fresh:
+            self._tell_flushes()
+        return fresh
+
+    def _count_delivered(self, connection: Connection) -> bool:
         """Take out of the window what the connection says was delivered; whether that was anything."""
         fresh = min(connection.delivered() - self._popped, len(self._window))
         if fresh <= 0:
@@ -530,7 +561,6 @@ class Sender:
         self._counters.delivered += records
         if self.store is not None:
             self.store.settled(records)
-        self._tell_flushes()
         return True
 
     def _tell_flushes(self) -> None:

@@ -32,7 +32,8 @@ class Stats(NamedTuple):
     """A snapshot of a client's numbers. Records are counted, heartbeats are not, except where it says so.
 
     ``accepted + adopted == delivered + dropped + recovered + kept + queued + in_flight + spooled`` holds at every
-    moment; without a spool, the three that are its own are 0.
+    moment; without a spool, the three that are its own are 0. Another thread than the client's own does not stop it in
+    order to look: there, records that move meanwhile may be in both places, or in none.
     """
 
     accepted: int = 0

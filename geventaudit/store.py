@@ -142,7 +142,6 @@ class Store:
         self._error: SpoolError | None = None  # why the disk cannot be used now
         self._failures = 0
         self._backoff = Backoff(initial=1.0, maximum=30.0)
-        self._closing = False
         self._abandoned = False
         self._adopter: gevent.Greenlet[..., None] | None = None
         self._retry: gevent.Greenlet[..., None] | None = None
@@ -164,8 +163,12 @@ class Store:
         self._last_written: list[Row] = []  # what was being written when closing began, and is on disk
         self.overtaken = False
         """Whether records went past others that a failing disk holds back."""
+        self.closing = False
+        """Whether nothing more is taken, loaded or written, but by the last job."""
         self.unkept: list[bytes] = []
-        """After :meth:`keep`: what could not be kept."""
+        """After :meth:`keep`: what could not be kept. Meanwhile: what the queue took and was not settled."""
+        self._outcome: list[tuple[int | None, Exception | None]] = []
+        # What the last job says when it is done: how many records are in the file, where that had to be found out.
 
     # -- the sender's side ---------------------------------------------------------------------------------------------
 
@@ -217,7 +220,7 @@ class Store:
         """After the sender took from the queue: fetch more from disk, where there is more."""
         if self._error is not None and not self._always:
             self._tail_to_queue()
-        if self._unread and self._ready and not self._loading and not self._closing:
+        if self._unread and self._ready and not self._loading and not self.closing:
             free = (self._queue.maxsize or 0) - self._queue.qsize()
             if free * 2 >= (self._queue.maxsize or 0):
                 self._loading = True
@@ -236,8 +239,9 @@ class Store:
             self._bytes = 0
             if self._error is not None and self._ready:  # a full disk has room when the file is empty
                 self._resume()
-        self._room.set()
-        self._write()
+        if not self.closing:
+            self._room.set()
+            self._write()
 
     def reject(self, frame: bytes, reason: str) -> None:
         """The oldest record that the queue took is given up: keep it among the rejected."""
@@ -264,85 +268,76 @@ class Store:
     def keep(self, frames: list[bytes], timeout: float) -> None:
         """Close for good; keep on disk what is undelivered. The sender is stopped, and takes nothing any more.
 
-        What could not be kept is in ``unkept`` afterwards, also when this is interrupted.
+        What could not be kept is ``unkept`` afterwards, also when this is interrupted.
 
         :param frames: what the queue took and was not settled, in its order.
         :param timeout: seconds that this may take, and a second at least.
         """
-        self._closing = True
+        self.closing = True
+        self.unkept = frames
         self._end_greenlets()
         deadline = time.monotonic() + max(timeout, _CLOSE_SECONDS)
-        in_memory = list(zip(self._order, frames, strict=True))
-        outcome: list[tuple[int | None, Exception | None]] = []
         ended = Event()
-
-        def done(count: int | None, error: Exception | None) -> None:
-            outcome.append((count, error))
-            ended.set()
-
         try:
             while self._writing is not None and time.monotonic() < deadline:
                 self._nothing_is_written.clear()
                 self._nothing_is_written.wait(deadline - time.monotonic())
-            self._disk.submit(partial(self._keep_on_disk, self._rows_to_keep(in_memory)), done)
-            self._disk.end()
+            self._submit_last(ended.set)
             ended.wait(max(deadline - time.monotonic(), 0.0))
         finally:
             if not self._abandoned:
-                self._account(in_memory, outcome)
                 for batch in (self._filling, self._writing):
                     if batch is not None:
                         batch.finish(ClientClosedError("the client was closed"))
-                self._forget_all()
+                self._account()
 
-    def bequeath(self, frames: list[bytes]) -> list[bytes]:
-        """:meth:`keep`, in another thread, when the hub is gone; what could not be kept.
+    def keep_without_hub(self, frames: list[bytes]) -> None:
+        """:meth:`keep` when the hub is gone, in any thread; it may have been at it already.
 
         :param frames: as for :meth:`keep`.
         """
-        self._closing = True
-        in_memory = list(zip(self._order, frames, strict=True))
-        rows = self._rows_to_keep(in_memory)
-        outcome: list[tuple[int | None, Exception | None]] = []
-
-        def work() -> None:
-            try:
-                outcome.append((self._keep_on_disk(rows), None))
-            except Exception as error:
-                outcome.append((None, error))
-
-        self._disk.submit(work, lambda result, error: None)
-        self._disk.end()
+        self.closing = True
+        self.unkept = frames
         deadline = time.monotonic() + _CLOSE_SECONDS
-        while not outcome and time.monotonic() < deadline:
-            pause(0.002)
-        self._account(in_memory, outcome)
-        self._forget_all()
-        return self.unkept
+        try:
+            if not self._disk.ended:
+                self._submit_last(lambda: None)
+            while not self._outcome and time.monotonic() < deadline:
+                pause(0.002)
+        finally:
+            self._account()
 
-    def _rows_to_keep(self, in_memory: list[tuple[tuple[int, int], bytes]]) -> list[Row]:
-        rows = [(seq, frame) for (seq, _), frame in in_memory] + self._last_written
+    def _submit_last(self, done: Callable[[], None]) -> None:
+        rows = [(seq, frame) for (seq, _), frame in self._in_memory()]
         if not self._always:
             if self._writing is not None:  # it may still fail, and nobody would do it again
                 rows += self._writing.rows
             rows += [(self._next_seq(), frame) for frame in self._filling.frames]
-        return rows
 
-    def _account(
-        self, in_memory: list[tuple[tuple[int, int], bytes]], outcome: list[tuple[int | None, Exception | None]]
-    ) -> None:
-        """What became of everything, when the last job is done, or is not waited for any more.
+        def work() -> None:
+            try:
+                self._outcome.append((self._keep_on_disk(rows), None))
+            except Exception as error:
+                self._outcome.append((None, error))
 
-        :param outcome: how many records are in the file, where that had to be found out, and the error; none before
-            the job is done.
-        """
-        count, error = outcome[0] if outcome else (None, TimeoutError("the disk did not answer"))
+        self._disk.submit(work, lambda result, error: done())
+        self._disk.end()
+
+    def _in_memory(self) -> list[tuple[tuple[int, int], bytes]]:
+        """While closing: all frames in memory that got a ``seq``, with it and their bytes on disk."""
+        queued = list(zip(self._order, self.unkept, strict=True))
+        return queued + [((seq, len(frame) + _OVERHEAD), frame) for seq, frame in self._last_written]
+
+    def _account(self) -> None:
+        """What became of everything, when the last job is done, or is not waited for any more."""
+        count, error = self._outcome[0] if self._outcome else (None, TimeoutError("the disk did not answer"))
+        in_memory = self._in_memory()
         tail = [] if self._always else [*(self._writing.frames if self._writing else ()), *self._filling.frames]
-        in_memory += [((seq, len(frame) + _OVERHEAD), frame) for seq, frame in self._last_written]
         undelivered = len(in_memory) + len(tail) + self._unread
         if error is None:
             self._counters.kept += undelivered if count is None else count
             self._counters.dropped += 0 if count is None else undelivered - count
+            self.unkept = []
         else:
             from .spoolfile import is_damage
 
@@ -353,20 +348,16 @@ class Store:
             lost = self._unread if removed else 0
             self._counters.dropped += lost
             self._counters.kept += undelivered - len(self.unkept) - lost
-            if undelivered:  # otherwise all that came was refused, with this very error
-                self._report(
-                    SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}")
-                )
-
-    def _forget_all(self) -> None:
         self._unread = 0
         self._filling, self._writing = Batch(), None
         self._order.clear()
         self._last_written.clear()
+        if error is not None and undelivered:  # otherwise all that came was refused, with this very error
+            self._report(SpoolError(f"{self._path}: what was undelivered at the end could not all be kept: {error}"))
 
     def abandon(self) -> None:
         """In a forked child, where all this is the parent's. Must not wait."""
-        self._closing = self._abandoned = True
+        self.closing = self._abandoned = True
         self._end_greenlets()
         error = ClientClosedError("the process was forked")
         self._filling.finish(error)
@@ -461,7 +452,7 @@ class Store:
 
     def _write(self) -> None:
         """Write what waits for the disk, and forget what is delivered, unless a write is under way."""
-        if not self._ready or self._writing is not None or self._closing or self._error is not None:
+        if not self._ready or self._writing is not None or self.closing or self._error is not None:
             return
         if not self._filling.frames and not self._again and self._forget == self._forgotten:
             return
@@ -495,7 +486,7 @@ class Store:
             self._again = again + self._again
             self._filling.join(batch)
             self._failed(error)
-            if self._error is not None and not self._always and not self._closing:
+            if self._error is not None and not self._always and not self.closing:
                 self._tail_to_queue()
             return
         if problem:
@@ -506,7 +497,7 @@ class Store:
         for seq, frame in rows:
             size = len(frame) + _OVERHEAD
             self._bytes += size
-            if self._closing:
+            if self.closing:
                 self._last_written.append((seq, frame))
             elif self._unread or not self._enqueue(seq, frame, size):
                 self._unread += 1
@@ -518,7 +509,7 @@ class Store:
 
     def _loaded(self, loaded: Loaded, error: Exception | None) -> None:
         self._loading = False
-        if self._closing:
+        if self.closing:
             return
         if error is not None:
             self._ready = False
@@ -558,7 +549,7 @@ class Store:
         if error is not None:
             self._failed(error)
             return
-        if self._closing:
+        if self.closing:
             return
         self._counters.adopted += adopted.records
         self._unread += adopted.records
@@ -576,7 +567,7 @@ class Store:
 
     def _recover(self, error: Exception) -> None:
         """The disk, or the file, is not in order: tell, go on without, and try again."""
-        if self._closing:
+        if self.closing:
             return
         from .spoolfile import is_damage
 
@@ -605,7 +596,7 @@ class Store:
 
     def _resume(self) -> None:
         """See whether the disk takes something again."""
-        if self._closing or self._error is None or self._resuming:
+        if self.closing or self._error is None or self._resuming:
             return
         if not self._ready:
             self._open()
@@ -620,7 +611,7 @@ class Store:
         if error is not None:
             self._ready = self._sure_file().is_open
             self._recover(error)
-        elif not self._closing:
+        elif not self.closing:
             self._in_order()
 
     def _in_order(self) -> None:
@@ -633,7 +624,7 @@ class Store:
         self._room.set()
 
     def _put_aside(self, error: Exception) -> None:
-        if self._closing:
+        if self.closing:
             return
         self._ready = False
         self._disk.submit(
@@ -642,7 +633,7 @@ class Store:
         )
 
     def _aside(self, damage: Exception, result: tuple[str, TakenOver], error: Exception | None) -> None:
-        if self._closing:
+        if self.closing:
             return
         if error is not None:
             self._failures += 1
@@ -712,12 +703,13 @@ class _DiskThread:
         self._sleep = native.allocate_lock()
         self._sleep.acquire()
         self._begun = False
-        self._ended = False
+        self.ended = False
+        """Whether no more jobs are taken."""
         fork.track(self)
 
     def submit(self, work: Callable[[], _T], done: Callable[[_T, Exception | None], None]) -> None:
         """From the hub's thread: do *work* in the disk's, then *done* in the hub, with its result or its error."""
-        if self._ended:
+        if self.ended:
             return
         self._jobs.append((work, done))
         if not self._begun:
@@ -727,7 +719,7 @@ class _DiskThread:
 
     def end(self) -> None:
         """No more jobs; the thread ends after those it has."""
-        self._ended = True
+        self.ended = True
         self._wake()
 
     def breathe(self) -> None:
@@ -745,7 +737,7 @@ class _DiskThread:
 
     def after_fork_in_child(self) -> None:
         """There is no such thread here."""
-        self._ended = True
+        self.ended = True
 
     def _wake(self) -> None:
         if self._sleep.locked():
@@ -766,5 +758,5 @@ class _DiskThread:
                     self._home.call(done, result, problem)
                 except ClientClosedError:  # the hub is gone, and whoever wanted to know with it
                     pass
-            if self._ended:
+            if self.ended:
                 return

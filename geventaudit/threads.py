@@ -108,36 +108,59 @@ class Home:
         :param timeout: seconds that the function may take by itself; a hub that does not answer by then is not waited
             for, and *otherwise* is returned.
         :param late: given what the function returned when nobody waited for it any more.
-        :param withdraw: a function that has not begun by then never begins; one that has is waited for.
+        :param withdraw: a function that has not begun by then never begins; one that has is waited for. When an
+            exception ends the waiting, it ends the function too.
         :raises ClientClosedError: the thread has ended, or the hub was destroyed, and nothing came of it.
         """
         answer: list[tuple[_T | None, BaseException | None]] = []
+        running: list[gevent.Greenlet[..., None]] = []
         gone: list[bool] = []
         begun = native.allocate_lock()  # whoever gets it: the function may begin, or it is withdrawn
+        claimed = native.allocate_lock()  # whoever gets it has to do with the answer, when nobody waits for it
 
         def answering() -> None:
             if withdraw and not begun.acquire(False):
                 return
+            running.append(gevent.getcurrent())  # type: ignore[arg-type]
             try:
-                result = function()
-                answer.append((result, None))
-                if gone:
-                    late(result)
+                answer.append((function(), None))
             except BaseException as error:
                 answer.append((None, error))
+            if gone:
+                pass_on()
 
-        self.call(gevent.spawn, answering)
-        deadline = None if timeout is None else time.monotonic() + timeout + 1.0
-        while not answer:
-            if deadline is not None and time.monotonic() > deadline:
-                if withdraw and not begun.acquire(False):
+        def pass_on() -> None:
+            if claimed.acquire(False):
+                result, error = answer[0]
+                if error is None:
+                    late(result)  # type: ignore[arg-type]
+
+        def wait(deadline: float | None) -> bool:
+            while not answer:
+                if deadline is not None and time.monotonic() > deadline:
+                    if not withdraw or begun.acquire(False):
+                        return False
                     deadline = None
                     continue
-                gone.append(True)
+                pause(0.002)
+                if not answer:
+                    self.check()
+            return True
+
+        self.call(gevent.spawn, answering)
+        try:
+            answered = wait(None if timeout is None else time.monotonic() + timeout + 1.0)
+        except BaseException:
+            gone.append(True)
+            if answer:
+                pass_on()
+            elif withdraw and not begun.acquire(False) and running and self.is_there():
+                self.call(gevent.kill, running[0])  # as an exception in this thread ends the waiting of its own calls
+            raise
+        if not answered:
+            gone.append(True)
+            if not answer or not claimed.acquire(False):
                 return otherwise
-            pause(0.002)
-            if not answer:
-                self.check()
         result, error = answer[0]
         if error is not None:
             raise error
@@ -210,8 +233,10 @@ class Inbox:
         except ClientClosedError as error:  # nobody will ever come to fetch it
             with self.lock:
                 self._closed = str(error)
-                if accepted and frame in self._frames:
-                    self._frames.remove(frame)
+                if accepted and not any(each is frame for each in self._frames):
+                    return True  # but whoever closes the client, and hands it back
+                if accepted:
+                    self._frames = deque(each for each in self._frames if each is not frame)
             raise
         return accepted
 
