@@ -6,10 +6,11 @@ pass. Whenever it is not sure that the message is valid, and what its frame is, 
 loaded and encoded as if there were no such function.
 
 It is sure of the plain case only: values of exactly the types that records have, and the fields of ``schemas`` as they
-are there. A field of the user's own is called with what marshmallow calls it with, and once more by marshmallow where
-the function is not sure in the end: so it must not change what it is given, nor remember it. The rules then hold for
-what it returns. A schema with hooks on whole records, or with methods in place of marshmallow's, is not compiled; what
-is changed in a schema later has no effect. ``source`` shows what was written, or why nothing was.
+are there. A field of the user's own is called with what marshmallow calls it with, where all of that is plain, and once
+more by marshmallow where the function is not sure in the end: so it must not change what it is given, nor remember it.
+The rules then hold for what it returns. A schema with hooks on whole records, or with methods in place of
+marshmallow's, is not compiled; what is changed in a schema later has no effect. ``source`` shows what was written, or
+why nothing was.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _text_packer(field: Any) -> Pack:
     def pack(text: str) -> bytes:
         if (field.required and not text) or not (field.may_be_blank or (text and not text.isspace())):
             raise ValueError("empty, or perhaps blank")
-        return wire.pack(text)  # raises where UTF-8 cannot write it
+        return wire.pack_text(text)  # raises where UTF-8 cannot write it
 
     return pack
 
@@ -73,7 +74,7 @@ def _pack_address(value: object) -> bytes:
     text, forbidden = schemas.canonical_address(str(value))
     if forbidden:
         raise ValueError(forbidden)
-    return wire.pack(text)
+    return wire.pack_text(text)
 
 
 class _Writer:
@@ -179,6 +180,8 @@ class _Writer:
         self._unsure_unless_of(self._record, "record", self._by_name)
         if self._called:
             self._line(f"record = {self._name('as_mapping', self._record._as_mapping)}(record)")
+            # They may be called once more, by marshmallow: so only where they get the same again.
+            self._unsure_if(f"not {self._name('comes_again', schemas.comes_again)}(record)")
         for name, field in self._record.load_fields.items():
             if name in self._called:
                 load = self._name(f"load_{name}", field.deserialize)
@@ -197,8 +200,7 @@ class _Writer:
         if by_name and field.required:
             value = f"{owner}[{field.data_key!r}]"
         elif by_name:
-            default = field.load_default() if callable(field.load_default) else field.load_default
-            value = f"{owner}.get({field.data_key!r}, {self._name(f'no_{name}', default)})"
+            value = f"{owner}.get({field.data_key!r}, {self._name(f'no_{name}', schemas.default_of(field))})"
         self._line(f"{name} = {value}")
 
     def _unsure_unless_of(self, schema: Any, value: str, by_name: bool) -> None:
@@ -214,19 +216,16 @@ class _Writer:
         by_key = {field.data_key: name for name, field in self._stock.fields.items()}
         first = b"".join(wire.pack(key) + wire.pack(value) for key, value in self._body.items() if key not in by_key)
         fuller, barer = (wire.map_header(len(self._body) - missing) + first for missing in (0, 1))
-        scalars, normal = self._name("SCALARS", SCALARS), self._name("normal_form", normal_form)
         self._unsure_if("type(custom_data) is not dict")
         self._line("custom_data = custom_data.copy()")  # as with all containers: another thread may change it meanwhile
-        unless_plain = f"if type(key) is not str or type(value) not in {scalars}:"
-        with self._block("for key, value in custom_data.items():"), self._block(unless_plain):
-            self._line(f"custom_data = {normal}(custom_data)")  # the rule itself, for what is not flat and plain
-            self._line("break")
         self._line(f"parts = [{head}, {fuller!r} if custom_data else {barer!r}]")
         self._line("add = parts.append")
         for key in (key for key in self._body if key in by_key):
             if by_key[key] == "custom_data":
                 with self._block("if custom_data:"):
-                    self._pieces += [repr(wire.pack(key)), "pack(custom_data)"]
+                    self._pieces += [repr(wire.pack(key)), "b''"]
+                    self._add_pieces()
+                    self._line("place = len(parts) - 1")
                 continue
             self._before += wire.pack(key)
             mapped = self._by_name and by_key[key] not in self._called
@@ -234,6 +233,13 @@ class _Writer:
         for description, (name, value) in schemas.NEEDS_DESCRIPTION.items():
             among = "==" if isinstance(self._stock.fields[name], schemas._Member) else "in"
             self._unsure_if(f"not {description} and {self._name(value.name, value)} {among} {name}")
+        scalars, normal = self._name("SCALARS", SCALARS), self._name("normal_form", normal_form)
+        unless_plain = f"if type(key) is not str or type(value) not in {scalars}:"
+        with self._block("if custom_data:"):  # last, since it may be large, and nothing to go through for nothing
+            with self._block("for key, value in custom_data.items():"), self._block(unless_plain):
+                self._line(f"custom_data = {normal}(custom_data)")  # the rule itself, for what is not flat and plain
+                self._line("break")
+            self._line("parts[place] = pack(custom_data)")
 
     def _write(self, field: Any, value: str, example: Any, mapped: bool) -> None:
         """Check the local *value* by *field*, and add what it is on the wire."""

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import fields as dataclass_fields
-from enum import StrEnum
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum, StrEnum
 from functools import lru_cache
 from inspect import getattr_static
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -37,7 +40,7 @@ from .records import (
     Record,
     TargetResource,
 )
-from .values import normal_form, surrogate_problem
+from .values import MAX_VALUES, SCALARS, normal_form, surrogate_problem
 
 __all__ = [
     "NEEDS_DESCRIPTION",
@@ -48,6 +51,8 @@ __all__ = [
     "RecordSchema",
     "TargetResourceSchema",
     "canonical_address",
+    "comes_again",
+    "default_of",
     "fields_of_its_own",
     "is_bare",
     "service_tree_uuid",
@@ -103,12 +108,20 @@ def sorted_levels(levels: Iterable[str]) -> list[str]:
 MISSING = marshmallow.missing
 """What a validating method returns to have its field left out."""
 
+_OCTETS = frozenset(map(str, range(256)))
+_FIRST_OF_SPECIAL = frozenset(
+    map(str, (0, 127, *range(224, 240)))
+)  # unspecified, loopback and multicast are among these
+
 
 def canonical_address(text: str) -> tuple[str, str | None]:
     """The spelling of an address on the wire, and what forbids it as a caller's address (or None).
 
     :raises ValueError: when it is no IP address.
     """
+    octets = text.split(".", 4)
+    if len(octets) == 4 and octets[0] not in _FIRST_OF_SPECIAL and _OCTETS.issuperset(octets):
+        return text, None  # as most are, and in a tenth of the time
     if len(text) > 64:  # a zone can be of any length, and callers choose their addresses: not to be remembered
         return _canonical_address.__wrapped__(text)
     return _canonical_address(text)
@@ -152,6 +165,20 @@ def service_tree_uuid(value: object) -> str:
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 _COMMON_MESSAGES: dict[str, str | list[Any] | dict[Any, Any]] = {"required": _REQUIRED, "null": "must not be null"}
+
+
+def _of_its_own(inner: fields.Field[Any]) -> fields.Field[Any]:
+    """A copy of a field below another: what is changed in one schema is to have no effect on others."""
+    own = copy(inner)
+    own.validators = list(own.validators)
+    for name in _BELOW & vars(own).keys():
+        setattr(own, name, _of_its_own(getattr(own, name)))
+    if isinstance(own, fields.Nested):
+        own._schema = None
+    return own
+
+
+_BELOW = {"inner", "key", "items"}  # what fields that have others call them
 
 
 class _Text(fields.Field[str]):
@@ -219,6 +246,10 @@ class _Items(fields.Field[list[Any]]):
         self.order = order
         self.may_be_empty = may_be_empty
 
+    def _bind_to_schema(self, field_name: str, parent: Any) -> None:
+        super()._bind_to_schema(field_name, parent)
+        self.inner = _of_its_own(self.inner)
+
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> list[Any]:
         return [self.inner._serialize(item, attr, obj, **kwargs) for item in value]
 
@@ -257,6 +288,10 @@ class _Groups(fields.Field[dict[Any, Any]]):
         self.key = key
         self.items = items
         self.order = order
+
+    def _bind_to_schema(self, field_name: str, parent: Any) -> None:
+        super()._bind_to_schema(field_name, parent)
+        self.key, self.items = _of_its_own(self.key), _of_its_own(self.items)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> dict[str, Any]:
         return {
@@ -370,6 +405,7 @@ class _TypedSchema(marshmallow.Schema):
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         if field_obj.data_key is None:
             field_obj.data_key = "".join(part.capitalize() for part in field_name.split("_"))
+        field_obj.validators = list(field_obj.validators)  # marshmallow's copies of a field share one list
 
     def load(self, data: Any, *, many: bool | None = None, **kwargs: Any) -> Any:
         """The object that *data* describes, in normal form.
@@ -428,7 +464,8 @@ class RecordSchema(_TypedSchema):
 
     Loads a mapping by wire names, or a ``Record``, into a ``Record`` in normal form. Make a subclass for stricter rules
     (marshmallow's validators and hooks work as usual; the fields go by their snake_case names) and pass an instance to
-    the client. A record has no other fields than these: what else there is belongs into ``custom_data``.
+    the client. A record has no other fields than these: what else there is belongs into ``custom_data``. It may be
+    validated more than once: validators and hooks must neither change what they are given nor remember it.
 
     :raises TypeError: when a subclass adds a field that a record does not have, or takes one away.
     """
@@ -486,6 +523,14 @@ class RecordSchema(_TypedSchema):
             raise ValidationError({"OperationResultDescription": [f"is required with the result {failure}"]})
 
 
+class _RecordField(fields.Nested):
+    """The record of a message, by the very schema that is given: Nested would copy it, with its fields as declared."""
+
+    @property
+    def schema(self) -> Any:
+        return self.nested if isinstance(self.nested, RecordSchema) else super().schema
+
+
 class MsgSchema(_TypedSchema):
     """The rules of a :class:`~geventaudit.Msg`: ``{"Type": "ControlPlane", "Record": {"OperationName": ...}}``.
 
@@ -494,7 +539,7 @@ class MsgSchema(_TypedSchema):
 
     describes = Msg
     type = _Type(required=True)
-    record = fields.Nested(RecordSchema, required=True, error_messages=_COMMON_MESSAGES)
+    record = _RecordField(RecordSchema, required=True, error_messages=_COMMON_MESSAGES)
 
     def __init__(self, *, record: RecordSchema | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -508,15 +553,25 @@ class MsgSchema(_TypedSchema):
         """
         if isinstance(data, Msg):
             return data
-        names = {field.data_key: name for name, field in cast(Any, self.fields["record"]).schema.load_fields.items()}
+        of_record = cast(Any, self.fields["record"]).schema.load_fields
+        names = {field.data_key: name for name, field in of_record.items()}
         try:
             kind, values = data["Type"], data["Record"]
             if len(data) == 2 and kind in TYPE_NAMES.values():
-                record = Record(**{names[key]: _shape(names[key], value) for key, value in values.items()})
+                given = {names[key]: _shape(names[key], value) for key, value in values.items()}
+                for name in of_record.keys() - given.keys():
+                    if (default := default_of(of_record[name])) is not MISSING:
+                        given[name] = default
+                record = Record(**given)
                 return Msg(next(each for each, name in TYPE_NAMES.items() if name == kind), record)
         except (KeyError, TypeError, AttributeError):
             pass
         return cast(Msg, self.load(data))
+
+
+def default_of(field: fields.Field[Any]) -> Any:
+    """What *field* has in a record where a mapping leaves it out."""
+    return field.load_default() if callable(field.load_default) else field.load_default
 
 
 def _shape(name: str, value: Any) -> Any:
@@ -583,14 +638,28 @@ def ways_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> se
 
 def fields_of_its_own(schema: marshmallow.Schema, stock: marshmallow.Schema) -> set[str]:
     """The fields that *schema* does not load just as *stock* does. The schema in a record's field is not looked at."""
-
-    def settings(field: fields.Field[Any]) -> dict[str, Any]:
-        ignored = _OF_EACH_FIELD | ({"nested", "_schema"} if field.name == "record" else set())
-        return {name: value for name, value in vars(field).items() if name not in ignored}
-
-    pairs = ((field, stock.fields[name]) for name, field in schema.fields.items())
-    own = {str(a.name) for a, b in pairs if type(a) is not type(b) or settings(a) != settings(b)}
+    pairs = ((field, stock.load_fields[name]) for name, field in schema.load_fields.items())
+    own = {str(a.name) for a, b in pairs if not _loads_as(a, b)}
     return own | {name for _, name in validating_methods(schema)}
+
+
+def _loads_as(field: fields.Field[Any], stock: fields.Field[Any]) -> bool:
+    def settings(of: fields.Field[Any]) -> dict[str, Any]:
+        return {name: value for name, value in vars(of).items() if name not in ignored}
+
+    ignored = _OF_EACH_FIELD | _BELOW | {"_schema"}
+    if isinstance(field, _RecordField):
+        ignored = ignored | {"nested"}
+    elif isinstance(field, fields.Nested) and type(field) is type(stock):
+        pair = field.schema, cast(Any, stock).schema
+        if ways_of_its_own(*pair) or fields_of_its_own(*pair):
+            return False
+    below = _BELOW & vars(field).keys()
+    return (
+        type(field) is type(stock)
+        and settings(field) == settings(stock)
+        and all(_loads_as(getattr(field, name), getattr(stock, name)) for name in below)
+    )
 
 
 def is_bare(field: fields.Field[Any]) -> bool:
@@ -598,6 +667,31 @@ def is_bare(field: fields.Field[Any]) -> bool:
     nested = field.schema._hooks if isinstance(field, fields.Nested) else {}
     steps = [getattr(field, name, None) for name in ("pre_load", "post_load")]  # marshmallow 4.0 has none
     return not (field.validators or any(steps) or field.allow_none or any(nested.values()))
+
+
+def comes_again(value: Any) -> bool:
+    """Whether who reads *value* a second time finds the same: it has no iterator, and no code of somebody's own."""
+    left = MAX_VALUES
+    found = [value]
+    while found and left > 0:
+        each = found.pop()
+        kind = type(each)
+        inside: Collection[Any] = ()
+        if kind is dict:
+            inside = [*each, *each.values()]
+        elif kind in (list, tuple, set, frozenset):
+            inside = each
+        elif kind in (CallerIdentity, TargetResource):
+            inside = [getattr(each, field.name) for field in dataclass_fields(kind)]
+        elif kind not in _COME_AGAIN and not isinstance(each, Enum):
+            return False
+        left -= len(inside)
+        if left > 0:
+            found += inside
+    return left > 0
+
+
+_COME_AGAIN = SCALARS | {datetime, UUID, Decimal, IPv4Address, IPv6Address}
 
 
 def validating_methods(schema: marshmallow.Schema) -> list[tuple[Callable[..., Any], str]]:

@@ -94,6 +94,8 @@ class _Walk:
             return value
         if kind is int:
             return self._integer(value)
+        if kind is dict or kind is list:  # here already, since the questions that follow take long
+            return self._container(value)
         if isinstance(value, Enum):  # before str and int: members of a StrEnum and an IntEnum are those too
             return self._text(value.value if isinstance(value.value, str) else value.name)
         if isinstance(value, datetime):
@@ -149,7 +151,7 @@ class _Walk:
             return self._refuse("must not contain itself")
         self._open.add(id(value))
         try:
-            if isinstance(value, Mapping):
+            if type(value) is dict or (type(value) is not list and isinstance(value, Mapping)):
                 return self.mapping(value)
             items = []
             for index, item in enumerate(value):
@@ -161,7 +163,7 @@ class _Walk:
                 self._path.pop()
                 if self._room < 0:
                     break
-            return _sorted(items) if isinstance(value, Set) else items
+            return _sorted(items) if type(value) is not list and isinstance(value, Set) else items
         finally:
             self._open.discard(id(value))
 

@@ -58,6 +58,7 @@ __all__ = [
     "map_header",
     "message_of",
     "pack",
+    "pack_text",
     "record_body",
     "tag_bytes",
     "unpack_first",
@@ -212,6 +213,18 @@ def pack(value: Any) -> bytes:
     return packed
 
 
+_TEXT_HEADERS = [msgpack.packb("x" * size)[: -size or None] for size in range(64)]
+
+
+def pack_text(text: str) -> bytes:
+    """:func:`pack` for a ``str``: mostly in half the time, since no Packer is made for it.
+
+    :raises UnicodeEncodeError: UTF-8 cannot write it.
+    """
+    data = text.encode()
+    return _TEXT_HEADERS[len(data)] + data if len(data) < len(_TEXT_HEADERS) else pack(text)
+
+
 def ack_of(chunk: str) -> bytes:
     """What an agent answers to a frame with that ``chunk``."""
     return pack({"ack": chunk})
@@ -232,7 +245,9 @@ def map_header(size: int) -> bytes:
 class Packed(dict[Any, bytes]):
     """Values packed, behind what always stands before them; remembers those that are short. Bounded.
 
-    Most texts of a trail come again and again. Threads may share it: what two of them miss at once is made twice.
+    Most texts of a trail come again and again. Where there are too many to remember, the first are kept, and forgotten
+    when they did not help for a while: to remember each in turn would cost as much as to pack it. Threads may share it:
+    what two of them miss at once is made twice.
 
     :param pack: makes what is missing; what it raises, looking up raises.
     """
@@ -241,17 +256,24 @@ class Packed(dict[Any, bytes]):
     """Values remembered."""
     LONGEST = 128
     """Bytes of one that is."""
+    PATIENCE = 8 * MOST
+    """Values that may be missing, once it is full, before it begins anew."""
 
     def __init__(self, before: bytes, pack: Callable[[Any], bytes]) -> None:
         self._before = before
         self._pack = pack
+        self._missed = 0
 
     def __missing__(self, value: Any) -> bytes:
         packed = self._before + self._pack(value)
-        if len(packed) <= self.LONGEST:
-            if len(self) >= self.MOST:
-                self.clear()  # costs less than knowing which were used last
-            self[value] = packed
+        if len(self) < self.MOST:
+            if len(packed) <= self.LONGEST:
+                self[value] = packed
+        else:
+            self._missed += 1
+            if self._missed >= self.PATIENCE:
+                self._missed = 0
+                self.clear()
         return packed
 
 

@@ -8,6 +8,7 @@ import ipaddress
 import sys
 import threading
 import time
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ from geventaudit import (
     wire,
 )
 from geventaudit.compiled import Compiled
-from geventaudit.schemas import _Text
+from geventaudit.schemas import TargetResourceSchema, _Text
 from geventaudit.wire import Encoder, Packed
 
 ENCODER = Encoder(SERVICE_TREE_ID)
@@ -66,6 +67,10 @@ def agrees(schema: MsgSchema, compiled: Compiled, msg: Any, encoder: Encoder = E
     frame = compiled.frame_of(msg, TIME, encoder.pack)
     assert frame is None or frame == plain(schema, msg, encoder)
     return frame
+
+
+def mapping_message(**changes: Any) -> dict[str, Any]:
+    return {"Type": "ControlPlane", "Record": mapping(**changes)}
 
 
 def by_names(msg: Any) -> Any:
@@ -467,6 +472,108 @@ def test_an_instance_that_was_changed_is_left_to_marshmallow(change: str, monkey
     assert compiled.source.startswith("# left to marshmallow")
 
 
+def _refuses(*_: Any, **__: Any) -> None:
+    raise marshmallow.ValidationError("refused by the user")
+
+
+class _RefusingText(_Text):
+    def _deserialize(self, *_: Any, **__: Any) -> Any:
+        _refuses()
+
+
+class _RefusingField(TargetResourceSchema):
+    name = _RefusingText(required=True)
+
+
+class _RefusingLoad(TargetResourceSchema):
+    def load(self, *_: Any, **__: Any) -> Any:
+        _refuses()
+
+
+BELOW: dict[str, Callable[[Any, Any], object]] = {
+    "inner's way": lambda levels, targets: setattr(levels.inner, "_deserialize", _refuses),
+    "inner's validators": lambda levels, targets: levels.inner.validators.append(_refuses),
+    "key's way": lambda levels, targets: setattr(targets.key, "deserialize", _refuses),
+    "items' way": lambda levels, targets: setattr(targets.items, "deserialize", _refuses),
+    "another nested field": lambda levels, targets: setattr(targets.items.inner, "nested", _RefusingField),
+    "another nested schema": lambda levels, targets: setattr(targets.items.inner, "nested", _RefusingLoad),
+    "nested schema's way": lambda levels, targets: setattr(targets.items.inner.schema, "load", _refuses),
+    "nested field's validators": lambda levels, targets: targets.items.inner.schema.fields["name"].validators.append(
+        _refuses
+    ),
+    "nested field's way": lambda levels, targets: setattr(
+        targets.items.inner.schema.fields["name"], "_deserialize", _refuses
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BELOW)
+def test_what_is_changed_below_a_field_counts_and_only_there(what: str) -> None:
+    changed = RecordSchema()
+    BELOW[what](changed.fields["caller_access_levels"], changed.fields["target_resources"])
+    with Client(NoOp, schema=changed) as client, pytest.raises(ValidationError, match="refused by the user"):
+        client.send(message())
+    with Client(NoOp) as client:
+        client.send(message())
+
+
+def test_a_field_that_was_replaced_in_an_instance_counts() -> None:
+    changed, short = RecordSchema(), _Text(required=True, validate=validate.Length(max=3))
+    changed._bind_field("operation_name", short)
+    changed.fields["operation_name"] = changed.load_fields["operation_name"] = short
+    with Client(NoOp, schema=changed) as client:
+        with pytest.raises(ValidationError, match="OperationName: Longer than maximum length 3"):
+            client.send(message())
+        client.send(message(operation_name="Get"))
+
+
+def test_a_validator_that_is_added_to_one_schema_is_not_in_others() -> None:
+    RecordSchema().fields["operation_name"].validators.append(_refuses)
+    RecordSchema().load(message().record)
+
+
+class _OwnLists(RecordSchema):
+    target_resources = fields.Dict(fields.String(), fields.List(fields.Nested(TargetResourceSchema)), required=True)
+    caller_access_levels = fields.List(fields.String(), required=True)
+
+
+@pytest.mark.parametrize("custom_data", [{"a": 1}, UserDict(a=1), {"a": UserDict()}])
+def test_what_can_be_read_only_once_is_read_once(custom_data: Any) -> None:
+    """A user's field may take a generator; nothing of it would be left for marshmallow."""
+    with Client(NoOp, schema=_OwnLists()) as client:
+        frames: list[bytes] = []
+        client._accept = lambda frame, timeout: frames.append(frame)  # type: ignore[method-assign]
+        names = (TargetResource(name) for name in "ab")
+        client.send(
+            message(
+                target_resources={"Sub": names}, caller_access_levels=(each for each in "xy"), custom_data=custom_data
+            )
+        )
+        msg, _ = wire.decode(frames[0])
+        assert isinstance(msg, Msg)
+        assert [each.name for each in msg.record.target_resources["Sub"]] == ["a", "b"]
+        assert msg.record.caller_access_levels == ["x", "y"]
+
+
+def test_what_comes_again_is_found_out_in_bounded_time() -> None:
+    tangle: list[Any] = []
+    tangle += [tangle] * 100
+    assert not schemas.comes_again(tangle)
+    assert schemas.comes_again([CallerIdentity("a", "b"), "a", {"b": (1, None)}])
+    assert not schemas.comes_again({"a": [iter(())]})
+
+
+def test_a_hook_before_sending_sees_the_defaults_of_the_users_schema() -> None:
+    class WithDefault(RecordSchema):
+        operation_access_level = _Text(load_default="Contributor")
+
+    kept: list[Msg] = []
+    with Client(NoOp, schema=WithDefault(), before_send=lambda msg: kept.append(msg) or msg) as client:
+        client.send(mapping_message(OperationAccessLevel=None, OperationType=None))
+    assert kept[0].record.operation_access_level == "Contributor"
+    assert kept[0].record.operation_type is OperationType.UNKNOWN
+
+
 def test_a_frame_that_is_too_long_is_left_to_the_encoder() -> None:
     encoder = Encoder(max_frame_bytes=len(ENCODER.encode(RULES.load(message()), TIME)))
     compiled = Compiled(RULES, encoder)
@@ -492,6 +599,22 @@ def test_what_is_remembered_is_bounded_and_right(values: list[Any], data: st.Dat
         assert packed[value] == b"<" + str(value).encode()
         assert len(packed) <= 3
         assert all(len(each) <= 6 for each in packed.values())
+
+
+def test_what_is_remembered_is_forgotten_when_it_does_not_help() -> None:
+    class Small(Packed):
+        MOST = 3
+        PATIENCE = 5
+
+    packed = Small(b"", lambda value: str(value).encode())
+    for value in range(5):
+        assert packed[value]
+    assert list(packed) == [0, 1, 2], "the first are kept"
+    for value in range(100, 103):
+        assert packed[value]
+    assert not packed, "five others in a row were missing"
+    assert packed[100]
+    assert list(packed) == [100]
 
 
 def test_threads_share_what_is_compiled() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import marshmallow
 import pytest
 from helpers import mapping, message, record
+from hypothesis import given
+from hypothesis import strategies as st
 from marshmallow import fields, validate, validates, validates_schema
 
 from geventaudit import (
@@ -26,6 +29,7 @@ from geventaudit import (
     ValidationError,
 )
 from geventaudit.records import __all__ as record_names
+from geventaudit.schemas import _canonical_address, canonical_address
 
 
 def messages_of(data: Any, schema: RecordSchema | None = None) -> Any:
@@ -371,3 +375,16 @@ def test_a_hook_cannot_change_the_callers_mapping() -> None:
     mine = mapping()
     assert Changing().load(mine).operation_name == "Changed"
     assert mine == mapping()
+
+
+@given(
+    st.lists(st.integers(-1, 300).map(str) | st.sampled_from(["01", "", " 1", "1 ", "+1", "1_0", "\u0661"]), max_size=5)
+)
+def test_the_short_way_for_dotted_addresses_says_what_the_long_one_says(octets: list[str]) -> None:
+    def outcome(way: Callable[[str], Any]) -> Any:
+        try:
+            return way(".".join(octets))
+        except ValueError:
+            return None
+
+    assert outcome(canonical_address) == outcome(_canonical_address.__wrapped__)

@@ -8,6 +8,8 @@ from typing import Any
 import msgpack
 import pytest
 from helpers import SERVICE_TREE_ID, message, record
+from hypothesis import given
+from hypothesis import strategies as st
 
 from geventaudit import (
     AuditType,
@@ -225,3 +227,14 @@ def test_a_frame_error_survives_pickling() -> None:
 
     error = pickle.loads(pickle.dumps(FrameError("x", 5)))
     assert (str(error), error.reason, error.offset) == ("x (at byte 5)", "x", 5)
+
+
+@given(st.text(max_size=80) | st.text("a\u00e9\u20ac", min_size=50, max_size=300))
+def test_texts_are_packed_as_msgpack_does(text: str) -> None:
+    try:
+        expected = msgpack.packb(text)
+    except UnicodeEncodeError:
+        with pytest.raises(UnicodeEncodeError):
+            wire.pack_text(text)
+    else:
+        assert wire.pack_text(text) == expected
