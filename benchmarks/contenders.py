@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import msgpack
 
 import geventaudit
-from geventaudit import TCP, Client, Connection, DomainSocket
+from geventaudit import TCP, Client, Connection, DomainSocket, Msg
 
 from .processes import ROOT, module
 from .reader import Reader
-from .records import FIRST, TAG, body, frame_of, message
+from .records import CALLERS, FIRST, TAG, body, frame_of, from_many, from_many_body, message
 
 __all__ = ["CONTENDERS", "Contender", "rate", "why_not"]
 
@@ -38,12 +38,18 @@ _QUEUE = 2048  # geventaudit's default, given to fluent-logger too: its own, 100
 # -- geventaudit -------------------------------------------------------------------------------------------------------
 
 
-def _send_all(reader: Reader, records: int, connect: Callable[[], Connection], **options: Any) -> tuple[float, int]:
+def _send_all(
+    reader: Reader,
+    records: int,
+    connect: Callable[[], Connection],
+    build: Callable[[int], Msg] = message,
+    **options: Any,
+) -> tuple[float, int]:
     """Records per second, and the bytes that the reading process read."""
     start = time.perf_counter()
     client = Client(connect, queue_size=_QUEUE, **options)
     for number in range(FIRST, FIRST + records):
-        client.send(message(number), timeout=None)
+        client.send(build(number), timeout=None)
     undelivered = client.close(timeout=None)
     total = reader.total()
     seconds = time.perf_counter() - start
@@ -52,9 +58,15 @@ def _send_all(reader: Reader, records: int, connect: Callable[[], Connection], *
     return records / seconds, total
 
 
-def _plain(records: int) -> float:
-    with Reader() as reader:
-        return _checked(records, *_repeat(records, lambda n: _send_all(reader, n, lambda: DomainSocket(reader.path))))
+def _unix(build: Callable[[int], Msg]) -> Callable[[int], float]:
+    def run(records: int) -> float:
+        def send_all(number: int) -> tuple[float, int]:
+            return _send_all(reader, number, lambda: DomainSocket(reader.path), build)
+
+        with Reader() as reader:
+            return _checked(records, *_repeat(records, send_all), len(frame_of(build(FIRST))))
+
+    return run
 
 
 def _tcp(records: int) -> float:
@@ -92,8 +104,8 @@ def _repeat(records: int, send_all: Callable[[int], tuple[float, int]]) -> tuple
     return send_all(records)
 
 
-def _checked(records: int, rate: float, total: int) -> float:
-    if total // len(frame_of(message(FIRST))) != records:  # there is one heartbeat more, which is shorter than a record
+def _checked(records: int, rate: float, total: int, length: int = len(frame_of(message(FIRST)))) -> float:
+    if total // length != records:  # there is one heartbeat more, which is shorter than a record
         raise RuntimeError(f"geventaudit: {total} bytes are not {records} records")
     return rate
 
@@ -107,23 +119,26 @@ def _fluent_sender(records: int) -> float:
     return _fluent(records, lambda path: FluentSender(TAG, host=f"unix://{path}"))
 
 
-def _fluent_async_sender(records: int) -> float:
-    from fluent.asyncsender import FluentSender
+def _fluent_async_sender(build: Callable[[int], dict[str, Any]]) -> Callable[[int], float]:
+    def run(records: int) -> float:
+        from fluent.asyncsender import FluentSender
 
-    return _fluent(records, lambda path: FluentSender(TAG, host=f"unix://{path}", queue_maxsize=_QUEUE))
+        return _fluent(records, lambda path: FluentSender(TAG, host=f"unix://{path}", queue_maxsize=_QUEUE), build)
+
+    return run
 
 
-def _fluent(records: int, sender_to: Callable[[str], Any]) -> float:
+def _fluent(records: int, sender_to: Callable[[str], Any], build: Callable[[int], dict[str, Any]] = body) -> float:
     def send_all(reader: Reader, records: int) -> float:
         start = time.perf_counter()
         sender = sender_to(reader.path)
         for number in range(FIRST, FIRST + records):
-            if not sender.emit(None, body(number)):
+            if not sender.emit(None, build(number)):
                 raise RuntimeError(f"fluent-logger refused a record: {sender.last_error}")
         sender.close()
         total = reader.total()
         seconds = time.perf_counter() - start
-        _check("fluent-logger", total, records * len(msgpack.packb((TAG, int(time.time()), body(FIRST)))))
+        _check("fluent-logger", total, records * len(msgpack.packb((TAG, int(time.time()), build(FIRST)))))
         return records / seconds
 
     with Reader() as reader:
@@ -247,14 +262,18 @@ class Contender(NamedTuple):
 
 
 CONTENDERS = {
-    "geventaudit": Contender(_plain, True, "geventaudit"),
+    "geventaudit": Contender(_unix(message), True, "geventaudit"),
+    "many-callers": Contender(_unix(from_many), True, f"geventaudit, {CALLERS:,} callers"),
     "tcp": Contender(_tcp, True, "geventaudit over TCP"),
     "tls": Contender(_tls, True, "geventaudit over TCP with TLS"),
     "acks": Contender(_acks, True, "geventaudit with acknowledgements"),
     "spool-overflow": Contender(_spool("overflow"), True, "geventaudit with a spool for what overflows"),
     "spool-always": Contender(_spool("always"), True, "geventaudit with everything spooled"),
-    "fluent-async": Contender(_fluent_async_sender, True, "fluent-logger asyncsender"),
-    "fluent-async-threads": Contender(_fluent_async_sender, False, "fluent-logger asyncsender, not patched"),
+    "fluent-async": Contender(_fluent_async_sender(body), True, "fluent-logger asyncsender"),
+    "fluent-async-threads": Contender(_fluent_async_sender(body), False, "fluent-logger asyncsender, not patched"),
+    "fluent-async-many": Contender(
+        _fluent_async_sender(from_many_body), True, f"fluent-logger asyncsender, {CALLERS:,} callers"
+    ),
     "fluent": Contender(_fluent_sender, False, "fluent-logger sender"),
     "opentelemetry-body": Contender(_opentelemetry("body"), False, "OpenTelemetry, as body"),
     "opentelemetry": Contender(_opentelemetry("attributes"), False, "OpenTelemetry, as attributes"),

@@ -16,12 +16,13 @@ from geventaudit import Client, DomainSocket, MsgSchema, NoOp, ValidationError
 
 from .measure import Bound, Row, Samples, Spread, interleave, percentile, ratios
 from .reader import Reader
-from .records import FIRST, frame_of, invalid, message, sized, wire_form
+from .records import CALLERS, FIRST, frame_of, from_many, invalid, message, nested, sized, wire_form
 
 __all__ = [
     "greenlets",
     "invalid_record",
     "pack_calls",
+    "record_kinds",
     "record_size",
     "refusals",
     "send_calls",
@@ -188,6 +189,33 @@ def record_size(rounds: int, kib_in_all: int) -> list[Row]:
         name = f"send() over Packer.pack, {kib} KiB"
         row = _row(name, samples, f"send {kib}", f"pack {kib}")
         rows.append(Row(name, row.value, absolute=row.absolute, note=f"a frame of {lengths[kib]:,} bytes"))
+    return rows
+
+
+def record_kinds(rounds: int, blocks: int) -> list[Row]:
+    """``send()`` over one bare pack, for records that are not as plain as the typical one."""
+    kinds = {
+        f"{CALLERS:,} callers in turn": [from_many(FIRST + each) for each in range(CALLERS)],
+        "5 changes in custom data": [nested(FIRST + each, 5) for each in range(_BLOCK)],
+        "100 changes in custom data": [nested(FIRST + each, 100) for each in range(_BLOCK // 10)],
+    }
+    lengths = {kind: len(frame_of(messages[0])) for kind, messages in kinds.items()}
+    contenders: dict[str, Callable[[], float]] = {}
+    with Reader() as reader, Client(lambda: DomainSocket(reader.path), queue_size=_BLOCK) as client:
+
+        def sends(messages: list[Any]) -> float:
+            """All callers in turn, a block at a time."""
+            starts = range(0, min(blocks * _BLOCK, len(messages)), _BLOCK)
+            return statistics.mean(send_calls(client, messages[start : start + _BLOCK]) for start in starts)
+
+        for kind, messages in kinds.items():
+            contenders[f"send {kind}"] = partial(sends, messages)
+            contenders[f"pack {kind}"] = partial(pack_calls, [wire_form(msg) for msg in messages[:_BLOCK]])
+        samples = interleave(contenders, rounds)
+    rows = []
+    for kind in kinds:
+        row = _row(f"send() over Packer.pack, {kind}", samples, f"send {kind}", f"pack {kind}")
+        rows.append(Row(row.name, row.value, absolute=row.absolute, note=f"a frame of {lengths[kind]:,} bytes"))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import cache
 from typing import Any
 
 import msgpack
@@ -21,16 +22,36 @@ from geventaudit import (
 )
 from geventaudit.wire import encode
 
-__all__ = ["FIRST", "TAG", "body", "frame_of", "invalid", "message", "sized", "wire_form"]
+__all__ = [
+    "CALLERS",
+    "FIRST",
+    "TAG",
+    "body",
+    "frame_of",
+    "from_many",
+    "from_many_body",
+    "invalid",
+    "message",
+    "nested",
+    "sized",
+    "wire_form",
+]
 
 TAG = AuditType.CONTROL_PLANE.value
 
 FIRST = 1 << 20
 """The number of the first record. From here on all numbers, and so all frames, have the same length."""
 
+CALLERS = 20_000
+"""Of :func:`from_many`: each with an address, a name and a resource of its own. More than anybody remembers."""
 
-def message(number: int) -> Msg:
+
+_ONE = ("192.0.2.7", "user@example.com", "res1")
+
+
+def message(number: int, caller: tuple[str, str, str] = _ONE) -> Msg:
     """The typical record, as a user of geventaudit builds it."""
+    address, name, resource = caller
     return Msg(
         AuditType.CONTROL_PLANE,
         Record(
@@ -40,24 +61,25 @@ def message(number: int) -> Msg:
             operation_result=OperationResult.SUCCESS,
             operation_access_level="Contributor",
             caller_agent="agent/1.0",
-            caller_ip_address="192.0.2.7",
-            caller_identities={CallerIdentityType.UPN: [CallerIdentity("user@example.com", "the caller")]},
+            caller_ip_address=address,
+            caller_identities={CallerIdentityType.UPN: [CallerIdentity(name, "the caller")]},
             caller_access_levels=["Reader"],
-            target_resources={"SubscriptionId": [TargetResource("res1", region="westeurope")]},
+            target_resources={"SubscriptionId": [TargetResource(resource, region="westeurope")]},
             custom_data={"ticket": number},
         ),
     )
 
 
-def body(number: int) -> dict[str, Any]:
+def body(number: int, caller: tuple[str, str, str] = _ONE) -> dict[str, Any]:
     """The same record as the mapping that it is on the wire, as a user of a peer builds it."""
+    address, name, resource = caller
     return {
-        "CallerIpAddress": "192.0.2.7",
-        "CallerIdentities": {"UPN": [{"Identity": "user@example.com", "Description": "the caller"}]},
+        "CallerIpAddress": address,
+        "CallerIdentities": {"UPN": [{"Identity": name, "Description": "the caller"}]},
         "OperationCategories": ["UserManagement"],
         "CustomData": {"ticket": number},
         "TargetResources": {
-            "SubscriptionId": [{"Name": "res1", "Cluster": "", "DataCenter": "", "Region": "westeurope"}]
+            "SubscriptionId": [{"Name": resource, "Cluster": "", "DataCenter": "", "Region": "westeurope"}]
         },
         "CallerAccessLevels": ["Reader"],
         "OperationAccessLevel": "Contributor",
@@ -68,6 +90,39 @@ def body(number: int) -> dict[str, Any]:
         "OperationType": "Create",
         "OperationResult": "Success",
     }
+
+
+@cache
+def _callers() -> list[tuple[str, str, str]]:
+    """Address, name and resource of each; of the same length for all."""
+    return [
+        (
+            f"{10 + each // 10_000}.{100 + each // 100 % 100}.{100 + each % 100}.7",
+            f"user{10_000 + each}@example.com",
+            f"res{10_000 + each}",
+        )
+        for each in range(CALLERS)
+    ]
+
+
+def from_many(number: int) -> Msg:
+    """The typical record, from one of many callers."""
+    return message(number, _callers()[number % CALLERS])
+
+
+def from_many_body(number: int) -> dict[str, Any]:
+    """The same record as the mapping that it is on the wire."""
+    return body(number, _callers()[number % CALLERS])
+
+
+def nested(number: int, changes: int) -> Msg:
+    """The typical record, with a list of so many small changes in its custom data."""
+    msg = message(number)
+    msg.record.custom_data = {
+        "changes": [{"field": f"field{each}", "old": each, "new": "x" * 10, "valid": True} for each in range(changes)],
+        "ticket": number,
+    }
+    return msg
 
 
 def invalid(number: int) -> Msg:

@@ -7,7 +7,7 @@ from functools import partial
 from .contenders import CONTENDERS, rate, why_not
 from .measure import Bound, Row, Samples, Spread, interleave, ratios
 
-__all__ = ["acks_tls_spool", "end_to_end"]
+__all__ = ["acks_tls_spool", "end_to_end", "many_callers"]
 
 _UNIT = "records/s"
 
@@ -27,6 +27,13 @@ def end_to_end(rounds: int, records: int) -> list[Row]:
         rows.append(_row(name, samples, "geventaudit", peer, bar, aim))
     rows.append(_row("records/s that the reading process can take", samples, "bare", "geventaudit"))
     return rows
+
+
+def many_callers(rounds: int, records: int) -> list[Row]:
+    """geventaudit over fluent-logger's asyncsender, where no two records in a row have the same caller."""
+    samples = _rates(["many-callers", "fluent-async-many"], rounds, records)
+    name = f"records/s over {CONTENDERS['fluent-async-many'].what}"
+    return [_row(name, samples, "many-callers", "fluent-async-many")]
 
 
 def acks_tls_spool(rounds: int, records: int) -> list[Row]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeAlias
 
@@ -61,20 +62,16 @@ class Compiled:
             self.source = f"# left to marshmallow: {reason}"
 
 
-def _text_packer(field: Any) -> Pack:
-    def pack(text: str) -> bytes:
-        if (field.required and not text) or not (field.may_be_blank or (text and not text.isspace())):
-            raise ValueError("empty, or perhaps blank")
-        return wire.pack_text(text)  # raises where UTF-8 cannot write it
+def _address_packer(before: bytes) -> Pack:
+    pack_text = wire.text_packer(before, empty=False, blank=False)
+
+    def pack(value: Any) -> bytes:
+        text, forbidden = schemas.canonical_address(str(value))
+        if forbidden:
+            raise ValueError(forbidden)
+        return pack_text(text)
 
     return pack
-
-
-def _pack_address(value: object) -> bytes:
-    text, forbidden = schemas.canonical_address(str(value))
-    if forbidden:
-        raise ValueError(forbidden)
-    return wire.pack_text(text)
 
 
 class _Writer:
@@ -85,7 +82,7 @@ class _Writer:
 
     def __init__(self, schema: MsgSchema, encoder: wire.Encoder) -> None:
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"floor": math.floor, "packed_time": wire.Packed(b"", wire.pack)}
+        self.names: dict[str, Any] = {"floor": math.floor, "packed_time": wire.Packed(wire.pack)}
         self._indent = ""
         self._pieces: list[str] = []
         self._before = b""  # the constant bytes that come next
@@ -138,13 +135,13 @@ class _Writer:
             self._line(f"parts += ({', '.join(self._pieces)})")
         self._pieces, self._before = [], b""
 
-    def _look_up(self, value: str, packed: Pack | dict[Any, bytes]) -> None:
-        """The next piece is what *packed* has for *value*, or makes of it: with its key, so that fewer are joined."""
+    def _look_up(self, value: str, packed: Callable[[bytes], Pack] | dict[Any, bytes]) -> None:
+        """The next piece is what *packed* has for *value*, or makes of it: behind its key, so that fewer are joined."""
         before, self._before = self._before, b""
         if isinstance(packed, dict):
             packed = {each: before + end for each, end in packed.items()}
         else:
-            packed = wire.Packed(before, packed)
+            packed = wire.Packed(packed(before))
         name = self._name("packed_" + value.replace("(", "_").rstrip(")"), packed)
         self._pieces.append(f"{name}[{value}]")
 
@@ -247,7 +244,7 @@ class _Writer:
             raise TypeError(f"{value} has more rules than those of {type(field).__name__}")
         if isinstance(field, schemas._Text):
             self._unsure_if(f"type({value}) is not str")
-            self._look_up(value, _text_packer(field))
+            self._look_up(value, partial(wire.text_packer, empty=not field.required, blank=field.may_be_blank))
         elif isinstance(field, schemas._Member):
             enum = self._name(field.enum.__name__, field.enum)
             self._unsure_if(f"type({value}) is not {enum} and type({value}) is not str")
@@ -255,7 +252,7 @@ class _Writer:
         elif isinstance(field, schemas._Address):
             kinds = self._name("address_kinds", {str, IPv4Address, IPv6Address})
             self._unsure_if(f"type({value}) is not str and type({value}) not in {kinds}")
-            self._look_up(value, _pack_address)
+            self._look_up(value, _address_packer)
         elif isinstance(field, schemas._Items):
             lists = self._name(f"kinds_of_{value}", {tuple} if field.order is None else {tuple, set, frozenset})
             self._unsure_if(f"type({value}) is not list and type({value}) not in {lists}")
@@ -266,7 +263,7 @@ class _Writer:
             self._line(f"{'' if field.order is None else 'else: '}{value} = [*{value}]")
             if not field.may_be_empty:
                 self._unsure_if(f"not {value}")
-            self._look_up(f"len({value})", wire.array_header)
+            self._look_up(f"len({value})", lambda before: lambda size: before + wire.array_header(size))
             with self._block(f"for one_of_{value} in {value}:"):
                 self._write(field.inner, f"one_of_{value}", example[0], mapped)
         elif isinstance(field, schemas._Groups):
@@ -276,7 +273,7 @@ class _Writer:
             pairs = f"{value}.items()"
             if field.order is not None:
                 pairs = f"{self._name(field.order.__name__, field.order)}({value}) if len({value}) > 1 else {pairs}"
-            self._look_up(f"len({value})", wire.map_header)
+            self._look_up(f"len({value})", lambda before: lambda size: before + wire.map_header(size))
             with self._block(f"for kind_of_{value}, group_of_{value} in {pairs}:"):
                 self._write(field.key, f"kind_of_{value}", None, mapped)
                 self._write(field.items, f"group_of_{value}", next(iter(example.values())), mapped)

@@ -58,9 +58,9 @@ __all__ = [
     "map_header",
     "message_of",
     "pack",
-    "pack_text",
     "record_body",
     "tag_bytes",
+    "text_packer",
     "unpack_first",
 ]
 
@@ -216,13 +216,23 @@ def pack(value: Any) -> bytes:
 _TEXT_HEADERS = [msgpack.packb("x" * size)[: -size or None] for size in range(64)]
 
 
-def pack_text(text: str) -> bytes:
-    """:func:`pack` for a ``str``: mostly in half the time, since no Packer is made for it.
+def text_packer(before: bytes, *, empty: bool, blank: bool) -> Callable[[str], bytes]:
+    """What packs a ``str`` behind *before*: mostly in a third of the time, since no Packer is made for it.
 
-    :raises UnicodeEncodeError: UTF-8 cannot write it.
+    What it raises: ``UnicodeEncodeError`` where UTF-8 cannot write the text, ``ValueError`` where it may not be so.
+
+    :param empty: whether a text may be empty.
+    :param blank: whether it may be empty or nothing but space.
     """
-    data = text.encode()
-    return _TEXT_HEADERS[len(data)] + data if len(data) < len(_TEXT_HEADERS) else pack(text)
+    headers = [before + header for header in _TEXT_HEADERS]
+
+    def pack_text(text: str) -> bytes:
+        if not (text or empty) or not (blank or (text and not text.isspace())):
+            raise ValueError("empty, or perhaps blank")
+        data = text.encode()
+        return headers[len(data)] + data if len(data) < len(headers) else before + pack(text)
+
+    return pack_text
 
 
 def ack_of(chunk: str) -> bytes:
@@ -243,7 +253,7 @@ def map_header(size: int) -> bytes:
 
 
 class Packed(dict[Any, bytes]):
-    """Values packed, behind what always stands before them; remembers those that are short. Bounded.
+    """Values packed; remembers those that are short. Bounded.
 
     Most texts of a trail come again and again. Where there are too many to remember, the first are kept, and forgotten
     when they did not help for a while: to remember each in turn would cost as much as to pack it. Threads may share it:
@@ -259,13 +269,12 @@ class Packed(dict[Any, bytes]):
     PATIENCE = 8 * MOST
     """Values that may be missing, once it is full, before it begins anew."""
 
-    def __init__(self, before: bytes, pack: Callable[[Any], bytes]) -> None:
-        self._before = before
+    def __init__(self, pack: Callable[[Any], bytes]) -> None:
         self._pack = pack
         self._missed = 0
 
     def __missing__(self, value: Any) -> bytes:
-        packed = self._before + self._pack(value)
+        packed = self._pack(value)
         if len(self) < self.MOST:
             if len(packed) <= self.LONGEST:
                 self[value] = packed

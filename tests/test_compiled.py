@@ -594,9 +594,9 @@ def test_what_is_remembered_is_bounded_and_right(values: list[Any], data: st.Dat
         MOST = 3
         LONGEST = 6
 
-    packed = Small(b"<", lambda value: str(value).encode())
+    packed = Small(lambda value: str(value).encode())
     for value in values:
-        assert packed[value] == b"<" + str(value).encode()
+        assert packed[value] == str(value).encode()
         assert len(packed) <= 3
         assert all(len(each) <= 6 for each in packed.values())
 
@@ -606,7 +606,7 @@ def test_what_is_remembered_is_forgotten_when_it_does_not_help() -> None:
         MOST = 3
         PATIENCE = 5
 
-    packed = Small(b"", lambda value: str(value).encode())
+    packed = Small(lambda value: str(value).encode())
     for value in range(5):
         assert packed[value]
     assert list(packed) == [0, 1, 2], "the first are kept"

@@ -231,10 +231,25 @@ def test_a_frame_error_survives_pickling() -> None:
 
 @given(st.text(max_size=80) | st.text("a\u00e9\u20ac", min_size=50, max_size=300))
 def test_texts_are_packed_as_msgpack_does(text: str) -> None:
+    pack_text = wire.text_packer(b"<", empty=True, blank=True)
     try:
-        expected = msgpack.packb(text)
+        expected = b"<" + msgpack.packb(text)
     except UnicodeEncodeError:
         with pytest.raises(UnicodeEncodeError):
-            wire.pack_text(text)
+            pack_text(text)
     else:
-        assert wire.pack_text(text) == expected
+        assert pack_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("empty", "blank", "refused"),
+    [(True, True, []), (False, True, [""]), (True, False, ["", " "]), (False, False, ["", " "])],
+)
+def test_texts_that_may_not_be_packed(empty: bool, blank: bool, refused: list[str]) -> None:
+    pack_text = wire.text_packer(b"", empty=empty, blank=blank)
+    for text in ("", " ", "a", " a"):
+        if text in refused:
+            with pytest.raises(ValueError, match="blank"):
+                pack_text(text)
+        else:
+            assert pack_text(text) == msgpack.packb(text)
