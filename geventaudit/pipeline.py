@@ -295,7 +295,7 @@ class Pipeline:
         :param timeout: seconds to wait; None for as long as it takes.
         :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
             the caller's, and not asked after.
-        :raises ClientClosedError: this is another thread than the one that made the client, and that has ended.
+        :raises ClientClosedError: the thread that made the client has ended, or its hub was destroyed.
         """
         if thread_ident() != self._home.ident:
             return self._home.run(lambda: self.flush(timeout), timeout, otherwise=False)

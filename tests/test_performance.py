@@ -16,12 +16,14 @@ from benchmarks.cost import pack_calls, refusals, send_calls, sends_by
 from benchmarks.footprint import importing, queued
 from benchmarks.measure import interleave, ratios
 from benchmarks.reader import Reader
-from benchmarks.records import FIRST, TAG, body, invalid, message, sized, wire_form
-from geventaudit import Client, DomainSocket, MsgSchema, NoOp
+from benchmarks.records import FIRST, TAG, body, from_many, from_many_body, invalid, message, nested, sized, wire_form
+from geventaudit import Client, DomainSocket, Msg, MsgSchema, NoOp
 
 # At most so many times its baseline: about twice what it is.
 SEND_OVER_PACK = 6.5
 SEND_OVER_PACK_64_KIB = 5.0
+SEND_OVER_PACK_OF_CALLERS = 9.5
+SEND_OVER_PACK_OF_CHANGES = 18.0
 END_TO_END_OVER_BY_HAND = 10.5
 REFUSAL_OVER_LOAD = 2.0
 THOUSAND_GREENLETS_OVER_ONE = 2.2
@@ -52,6 +54,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_peers_are_given_the_same_record() -> None:
     assert wire_form(message(FIRST))[1][0][1] == body(FIRST)
+    assert wire_form(from_many(FIRST))[1][0][1] == from_many_body(FIRST)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,20 @@ def test_one_send(kib: float, number: int, limit: float) -> None:
     messages = [sized(FIRST + each, kib) for each in range(number)]
     forms = [wire_form(msg) for msg in messages] * 5
     with Client(NoOp) as client:
+        holds(limit, partial(send_calls, client, messages), partial(pack_calls, forms))
+
+
+@pytest.mark.parametrize(
+    ("messages", "limit"),
+    [
+        ([from_many(FIRST + each) for each in range(5000)], SEND_OVER_PACK_OF_CALLERS),
+        ([nested(FIRST + each, 50) for each in range(100)], SEND_OVER_PACK_OF_CHANGES),
+    ],
+    ids=["many callers", "nested custom data"],
+)
+def test_one_send_that_is_not_typical(messages: list[Msg], limit: float) -> None:
+    forms = [wire_form(msg) for msg in messages[:500]]
+    with Client(NoOp, queue_size=len(messages)) as client:
         holds(limit, partial(send_calls, client, messages), partial(pack_calls, forms))
 
 
