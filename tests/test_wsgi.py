@@ -38,6 +38,7 @@ from geventaudit import (
     TargetResource,
 )
 from geventaudit.agent import Agent
+from geventaudit.integrations import wsgi
 from geventaudit.integrations.wsgi import AuditMiddleware, RequestCounts, facts_of
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -750,6 +751,54 @@ def test_the_application_answers_whatever_the_agent_is(socket_path: str, agent_i
         client.close(timeout=0)
         assert NotificationKind.QUEUE_FULL in [told.kind for told in client.notify()]
         agent.stop(timeout=0)
+
+
+def test_a_hub_that_never_runs_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under servers that know nothing of gevent: nothing here lets the hub run."""
+    client = Client(NoOp)
+    audited = AuditMiddleware(answer(), client, exclude=["/healthz"])
+    for _ in range(3):
+        call(audited)
+    assert not caplog.records, "it may still have its turn"
+    monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+    call(audited, "/healthz")
+    assert not caplog.records, "a request that is not recorded is none to look at"
+    for _ in range(3):
+        assert call(audited) == ("200 OK", b"done\n")
+    (told,) = caplog.records
+    assert told.name == "geventaudit.wsgi"
+    assert "the gevent hub of the client's thread has had no turn" in told.getMessage()
+    assert client.stats().written == 0
+    client.close()
+
+
+def test_a_hub_that_runs_is_not_told_of(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+    audited = AuditMiddleware(answer(), trail.client)
+    with serving(audited) as port:
+        for _ in range(5):
+            fetch(port, get("/"))
+    assert not caplog.records
+    assert audited._hub is None, "and from then on, requests pay nothing"
+
+
+def test_a_hub_that_was_asked_before_a_fork_is_asked_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(NoOp) as client:
+        audited = AuditMiddleware(answer(), client)
+        call(audited)
+        monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+        with monkeypatch.context() as forked:
+            forked.setattr(wsgi.os, "getpid", lambda: 1)
+            call(audited)
+            assert not caplog.records, "what was asked is the parent's"
+            call(audited)
+        assert len(caplog.records) == 1
 
 
 # -- hostile clients ---------------------------------------------------------------------------------------------------

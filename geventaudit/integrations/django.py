@@ -6,6 +6,13 @@ Two places: the WSGI application is wrapped, and the middleware of this module c
 
     MIDDLEWARE = ["geventaudit.integrations.django.AuditFactsMiddleware", ...]  # settings.py
 
+Nothing is sent while an unpatched ``runserver`` runs; :mod:`geventaudit.integrations.wsgi` says why. Patched, it is,
+without the reloader, which would start another process that is not::
+
+    python -m gevent.monkey manage.py runserver --noreload
+
+or ``from gevent import monkey; monkey.patch_all()`` are the first lines of ``manage.py``, where the reloader may stay.
+
 Needs the extra ``geventaudit[django]``.
 """
 

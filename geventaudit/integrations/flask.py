@@ -8,6 +8,10 @@
 A record is sent when the server closes the response. Flask's test client leaves that to the test:
 ``app.test_client().get("/", buffered=True)``, or ``with``.
 
+Nothing is sent while an unpatched ``flask run`` runs; :mod:`geventaudit.integrations.wsgi` says why. Patched, it is::
+
+    python -m gevent.monkey --module flask --app myapp run
+
 Needs the extra ``geventaudit[flask]``.
 """
 

@@ -3,13 +3,24 @@
 The way of a request: what only the beginning knows (the peer, the path) is kept; the application runs; what it knows
 better than its environment (the matched route, the user) it may put into the :class:`RequestFacts` that it finds there;
 when the response has ended, all of that becomes a record, and the record is sent.
+
+What sends it is the gevent hub of the thread that made the client, and that has to run. It does under gevent's servers
+(``gunicorn -k gevent``) and under any other that was monkey-patched before it started::
+
+    python -m gevent.monkey --module flask --app myapp run
+
+Unpatched, the servers of development (``flask run``, Django's ``runserver``, wsgiref) and gunicorn's workers ``sync``
+and ``gthread`` never run it: all records wait in memory until the process ends. The middleware says so in the log.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
+import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +33,7 @@ from geventaudit import (
     CallerIdentity,
     CallerIdentityType,
     Client,
+    ClientClosedError,
     Msg,
     OperationResult,
     OperationType,
@@ -37,6 +49,10 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["FACTS_KEY", "AuditMiddleware", "Describe", "RequestCounts", "RequestFacts", "facts_of"]
+
+logger = logging.getLogger("geventaudit.wsgi")
+
+_PATIENCE = 5.0  # seconds without a turn, after which a hub counts as one that does not run
 
 MAX_TEXT = 2048
 """Characters of a text that a client sent (a path, a user agent) which a record keeps; what is cut off is counted."""
@@ -159,6 +175,7 @@ class AuditMiddleware:
         self._proxies = TrustedProxies(trusted_proxies)
         self._access_level = access_level
         self._strict = strict
+        self._hub: _HubWatch | None = _HubWatch(client)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if FACTS_KEY in environ:
@@ -172,6 +189,9 @@ class AuditMiddleware:
             self.counts.excluded += 1
             environ[FACTS_KEY] = None
             return self._app(environ, start_response)
+
+        if self._hub is not None and self._hub.is_settled():
+            self._hub = None
 
         def start(status: str, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
             request.status = status
@@ -200,6 +220,8 @@ class AuditMiddleware:
                 return
             self._client.send(Msg(self._audit_type, record if self._strict else fill_unknown(record)))
             self.counts.recorded += 1
+            if self._hub is not None:
+                self._hub.ask()
         except QueueFullError:  # the client tells of it
             self.counts.lost += 1
         except Exception as error:
@@ -252,6 +274,51 @@ class AuditMiddleware:
             target_resources={"Path": [TargetResource(request.path)], **_azure_targets(request.path)},
             custom_data=custom,
         )
+
+
+class _HubWatch:
+    """Whether the hub that sends a client's records runs at all. Under gevent's servers, the next request knows.
+
+    Asked with the first record and looked at as later requests begin, until it had a turn, or it was said that it has
+    none: after that, requests pay nothing for it.
+    """
+
+    def __init__(self, client: Client | BaseClient) -> None:
+        self._client = client
+        self._asked: float | None = None  # when, by the monotonic clock
+        self._process = 0
+        self._has_run = False
+
+    def ask(self) -> None:
+        """Have it say so when it runs."""
+        if self._asked is None:
+            self._asked, self._process = time.monotonic(), os.getpid()
+            try:
+                # What nobody else needs is not public. A greenlet of this thread would say nothing: it is that hub, and
+                # often another thread's, that sends.
+                self._client._home.call(self._run)
+            except ClientClosedError:  # its thread ended just now; the next request will be told so
+                self._has_run = True
+
+    def _run(self) -> None:
+        self._has_run = True
+
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to find out. Warns when it should have run by now and did not."""
+        if self._has_run:
+            return True
+        if self._asked is None or time.monotonic() - self._asked < _PATIENCE:
+            return False
+        if self._process != os.getpid():  # it was the parent's that was asked
+            self._asked = None
+            return False
+        logger.warning(
+            "records wait unsent: for %.0f seconds, the gevent hub of the client's thread has had no turn. It has none "
+            "under servers that know nothing of gevent. Use gunicorn -k gevent, or patch: python -m gevent.monkey "
+            "--module flask run; with Django, python -m gevent.monkey manage.py runserver --noreload",
+            time.monotonic() - self._asked,
+        )
+        return True
 
 
 class _Request:
