@@ -111,7 +111,10 @@ def test_a_user_function_that_raises_costs_its_own_part_only(client: Client, kep
     assert (app.extensions["geventaudit"].counts.recorded, app.extensions["geventaudit"].counts.incomplete) == (1, 1)
     assert kept[0].operation_name == "GET /"
     told = client.notify().get(timeout=0)
-    assert (told.kind, type(told.error)) == (NotificationKind.NOT_RECORDED, ZeroDivisionError)
+    assert (told.kind, type(told.error.__cause__)) == (NotificationKind.INCOMPLETE, ZeroDivisionError)
+    assert str(told.error) == (
+        "recorded without all that the application knows (the user, say): ZeroDivisionError: division by zero"
+    )
 
 
 def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Kept) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from wsgiref.validate import validator
 
 import gevent
 import pytest
-from gevent import socket
+from gevent import socket, subprocess
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 from helpers import eventually
@@ -543,6 +544,20 @@ def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
     assert trail.record().operation_result_description == ""
 
 
+def test_a_response_that_nobody_closes_before_the_interpreter_ends() -> None:
+    """There is no greenlet any more that could send its record, and nothing to complain about."""
+    program = (
+        "from geventaudit import Client, NoOp\n"
+        "from geventaudit.integrations.wsgi import AuditMiddleware\n"
+        "audited = AuditMiddleware(lambda environ, start: [b'done'], Client(NoOp))\n"
+        "body = audited({'REQUEST_METHOD': 'GET'}, lambda *args: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-X", "dev", "-c", program], stderr=subprocess.PIPE)
+    with process:
+        assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+
+
 def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
     def written(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])(b"written")
@@ -618,7 +633,9 @@ def test_describe_changes_and_vetoes(trail: Trail) -> None:
 
 
 @pytest.mark.parametrize("how", ["raises", "returns nonsense"])
-def test_a_describe_that_fails_costs_its_own_part_only(trail: Trail, how: str) -> None:
+def test_a_describe_that_fails_costs_its_own_part_only(
+    trail: Trail, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def describe(environ: Any, status: int, record: Record) -> Any:
         record.operation_name = "changed by half"
         return "nonsense" if how == "returns nonsense" else 1 / 0
@@ -627,9 +644,15 @@ def test_a_describe_that_fails_costs_its_own_part_only(trail: Trail, how: str) -
     assert call(audited) == ("200 OK", b"done\n")
     assert trail.record().operation_name == "GET /things/7"
     assert audited.counts == RequestCounts(recorded=1, incomplete=1)
-    kinds = [(told.kind, type(told.error)) for told in notifications(trail.client)]
-    expected = ZeroDivisionError if how == "raises" else TypeError
-    assert (NotificationKind.NOT_RECORDED, expected) in kinds
+    (told,) = [each for each in notifications(trail.client) if each.kind is NotificationKind.INCOMPLETE]
+    expected = {
+        "raises": "ZeroDivisionError: division by zero",
+        "returns nonsense": "TypeError: describe must return a Record, or None for none, returned a str",
+    }[how]
+    assert str(told.error) == f"recorded without what describe would have said: {expected}"
+    assert type(told.error.__cause__).__name__ == expected.partition(":")[0]
+    assert f"incomplete: {told.error}" in caplog.messages
+    assert not any("not recorded" in each for each in caplog.messages)
 
 
 def notifications(client: Client) -> list[Any]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventaudit import (
+    AuditError,
     AuditType,
     BaseClient,
     CallerIdentity,
@@ -129,8 +130,8 @@ class AuditMiddleware:
     secrets in it.
 
     Whatever goes wrong with a record, the request does not notice: it is counted in :attr:`counts`, and told on the
-    client's channel (``NOT_RECORDED``, or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware it does
-    nothing: one request is one record.
+    client's channel (``NOT_RECORDED``, ``INCOMPLETE`` or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware
+    it does nothing: one request is one record.
 
     :param app: the WSGI application.
     :param client: takes the records; open for as long as requests come.
@@ -234,10 +235,15 @@ class AuditMiddleware:
         self.counts.lost += 1
         self._client.report(error)
 
+    def _miss(self, what: str, error: Exception) -> None:
+        self.counts.incomplete += 1
+        missing = AuditError(f"recorded without {what}: {_named(error)}")
+        missing.__cause__ = error
+        self._client.report(missing, recorded=True)
+
     def _described(self, request: _Request) -> Record | None:
         if request.facts.error is not None:
-            self.counts.incomplete += 1
-            self._client.report(request.facts.error)
+            self._miss("all that the application knows (the user, say)", request.facts.error)
         record = self._record_of(request)
         if self._describe is None:
             return record
@@ -247,8 +253,7 @@ class AuditMiddleware:
                 return described
             raise TypeError(f"describe must return a Record, or None for none, returned a {type(described).__name__}")
         except Exception as error:
-            self.counts.incomplete += 1
-            self._client.report(error)
+            self._miss("what describe would have said", error)
             return self._record_of(request)  # anew: it may have been changed by half
 
     def _record_of(self, request: _Request) -> Record:
@@ -350,7 +355,7 @@ class _Request:
         """The application raised. Only the text is kept: the error itself would keep all its frames."""
         if self.was_handed_over and isinstance(error, StopIteration):
             return  # so gunicorn is told that the connection is no longer its own
-        self.error = ": ".join(filter(None, (type(error).__name__, _text(error))))
+        self.error = _named(error)
 
     @property
     def was_handed_over(self) -> bool:
@@ -450,7 +455,10 @@ class _Body:
         # Whoever calls an application must close its response, and some middlewares forget. In a greenlet of its own:
         # garbage may be collected in the middle of a send().
         if not self._request.is_over:
-            gevent.spawn(self._over, self._request)
+            try:
+                gevent.spawn(self._over, self._request)
+            except RuntimeError:  # the interpreter ends, and with it greenlets; clients were closed before
+                pass
 
 
 class _SizedBody(_Body):
@@ -479,6 +487,10 @@ def _text(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _named(error: BaseException) -> str:
+    return ": ".join(filter(None, (type(error).__name__, _text(error))))
 
 
 def _unicode(text: str) -> str:
