@@ -24,6 +24,8 @@ from werkzeug.test import Client as Browser  # noqa: E402
 
 from geventaudit.integrations.flask import Audit  # noqa: E402  (it needs flask)
 
+USERNAME = CallerIdentityType.USERNAME
+
 
 class Kept(list[Record]):
     """The records that a client was given."""
@@ -117,6 +119,35 @@ def test_a_user_function_that_raises_costs_its_own_part_only(client: Client, kep
     )
 
 
+def test_flask_login_tells_who_signs_out(client: Client, kept: Kept) -> None:
+    login = pytest.importorskip("flask_login", reason="needs flask-login, which the extra [test] brings")
+    app = flask.Flask(__name__)
+    app.secret_key = "secret"
+    manager = login.LoginManager(app)
+
+    class User(login.UserMixin):  # type: ignore[misc,name-defined]
+        id = "ann"
+
+    manager.user_loader(lambda name: User())
+    Audit(client, app, user=lambda: login.current_user.get_id())
+
+    @app.get("/in")
+    def sign_in() -> str:
+        login.login_user(User())
+        return "in"
+
+    @app.get("/out")
+    def sign_out() -> str:
+        login.logout_user()
+        return "out"
+
+    browser = app.test_client()
+    for path in ("/in", "/out", "/out"):
+        assert browser.get(path, buffered=True).status_code == 200
+    users = [[each.identity for each in record.caller_identities.get(USERNAME, ())] for record in kept]
+    assert users == [["ann"], ["ann"], []]
+
+
 def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Kept) -> None:
     """Arguments that a preprocessor takes out, users that are proxies, a context that ends twice or with an error."""
     app = flask.Flask(__name__)
@@ -192,7 +223,7 @@ def test_django_users_and_sessions() -> None:
     with process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
-    asked, silent, anonymous, another, visits, mounted, counts = map(json.loads, out.splitlines())
+    asked, silent, anonymous, another, visits, mounted, leaves, left, counts = map(json.loads, out.splitlines())
     assert asked == {
         "name": "GET /asks/<int:number>",
         "arguments": {"number": "7"},
@@ -217,5 +248,7 @@ def test_django_users_and_sessions() -> None:
         "vary": None,
         "body": "org\nname\nsecret\n",
     }
-    assert counts == {"recorded": 6, "incomplete": 1}
+    assert (leaves["name"], leaves["users"]) == ("GET /leave", ["ann"]), "who signed out"
+    assert (left["name"], left["users"]) == ("GET /leave", []), "nobody was signed in any more"
+    assert counts == {"recorded": 8, "incomplete": 1}
     assert err.decode().count("requests go unrecorded") == 1

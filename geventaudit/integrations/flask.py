@@ -26,6 +26,11 @@ from geventaudit import BaseClient, Client
 
 from .wsgi import AuditMiddleware, facts_of
 
+try:
+    from flask_login import user_logged_out
+except ImportError:
+    user_logged_out = None
+
 __all__ = ["Audit"]
 
 
@@ -35,7 +40,8 @@ class Audit:
     :param client: takes the records.
     :param app: initialised at once; otherwise call :meth:`init_app`.
     :param user: called at the end of each request, while it is still Flask's ``request``; returns the name of whoever
-        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``.
+        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``; there, it is called just before
+        somebody is signed out, too, so that the record of that request says who it was.
     :param options: the keyword arguments of ``AuditMiddleware``.
     """
 
@@ -64,6 +70,8 @@ class Audit:
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
         request_started.connect(self._tell_route, app)
         app.teardown_request(self._tell_user)
+        if user_logged_out is not None:
+            user_logged_out.connect(self._tell_who_leaves, app)
         app.extensions["geventaudit"] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
 
@@ -76,6 +84,11 @@ class Audit:
             if request.url_rule is not None:
                 facts.route = request.root_path + request.url_rule.rule
                 facts.arguments = dict(request.view_args or {})
+
+    def _tell_who_leaves(self, app: Flask, **_: Any) -> None:
+        # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the
+        # application before it has opened its database, and to read the session ("Vary: Cookie") where no view does.
+        self._tell_user(None)
 
     def _tell_user(self, error: BaseException | None) -> None:
         facts = facts_of(request.environ)
