@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,24 @@ def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) ->
     Audit(client, app)
     app.test_client().post("/", headers={"X-HTTP-Method-Override": "DELETE"}, buffered=True)
     assert (kept[0].operation_name, kept[0].operation_type) == ("DELETE /", OperationType.DELETE)
+
+
+def test_flask_parameters_that_cannot_be(client: Any) -> None:
+    app: Any = flask.Flask("mine")
+    wrong: list[tuple[Any, str]] = [
+        (
+            lambda: Audit(app, client),
+            "client must be a Client or a BaseClient, got <Flask 'mine'>: write Audit(client, app)",
+        ),
+        (lambda: Audit(NoOp), "client must be a Client or a BaseClient, got <class"),  # type: ignore[arg-type]
+        (lambda: Audit(client, app.wsgi_app), "app must be a Flask application, got <bound method"),
+        (lambda: Audit(client, user="ada"), "user must be a function that returns a name or None, got 'ada'"),  # type: ignore[arg-type]
+        (lambda: Audit(client, app, describe=5), "describe must be a function"),
+    ]
+    for make, problem in wrong:
+        with pytest.raises(TypeError, match=re.escape(problem)):
+            make()
+    assert "geventaudit" not in app.extensions
 
 
 def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:

@@ -696,6 +696,12 @@ def test_one_request_is_one_record(trail: Trail) -> None:
         ({"trusted_proxies": ["10.0.0.1/8"]}, "has host bits set"),
         ({"trusted_proxies": [1]}, "addresses and networks like .* got 1"),
         ({"exclude": "/healthz"}, "exclude must be a list"),
+        ({"trusted_proxies": None}, "trusted_proxies must be a list, got None"),
+        ({"exclude": None}, "exclude must be a list, got None"),
+        ({"exclude": ["/healthz", 5]}, "exclude must be a list of patterns like .*, got 5 in it"),
+        ({"describe": 5}, r"describe must be a function of \(environ, status, record\), got 5"),
+        ({"access_level": 5}, "access_level must be text, got 5"),
+        ({"access_level": None}, "access_level must be text, got None"),
         ({"audit_type": AuditType.HEARTBEAT}, "audit_type must be"),
     ],
 )
@@ -708,6 +714,11 @@ def test_parameters_that_cannot_be(options: dict[str, Any], problem: str) -> Non
 def test_a_client_that_is_none(client: Any) -> None:
     with pytest.raises(TypeError, match="client must be a Client or a BaseClient, got"):
         AuditMiddleware(answer(), client)
+
+
+def test_an_application_that_is_none() -> None:
+    with Client(NoOp) as client, pytest.raises(TypeError, match="app must be a WSGI application, got None"):
+        AuditMiddleware(None, client)  # type: ignore[arg-type]
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Audit:
         is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``; there, it is called just before
         somebody is signed out, too, so that the record of that request says who it was.
     :param options: the keyword arguments of ``AuditMiddleware``.
+    :raises ValueError, TypeError: for parameters that cannot be.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Audit:
         user: Callable[[], str | None] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(client, Client | BaseClient):
+            hint = ": write Audit(client, app)" if isinstance(client, Flask) else ""
+            raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
+        if user is not None and not callable(user):
+            raise TypeError(f"user must be a function that returns a name or None, got {user!r}")
         self._client = client
         self._user = user
         self._options = options
@@ -65,6 +71,8 @@ class Audit:
         :raises ValueError, TypeError: for options that cannot be.
         :raises RuntimeError: *app* has this extension already.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(f"app must be a Flask application, got {app!r}")
         if "geventaudit" in app.extensions:
             raise RuntimeError(f"{app!r} is audited already: one request is one record")
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)

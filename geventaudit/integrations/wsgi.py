@@ -160,13 +160,26 @@ class AuditMiddleware:
         access_level: str = "",
         strict: bool = False,
     ) -> None:
-        if not isinstance(client, Client | BaseClient):  # in a request, it would be the request that fails
+        # In a request, it would be the request that fails.
+        if not isinstance(client, Client | BaseClient):
             raise TypeError(f"client must be a Client or a BaseClient, got {client!r}")
+        if not callable(app):
+            raise TypeError(f"app must be a WSGI application, got {app!r}")
+        if describe is not None and not callable(describe):
+            raise TypeError(f"describe must be a function of (environ, status, record), got {describe!r}")
+        if not isinstance(access_level, str):
+            raise TypeError(f"access_level must be text, got {access_level!r}")
         if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
             raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
         for name, value in (("exclude", exclude), ("trusted_proxies", trusted_proxies)):
             if isinstance(value, str | bytes):
                 raise TypeError(f"{name} must be a list, got {value!r}: write [{value!r}]")
+            if not isinstance(value, Iterable):
+                raise TypeError(f"{name} must be a list, got {value!r}")
+        exclude = list(exclude)
+        for each in exclude:
+            if not isinstance(each, str):
+                raise TypeError(f'exclude must be a list of patterns like "/static/*", got {each!r} in it')
         self.counts = RequestCounts()
         self._app = app
         self._client = client
