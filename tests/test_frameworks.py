@@ -189,6 +189,21 @@ def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Ke
     assert kept[1].operation_result_description == "RuntimeError: teardown"
 
 
+def test_flask_defaults_did_not_come_with_the_request(client: Client, kept: Kept) -> None:
+    app = flask.Flask(__name__)
+    Audit(client, app)
+
+    @app.get("/pages/", defaults={"page": 1, "secret": "of the route"})
+    @app.get("/pages/<int:page>", defaults={"secret": "of the route"})
+    def pages(page: int, secret: str) -> str:
+        return f"{page} {secret}"
+
+    browser = app.test_client()
+    assert browser.get("/pages/", buffered=True).text == "1 of the route"
+    assert browser.get("/pages/7", buffered=True).text == "7 of the route"
+    assert [each.custom_data.get("arguments") for each in kept] == [None, {"page": "7"}]
+
+
 def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) -> None:
     """As Flask's documentation does it; what was done is on record, not what it was called on the way."""
     app = flask.Flask(__name__)

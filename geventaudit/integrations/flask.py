@@ -91,7 +91,10 @@ class Audit:
             facts.method = request.method
             if request.url_rule is not None:
                 facts.route = request.root_path + request.url_rule.rule
-                facts.arguments = dict(request.view_args or {})
+                # The defaults of a route go before what the path says, so none of them came with the request.
+                besides = request.url_rule.defaults or {}
+                given = request.view_args or {}
+                facts.arguments = {name: value for name, value in given.items() if name not in besides}
 
     def _tell_who_leaves(self, app: Flask, **_: Any) -> None:
         # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the
