@@ -155,7 +155,13 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         (["send", "/nonexistent", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
         (["send", "-", "--tcp", "127.0.0.1:1"], "tcp:127.0.0.1:1: could not connect: Connection refused"),
         (["send", "-", "--timeout", "soon"], "must be a number of seconds, got 'soon'"),
-        (["send", "-", "--service-tree-id", "x"], "must be a UUID"),
+        (
+            ["send", "-", "--service-tree-id", "x"],
+            "argument --service-tree-id: must be a UUID and not the nil UUID, got 'x'",
+        ),
+        (["listen", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
+        (["send", "-", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
+        (["listen", "--unix", "/"], "cannot listen on /: a folder is there, and no socket"),
         (["check", "/nonexistent"], "cannot read /nonexistent: No such file or directory"),
         (["check", "/"], "cannot read /: Is a directory"),
         (["demo", "--records", "0"], "must be at least 1"),
@@ -362,6 +368,21 @@ def test_follow_waits_for_the_agent_with_more_than_the_queue_holds(socket_path: 
             out, _ = following.communicate(timeout=30)
     assert (following.returncode, out) == (0, b"3000 delivered, 0 not delivered, 0 refused\n")
     assert got == list(range(3000))
+
+
+def test_follow_waits_for_an_agent_that_is_not_there_yet(socket_path: str, folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(numbered(1, 2))
+    got: list[Any] = []
+    with command("send", "--follow", str(file), "--unix", socket_path) as following:
+        first = following.stderr.readline().decode()
+        assert first.startswith(f"geventaudit: unix:{socket_path}: could not connect: ")
+        assert first.endswith(": waiting for the agent\n")
+        with Agent(socket_path, got.append):
+            eventually(lambda: sum(isinstance(each.message, Msg) for each in got) == 2)
+            following.send_signal(signal.SIGTERM)
+            out, _ = following.communicate(timeout=30)
+    assert (following.returncode, out) == (0, b"2 delivered, 0 not delivered, 0 refused\n")
 
 
 def test_follow_that_is_told_to_stop_while_it_waits(socket_path: str, folder: Path) -> None:
