@@ -82,7 +82,7 @@ def _tell(request: HttpRequest, facts: RequestFacts) -> None:
 
 def _tell_who_leaves(request: HttpRequest, user: Any = None, **_: Any) -> None:
     """At the end of that request, it is nobody's."""
-    facts = facts_of(request.META)
+    facts = facts_of(getattr(request, "META", {}))
     if facts is None or user is None:
         return
     try:

@@ -204,7 +204,7 @@ class AuditMiddleware:
             environ[FACTS_KEY] = None
             return self._app(environ, start_response)
 
-        if self._hub is not None and self._hub.is_settled():
+        if (hub := self._hub) is not None and hub.is_settled():  # another thread may find it out at the same time
             self._hub = None
 
         def start(status: str, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
@@ -234,8 +234,8 @@ class AuditMiddleware:
                 return
             self._client.send(Msg(self._audit_type, record if self._strict else fill_unknown(record)))
             self.counts.recorded += 1
-            if self._hub is not None:
-                self._hub.ask()
+            if (hub := self._hub) is not None:
+                hub.ask()
         except QueueFullError:  # the client tells of it
             self.counts.lost += 1
         except Exception as error:
@@ -330,6 +330,7 @@ class _HubWatch:
         if self._process != os.getpid():  # it was the parent's that was asked
             self._asked = None
             return False
+        self._has_run = True  # for other threads: it is told once
         logger.warning(
             "records wait unsent: for %.0f seconds, the gevent hub of the client's thread has had no turn. It has none "
             "under servers that know nothing of gevent. Use gunicorn -k gevent, or patch: python -m gevent.monkey "
