@@ -5,7 +5,7 @@ better than its environment (the matched route, the user) it may put into the :c
 when the response has ended, all of that becomes a record, and the record is sent.
 
 What sends it is the gevent hub of the thread that made the client, and that has to run. It does under gevent's servers
-(``gunicorn -k gevent``) and under any other that was monkey-patched before it started::
+(``gunicorn -k gevent``), and under those of development when they are monkey-patched before they start::
 
     python -m gevent.monkey --module flask --app myapp run
 
