@@ -31,7 +31,9 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 # What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is,
 # Sphinx imports it all the same, to look for its sources; Locust must not patch it then.
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
-autodoc_mock_imports = ["django", "flask", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest"]
+autodoc_mock_imports = [
+    *("django", "flask", "flask_login", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest")
+]
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = REFERENCE / "generated"

@@ -405,11 +405,17 @@ def _listen_tcp(address: tuple[str, int]) -> Any:
 
 
 def _listen_unix(path: str) -> Any:
+    if not path:  # to the system, this is an address that it makes up
+        raise OSError(errno.ENOENT, "the path of the socket is empty")
     listener = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
     try:
         try:
             listener.bind(path)
         except OSError as error:
+            if error.errno == errno.EADDRINUSE and not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
+                link = os.path.islink(path) and not os.path.exists(path)
+                what = "link that leads nowhere" if link else "folder" if os.path.isdir(path) else "file"
+                raise OSError(error.errno, f"a {what} is there, and no socket: {path}") from None
             if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
                 # Python's own complaint, about the length of the path, has neither number nor text.
                 number = error.errno or errno.ENAMETOOLONG

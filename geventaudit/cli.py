@@ -31,7 +31,7 @@ from .errors import AuditError, ConnectionFailedError, QueueFullError, Validatio
 from .json_schema import json_schema
 from .lines import followed, lines
 from .records import Msg, OperationResult
-from .schemas import MsgSchema, by_record
+from .schemas import MsgSchema, by_record, service_tree_uuid
 from .shown import json_of, line_of, printable
 from .terminal import Colour, CommandError, Progress, coloured
 from .version import __version__
@@ -134,7 +134,9 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
         help="go on with what is appended to FILE, from its beginning on, also when another takes its place; waits for "
         "as long as the agent is away; ends by SIGINT or SIGTERM",
     )
-    send.add_argument("--service-tree-id", metavar="UUID", help="the service that the records are of")
+    send.add_argument(
+        "--service-tree-id", metavar="UUID", type=_service_tree_id, help="the service that the records are of"
+    )
     send.add_argument(
         "--timeout",
         type=_seconds,
@@ -169,7 +171,7 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit doctor --unix /tmp/audit.sock
   sudo -u www-data geventaudit doctor              as the user that the service runs as""",
     )
-    file(_add_address(doctor, "look at"))
+    file(_add_address(doctor, "look at", path=str))  # one that is empty is a finding
     doctor.add_argument(
         "--timeout", type=_seconds, default=2.0, help="seconds for each thing that the agent is asked to do (2)"
     )
@@ -196,11 +198,26 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_address(parser: argparse.ArgumentParser, what: str) -> argparse.Action:
+def _socket_path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the path of a socket, got an empty text")
+    return text
+
+
+def _service_tree_id(text: str) -> str:
+    try:
+        return service_tree_uuid(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"must be a UUID and not the nil UUID, got {text!r}") from None
+
+
+def _add_address(
+    parser: argparse.ArgumentParser, what: str, path: Callable[[str], str] = _socket_path
+) -> argparse.Action:
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--tcp", metavar="HOST:PORT", type=_host_and_port, help=f"{what} this TCP address")
     return either.add_argument(
-        "--unix", metavar="PATH", help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
+        "--unix", metavar="PATH", type=path, help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
     )
 
 
@@ -381,10 +398,11 @@ def _send(arguments: argparse.Namespace) -> int:
     tally = _Tally()
     try:
         try:
-            connection = factory()  # before anything is read, and without the patience of a service
+            factory().close()  # before anything is read, and without the patience of a service
         except ConnectionFailedError as error:
-            raise CommandError(str(error)) from None
-        connection.close()
+            if not arguments.follow:
+                raise CommandError(str(error)) from None
+            print(f"geventaudit: {error}: waiting for the agent", file=sys.stderr, flush=True)
         with Progress() if arguments.follow else _bytes_read(arguments.file) as progress:
             numbered = _numbered(arguments.file, arguments.follow)
             ends = (signal.SIGTERM, signal.SIGINT)

@@ -37,6 +37,9 @@ class NotificationKind(StrEnum):
     NOT_RECORDED = "not recorded"
     """The record of something that happened could not be made or sent, where nothing is raised for that (an
     :class:`~geventaudit.Operation`, an integration); ``error`` says why. Told once a second at the most."""
+    INCOMPLETE = "incomplete"
+    """A record was sent without something that should have been in it; ``error`` says without what, and its cause why.
+    Told once a second at the most."""
     DROPPED = "dropped"
     """Messages that were accepted were given up; they are in ``undelivered``."""
     SPOOL_FAILED = "spool failed"

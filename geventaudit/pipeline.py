@@ -451,21 +451,23 @@ class Pipeline:
         """The channel on which this client tells what happens to it; always the same. See :class:`NotificationKind`."""
         return self._notifier.channel()
 
-    def report(self, error: BaseException) -> None:
+    def report(self, error: BaseException, *, recorded: bool = False) -> None:
         """Tell, as a ``NOT_RECORDED`` notification and in the log, that something went unrecorded.
 
         For integrations, which must not raise into the application that they watch. Never waits; works from any thread;
         what comes more than once a second is counted in ``missed``.
 
         :param error: why. The client tells of a :class:`~geventaudit.QueueFullError` itself: no need to report it.
+        :param recorded: it was recorded all the same, without a part of it: told as ``INCOMPLETE``.
         """
+        kind = NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED
         if thread_ident() == self._home.ident:
-            self._tell_seldom(NotificationKind.NOT_RECORDED, error)
+            self._tell_seldom(kind, error)
             return
         try:
-            self._home.call(gevent.spawn, self._tell_seldom, NotificationKind.NOT_RECORDED, error)
+            self._home.call(gevent.spawn, self._tell_seldom, kind, error)
         except ClientClosedError:  # nobody is left to read the channel
-            logger().warning("%s: %s", NotificationKind.NOT_RECORDED.value, error)
+            logger().warning("%s: %s", kind.value, error)
 
     def __enter__(self) -> Self:
         return self

@@ -85,6 +85,7 @@ _BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u2
 _REQUIRED = "is required"
 _EMPTY = "must not be empty"
 _BLANK_PROBLEM = "must not be blank"
+_NO_MAPPING = "must be a mapping"
 
 
 def sorted_categories(categories: Iterable[OperationCategory]) -> list[OperationCategory]:
@@ -399,7 +400,7 @@ class _TypedSchema(marshmallow.Schema):
     Names on the wire are the field names in camel case; a field that says ``data_key`` keeps its own.
     """
 
-    error_messages = {"unknown": "is not a field of this protocol", "type": "must be a mapping"}  # noqa: RUF012
+    error_messages = {"unknown": "is not a field of this protocol", "type": _NO_MAPPING}  # noqa: RUF012
     describes: type[Any]
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
@@ -419,13 +420,17 @@ class _TypedSchema(marshmallow.Schema):
         except ValidationError:
             raise
         except marshmallow.ValidationError as error:
-            raise ValidationError(error.messages, data=error.data, valid_data=error.valid_data) from None
+            messages = self._say_what_it_is(error.messages, data)
+            raise ValidationError(messages, data=error.data, valid_data=error.valid_data) from None
         return [self._build(each) for each in loaded] if many else self._build(loaded)
 
     def validate(self, data: Any, *, many: bool | None = None, **kwargs: Any) -> dict[Any, Any]:
         """What is wrong with *data*, as nested messages by wire path; empty when nothing is."""
         many = self.many if many is None else many
-        return super().validate(self._as_mappings(data, many), many=many, **kwargs)
+        return cast(
+            dict[Any, Any],
+            self._say_what_it_is(super().validate(self._as_mappings(data, many), many=many, **kwargs), data),
+        )
 
     def _as_mappings(self, data: Any, many: bool) -> Any:
         if many and isinstance(data, Sequence) and not isinstance(data, str):
@@ -436,6 +441,17 @@ class _TypedSchema(marshmallow.Schema):
         if isinstance(data, self.describes):
             return {field.data_key: getattr(data, name) for name, field in self.load_fields.items()}
         return dict(data) if isinstance(data, Mapping) else data  # a copy, so that a pre_load hook changes nobody's
+
+    def _say_what_it_is(self, messages: Any, data: Any) -> Any:
+        """*messages* about *data*, where marshmallow's text for what is no mapping cannot say what it is instead."""
+        problems = messages.get(SCHEMA) if isinstance(messages, dict) else None
+        if isinstance(problems, list) and not isinstance(data, Mapping):
+            messages[SCHEMA] = [self._no_mapping(data) if each == _NO_MAPPING else each for each in problems]
+        return messages
+
+    def _no_mapping(self, data: Any) -> str:
+        """What is wrong with *data*, which is neither a mapping nor an object of the class."""
+        return f"must be a {self.describes.__name__} or a mapping, got {show(data)} ({type(data).__name__})"
 
     def _build(self, loaded: Any) -> Any:
         return self.describes(**loaded) if isinstance(loaded, dict) else loaded
@@ -545,6 +561,12 @@ class MsgSchema(_TypedSchema):
         super().__init__(**kwargs)
         if record is not None:
             cast(Any, self.fields["record"]).nested = record
+
+    def _no_mapping(self, data: Any) -> str:
+        wanted = "must be a Msg, or a mapping with Type and Record"
+        if isinstance(data, Record):
+            return f"{wanted}, got {show(data)}: wrap it in Msg(AuditType.CONTROL_PLANE, record)"
+        return f"{wanted}, got {show(data)} ({type(data).__name__})"
 
     def shape(self, data: Any) -> Msg:
         """The Msg that a mapping describes, its values not validated yet (they are when it is loaded); a Msg as it is.

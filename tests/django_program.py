@@ -29,6 +29,7 @@ settings.configure(
 )
 django.setup()
 
+from django.contrib.auth import logout
 from django.contrib.auth.models import User
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
@@ -52,6 +53,11 @@ def counts_visits(request: HttpRequest) -> HttpResponse:
     return HttpResponse("a session, and nobody asked whose\n")
 
 
+def leave(request: HttpRequest) -> HttpResponse:
+    logout(request)
+    return HttpResponse("gone\n")
+
+
 def streams(request: HttpRequest, **arguments: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(f"{name}\n" for name in arguments)
 
@@ -61,6 +67,7 @@ urlpatterns = [
     path("silent", does_not_ask),
     path("another", has_another_user),
     path("visits", counts_visits),
+    path("leave", leave),
     path("orgs/<int:org>/", include([re_path(r"^things/(?P<name>\w+)$", streams, {"secret": "of urls.py"})])),
 ]
 
@@ -86,6 +93,8 @@ def main() -> None:
             ("/another", cookie, {}),
             ("/visits", cookie, {}),
             ("/orgs/5/things/x", "", {"SCRIPT_NAME": "/mounted", "REQUEST_METHOD": "delete"}),
+            ("/leave", cookie, {}),
+            ("/leave", cookie, {}),
         ):
             environ = browser._base_environ(PATH_INFO=target, HTTP_COOKIE=cookies, **more)
             headers: list[Any] = []

@@ -228,6 +228,20 @@ def test_restart_on_the_same_address(got: list[Received], folder: Path) -> None:
             connect(agent).close()
 
 
+@pytest.mark.parametrize("what", ["file", "folder", "link that leads nowhere"])
+def test_what_is_no_socket_is_not_taken_for_one(socket_path: str, what: str) -> None:
+    path = Path(socket_path)
+    {"file": path.touch, "folder": path.mkdir}.get(what, lambda: path.symlink_to("/nowhere"))()
+    with pytest.raises(OSError, match=f"a {what} is there, and no socket: {path}"):
+        Agent(socket_path, print).start()
+    assert path.is_symlink() or path.exists()
+
+
+def test_a_path_that_is_empty() -> None:
+    with pytest.raises(OSError, match="the path of the socket is empty"):
+        Agent("", print).start()
+
+
 def test_the_socket_file(socket_path: str, folder: Path) -> None:
     left_behind = std_socket.socket(std_socket.AF_UNIX)
     left_behind.bind(socket_path)
@@ -237,7 +251,7 @@ def test_the_socket_file(socket_path: str, folder: Path) -> None:
     assert not os.path.exists(socket_path), "it is taken away at the end"
     plain = folder / "plain"
     plain.write_text("precious")
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="a file is there, and no socket"):
         Agent(str(plain), print).start()
     assert plain.read_text() == "precious"
     with Agent(socket_path, print):

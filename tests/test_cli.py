@@ -91,7 +91,7 @@ def test_refused_lines_are_named(listening: Any, socket_path: str) -> None:
     complaints = err.splitlines()
     assert complaints[0] == "line 2: OperationName: must not be empty"
     assert complaints[1].startswith("line 3: not JSON: ")
-    assert complaints[2] == "line 4: must be a mapping"
+    assert complaints[2] == "line 4: must be a Msg, or a mapping with Type and Record, got [1] (list)"
     assert complaints[3].startswith("line 5: Type: must be DataPlane or ControlPlane")
     assert complaints[4].startswith("line 6: not JSON: ")
 
@@ -155,7 +155,13 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         (["send", "/nonexistent", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
         (["send", "-", "--tcp", "127.0.0.1:1"], "tcp:127.0.0.1:1: could not connect: Connection refused"),
         (["send", "-", "--timeout", "soon"], "must be a number of seconds, got 'soon'"),
-        (["send", "-", "--service-tree-id", "x"], "must be a UUID"),
+        (
+            ["send", "-", "--service-tree-id", "x"],
+            "argument --service-tree-id: must be a UUID and not the nil UUID, got 'x'",
+        ),
+        (["listen", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
+        (["send", "-", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
+        (["listen", "--unix", "/"], "cannot listen on /: a folder is there, and no socket"),
         (["check", "/nonexistent"], "cannot read /nonexistent: No such file or directory"),
         (["check", "/"], "cannot read /: Is a directory"),
         (["demo", "--records", "0"], "must be at least 1"),
@@ -333,7 +339,7 @@ def test_follow(listening: Any, socket_path: str, folder: Path, number: int) -> 
         writer.flush()
         file.write_bytes(b"\n" + numbered(6) + b"[]\n")
         eventually(lambda: arrived(folder) == [1, 2, 3, 4, 5, 6], "first the rest of the old file")
-        assert following.stderr.readline() == b"line 3: must be a mapping\n", "numbers begin anew"
+        assert following.stderr.readline().startswith(b"line 3: must be a Msg"), "numbers begin anew"
         file.write_bytes(numbered(7))
         eventually(lambda: arrived(folder)[6:] == [7], "a file that was cut short is read from its beginning")
         following.send_signal(number)
@@ -362,6 +368,21 @@ def test_follow_waits_for_the_agent_with_more_than_the_queue_holds(socket_path: 
             out, _ = following.communicate(timeout=30)
     assert (following.returncode, out) == (0, b"3000 delivered, 0 not delivered, 0 refused\n")
     assert got == list(range(3000))
+
+
+def test_follow_waits_for_an_agent_that_is_not_there_yet(socket_path: str, folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(numbered(1, 2))
+    got: list[Any] = []
+    with command("send", "--follow", str(file), "--unix", socket_path) as following:
+        first = following.stderr.readline().decode()
+        assert first.startswith(f"geventaudit: unix:{socket_path}: could not connect: ")
+        assert first.endswith(": waiting for the agent\n")
+        with Agent(socket_path, got.append):
+            eventually(lambda: sum(isinstance(each.message, Msg) for each in got) == 2)
+            following.send_signal(signal.SIGTERM)
+            out, _ = following.communicate(timeout=30)
+    assert (following.returncode, out) == (0, b"2 delivered, 0 not delivered, 0 refused\n")
 
 
 def test_follow_that_is_told_to_stop_while_it_waits(socket_path: str, folder: Path) -> None:

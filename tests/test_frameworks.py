@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware  # noqa: E402
 from werkzeug.test import Client as Browser  # noqa: E402
 
 from geventaudit.integrations.flask import Audit  # noqa: E402  (it needs flask)
+
+USERNAME = CallerIdentityType.USERNAME
 
 
 class Kept(list[Record]):
@@ -111,7 +114,39 @@ def test_a_user_function_that_raises_costs_its_own_part_only(client: Client, kep
     assert (app.extensions["geventaudit"].counts.recorded, app.extensions["geventaudit"].counts.incomplete) == (1, 1)
     assert kept[0].operation_name == "GET /"
     told = client.notify().get(timeout=0)
-    assert (told.kind, type(told.error)) == (NotificationKind.NOT_RECORDED, ZeroDivisionError)
+    assert (told.kind, type(told.error.__cause__)) == (NotificationKind.INCOMPLETE, ZeroDivisionError)
+    assert str(told.error) == (
+        "recorded without all that the application knows (the user, say): ZeroDivisionError: division by zero"
+    )
+
+
+def test_flask_login_tells_who_signs_out(client: Client, kept: Kept) -> None:
+    login = pytest.importorskip("flask_login", reason="needs flask-login, which the extra [test] brings")
+    app = flask.Flask(__name__)
+    app.secret_key = "secret"
+    manager = login.LoginManager(app)
+
+    class User(login.UserMixin):  # type: ignore[misc,name-defined]
+        id = "ann"
+
+    manager.user_loader(lambda name: User())
+    Audit(client, app, user=lambda: login.current_user.get_id())
+
+    @app.get("/in")
+    def sign_in() -> str:
+        login.login_user(User())
+        return "in"
+
+    @app.get("/out")
+    def sign_out() -> str:
+        login.logout_user()
+        return "out"
+
+    browser = app.test_client()
+    for path in ("/in", "/out", "/out"):
+        assert browser.get(path, buffered=True).status_code == 200
+    users = [[each.identity for each in record.caller_identities.get(USERNAME, ())] for record in kept]
+    assert users == [["ann"], ["ann"], []]
 
 
 def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Kept) -> None:
@@ -154,6 +189,21 @@ def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Ke
     assert kept[1].operation_result_description == "RuntimeError: teardown"
 
 
+def test_flask_defaults_did_not_come_with_the_request(client: Client, kept: Kept) -> None:
+    app = flask.Flask(__name__)
+    Audit(client, app)
+
+    @app.get("/pages/", defaults={"page": 1, "secret": "of the route"})
+    @app.get("/pages/<int:page>", defaults={"secret": "of the route"})
+    def pages(page: int, secret: str) -> str:
+        return f"{page} {secret}"
+
+    browser = app.test_client()
+    assert browser.get("/pages/", buffered=True).text == "1 of the route"
+    assert browser.get("/pages/7", buffered=True).text == "7 of the route"
+    assert [each.custom_data.get("arguments") for each in kept] == [None, {"page": "7"}]
+
+
 def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) -> None:
     """As Flask's documentation does it; what was done is on record, not what it was called on the way."""
     app = flask.Flask(__name__)
@@ -168,6 +218,24 @@ def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) ->
     Audit(client, app)
     app.test_client().post("/", headers={"X-HTTP-Method-Override": "DELETE"}, buffered=True)
     assert (kept[0].operation_name, kept[0].operation_type) == ("DELETE /", OperationType.DELETE)
+
+
+def test_flask_parameters_that_cannot_be(client: Any) -> None:
+    app: Any = flask.Flask("mine")
+    wrong: list[tuple[Any, str]] = [
+        (
+            lambda: Audit(app, client),
+            "client must be a Client or a BaseClient, got <Flask 'mine'>: write Audit(client, app)",
+        ),
+        (lambda: Audit(NoOp), "client must be a Client or a BaseClient, got <class"),  # type: ignore[arg-type]
+        (lambda: Audit(client, app.wsgi_app), "app must be a Flask application, got <bound method"),
+        (lambda: Audit(client, user="ada"), "user must be a function that returns a name or None, got 'ada'"),  # type: ignore[arg-type]
+        (lambda: Audit(client, app, describe=5), "describe must be a function"),
+    ]
+    for make, problem in wrong:
+        with pytest.raises(TypeError, match=re.escape(problem)):
+            make()
+    assert "geventaudit" not in app.extensions
 
 
 def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:
@@ -189,7 +257,7 @@ def test_django_users_and_sessions() -> None:
     with process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
-    asked, silent, anonymous, another, visits, mounted, counts = map(json.loads, out.splitlines())
+    asked, silent, anonymous, another, visits, mounted, leaves, left, counts = map(json.loads, out.splitlines())
     assert asked == {
         "name": "GET /asks/<int:number>",
         "arguments": {"number": "7"},
@@ -214,5 +282,7 @@ def test_django_users_and_sessions() -> None:
         "vary": None,
         "body": "org\nname\nsecret\n",
     }
-    assert counts == {"recorded": 6, "incomplete": 1}
+    assert (leaves["name"], leaves["users"]) == ("GET /leave", ["ann"]), "who signed out"
+    assert (left["name"], left["users"]) == ("GET /leave", []), "nobody was signed in any more"
+    assert counts == {"recorded": 8, "incomplete": 1}
     assert err.decode().count("requests go unrecorded") == 1

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.parser import text_string_to_metric_families
 from test_client import client_of, records_of
 
-from geventaudit import Client, QueueFullError, Spool, ValidationError
+from geventaudit import Client, NoOp, QueueFullError, Spool, ValidationError
 from geventaudit.agent import Agent, Received
 from geventaudit.integrations.opentelemetry import add_trace_context, instrument
 from geventaudit.integrations.prometheus import AuditCollector
@@ -136,13 +136,28 @@ def test_of_several_clients_the_sums(socket_path: str, telemetry: Telemetry, cap
             client.close()
     assert telemetry()["messages_sent"] == 6
     registry = CollectorRegistry()
-    registry.register(AuditCollector(*clients))
+    registry.register(AuditCollector(*clients, clients[0]))
     assert registry.get_sample_value("messages_sent_total") == 6
     assert not [each for each in caplog.records if each.name.startswith("opentelemetry")]
     with pytest.raises(TypeError, match="at least one client"):
         AuditCollector()
     with pytest.raises(ValueError, match="Duplicated timeseries"):
         registry.register(AuditCollector(*clients))
+
+
+def test_what_is_no_client_and_no_provider(telemetry: Telemetry) -> None:
+    client: Any = Client(NoOp)
+    provider: Any = telemetry.provider
+    wrong: list[tuple[Any, str]] = [
+        (lambda: instrument("x", provider), "client must be a Client or a BaseClient, got 'x'"),  # type: ignore[arg-type]
+        (lambda: instrument(provider, client), "got <opentelemetry.*: write instrument.client, meter_provider."),
+        (lambda: instrument(client, "x"), "meter_provider must be a MeterProvider of OpenTelemetry, got 'x'"),  # type: ignore[arg-type]
+        (lambda: AuditCollector("x"), "each client must be a Client or a BaseClient, got 'x'"),  # type: ignore[arg-type]
+        (lambda: AuditCollector([client]), r"got \[<Client new>\]: write AuditCollector\(\*clients\)"),  # type: ignore[arg-type]
+    ]
+    for call, problem in wrong:
+        with pytest.raises(TypeError, match=problem):
+            call()
 
 
 GLOBAL = """

@@ -220,8 +220,41 @@ def test_only_two_types_can_be_sent(kind: Any) -> None:
 
 @pytest.mark.parametrize("data", [None, 5, "text", [], [mapping()], b"{}"])
 def test_what_is_no_message_at_all(data: Any) -> None:
-    with pytest.raises(ValidationError, match="must be a mapping"):
+    with pytest.raises(ValidationError) as caught:
         MsgSchema().load(data)
+    assert str(caught.value).startswith("must be a Msg, or a mapping with Type and Record, got ")
+    assert str(caught.value).endswith(f" ({type(data).__name__})")
+    assert MsgSchema().validate(data) == caught.value.messages
+
+
+def test_a_record_that_is_not_in_a_message() -> None:
+    with pytest.raises(ValidationError, match=r"got Record\(.*\): wrap it in Msg\(AuditType.CONTROL_PLANE, record\)$"):
+        MsgSchema().load(record())
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"CallerIdentities": {"UPN": ["ada"]}},
+            "CallerIdentities.UPN[0]: must be a CallerIdentity or a mapping, got 'ada' (str)",
+        ),
+        (
+            {"TargetResources": {"Vault": [{"Name": "a"}, 5]}},
+            "TargetResources.Vault[1]: must be a TargetResource or a mapping, got 5 (int)",
+        ),
+    ],
+)
+def test_items_that_are_none(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RecordSchema().load(mapping(**changes))
+    assert str(caught.value) == problem
+    assert RecordSchema().validate(mapping(**changes)) == caught.value.messages
+
+
+def test_what_is_no_record() -> None:
+    with pytest.raises(ValidationError, match=r"must be a Record or a mapping, got \[\] \(list\)"):
+        MsgSchema().load(Msg(AuditType.DATA_PLANE, []))  # type: ignore[arg-type]
 
 
 def test_empty_custom_data_and_null_are_the_same() -> None:

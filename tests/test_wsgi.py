@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from wsgiref.validate import validator
 
 import gevent
 import pytest
-from gevent import socket
+from gevent import socket, subprocess
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 from helpers import eventually
@@ -38,6 +39,7 @@ from geventaudit import (
     TargetResource,
 )
 from geventaudit.agent import Agent
+from geventaudit.integrations import wsgi
 from geventaudit.integrations.wsgi import AuditMiddleware, RequestCounts, facts_of
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -542,6 +544,20 @@ def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
     assert trail.record().operation_result_description == ""
 
 
+def test_a_response_that_nobody_closes_before_the_interpreter_ends() -> None:
+    """There is no greenlet any more that could send its record, and nothing to complain about."""
+    program = (
+        "from geventaudit import Client, NoOp\n"
+        "from geventaudit.integrations.wsgi import AuditMiddleware\n"
+        "audited = AuditMiddleware(lambda environ, start: [b'done'], Client(NoOp))\n"
+        "body = audited({'REQUEST_METHOD': 'GET'}, lambda *args: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-X", "dev", "-c", program], stderr=subprocess.PIPE)
+    with process:
+        assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+
+
 def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
     def written(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])(b"written")
@@ -617,7 +633,9 @@ def test_describe_changes_and_vetoes(trail: Trail) -> None:
 
 
 @pytest.mark.parametrize("how", ["raises", "returns nonsense"])
-def test_a_describe_that_fails_costs_its_own_part_only(trail: Trail, how: str) -> None:
+def test_a_describe_that_fails_costs_its_own_part_only(
+    trail: Trail, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def describe(environ: Any, status: int, record: Record) -> Any:
         record.operation_name = "changed by half"
         return "nonsense" if how == "returns nonsense" else 1 / 0
@@ -626,9 +644,15 @@ def test_a_describe_that_fails_costs_its_own_part_only(trail: Trail, how: str) -
     assert call(audited) == ("200 OK", b"done\n")
     assert trail.record().operation_name == "GET /things/7"
     assert audited.counts == RequestCounts(recorded=1, incomplete=1)
-    kinds = [(told.kind, type(told.error)) for told in notifications(trail.client)]
-    expected = ZeroDivisionError if how == "raises" else TypeError
-    assert (NotificationKind.NOT_RECORDED, expected) in kinds
+    (told,) = [each for each in notifications(trail.client) if each.kind is NotificationKind.INCOMPLETE]
+    expected = {
+        "raises": "ZeroDivisionError: division by zero",
+        "returns nonsense": "TypeError: describe must return a Record, or None for none, returned a str",
+    }[how]
+    assert str(told.error) == f"recorded without what describe would have said: {expected}"
+    assert type(told.error.__cause__).__name__ == expected.partition(":")[0]
+    assert f"incomplete: {told.error}" in caplog.messages
+    assert not any("not recorded" in each for each in caplog.messages)
 
 
 def notifications(client: Client) -> list[Any]:
@@ -672,6 +696,12 @@ def test_one_request_is_one_record(trail: Trail) -> None:
         ({"trusted_proxies": ["10.0.0.1/8"]}, "has host bits set"),
         ({"trusted_proxies": [1]}, "addresses and networks like .* got 1"),
         ({"exclude": "/healthz"}, "exclude must be a list"),
+        ({"trusted_proxies": None}, "trusted_proxies must be a list, got None"),
+        ({"exclude": None}, "exclude must be a list, got None"),
+        ({"exclude": ["/healthz", 5]}, "exclude must be a list of patterns like .*, got 5 in it"),
+        ({"describe": 5}, r"describe must be a function of \(environ, status, record\), got 5"),
+        ({"access_level": 5}, "access_level must be text, got 5"),
+        ({"access_level": None}, "access_level must be text, got None"),
         ({"audit_type": AuditType.HEARTBEAT}, "audit_type must be"),
     ],
 )
@@ -684,6 +714,11 @@ def test_parameters_that_cannot_be(options: dict[str, Any], problem: str) -> Non
 def test_a_client_that_is_none(client: Any) -> None:
     with pytest.raises(TypeError, match="client must be a Client or a BaseClient, got"):
         AuditMiddleware(answer(), client)
+
+
+def test_an_application_that_is_none() -> None:
+    with Client(NoOp) as client, pytest.raises(TypeError, match="app must be a WSGI application, got None"):
+        AuditMiddleware(None, client)  # type: ignore[arg-type]
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -750,6 +785,54 @@ def test_the_application_answers_whatever_the_agent_is(socket_path: str, agent_i
         client.close(timeout=0)
         assert NotificationKind.QUEUE_FULL in [told.kind for told in client.notify()]
         agent.stop(timeout=0)
+
+
+def test_a_hub_that_never_runs_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under servers that know nothing of gevent: nothing here lets the hub run."""
+    client = Client(NoOp)
+    audited = AuditMiddleware(answer(), client, exclude=["/healthz"])
+    for _ in range(3):
+        call(audited)
+    assert not caplog.records, "it may still have its turn"
+    monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+    call(audited, "/healthz")
+    assert not caplog.records, "a request that is not recorded is none to look at"
+    for _ in range(3):
+        assert call(audited) == ("200 OK", b"done\n")
+    (told,) = caplog.records
+    assert told.name == "geventaudit.wsgi"
+    assert "the gevent hub of the client's thread has had no turn" in told.getMessage()
+    assert client.stats().written == 0
+    client.close()
+
+
+def test_a_hub_that_runs_is_not_told_of(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+    audited = AuditMiddleware(answer(), trail.client)
+    with serving(audited) as port:
+        for _ in range(5):
+            fetch(port, get("/"))
+    assert not caplog.records
+    assert audited._hub is None, "and from then on, requests pay nothing"
+
+
+def test_a_hub_that_was_asked_before_a_fork_is_asked_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(NoOp) as client:
+        audited = AuditMiddleware(answer(), client)
+        call(audited)
+        monkeypatch.setattr(wsgi, "_PATIENCE", 0.0)
+        with monkeypatch.context() as forked:
+            forked.setattr(wsgi.os, "getpid", lambda: 1)
+            call(audited)
+            assert not caplog.records, "what was asked is the parent's"
+            call(audited)
+        assert len(caplog.records) == 1
 
 
 # -- hostile clients ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,13 @@ Two places: the WSGI application is wrapped, and the middleware of this module c
 
     MIDDLEWARE = ["geventaudit.integrations.django.AuditFactsMiddleware", ...]  # settings.py
 
+Nothing is sent while an unpatched ``runserver`` runs; :mod:`geventaudit.integrations.wsgi` says why. Patched, it is,
+without the reloader, which would start another process that is not::
+
+    python -m gevent.monkey manage.py runserver --noreload
+
+or ``from gevent import monkey; monkey.patch_all()`` are the first lines of ``manage.py``, where the reloader may stay.
+
 Needs the extra ``geventaudit[django]``.
 """
 
@@ -14,7 +21,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
+from django.contrib.auth.signals import user_logged_out
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.functional import LazyObject, empty
 
@@ -29,7 +38,7 @@ class AuditFactsMiddleware:
     """Tells the record the route, the arguments of the view, and the user.
 
     The user is told when something asked for it on the way. To ask here would cost a query of the database, and make
-    Django send ``Vary: Cookie`` with pages that are the same for all.
+    Django send ``Vary: Cookie`` with pages that are the same for all. Of who signs out, ``django.contrib.auth`` tells.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -69,3 +78,17 @@ def _tell(request: HttpRequest, facts: RequestFacts) -> None:
         return
     if user.is_authenticated:
         facts.user = user.get_username()
+
+
+def _tell_who_leaves(request: HttpRequest, user: Any = None, **_: Any) -> None:
+    """At the end of that request, it is nobody's."""
+    facts = facts_of(getattr(request, "META", {}))
+    if facts is None or user is None:
+        return
+    try:
+        facts.user = user.get_username()
+    except Exception as error:  # which would keep somebody from signing out
+        facts.error = error
+
+
+user_logged_out.connect(_tell_who_leaves, dispatch_uid="geventaudit")

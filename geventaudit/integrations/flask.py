@@ -8,6 +8,10 @@
 A record is sent when the server closes the response. Flask's test client leaves that to the test:
 ``app.test_client().get("/", buffered=True)``, or ``with``.
 
+Nothing is sent while an unpatched ``flask run`` runs; :mod:`geventaudit.integrations.wsgi` says why. Patched, it is::
+
+    python -m gevent.monkey --module flask --app myapp run
+
 Needs the extra ``geventaudit[flask]``.
 """
 
@@ -22,6 +26,11 @@ from geventaudit import BaseClient, Client
 
 from .wsgi import AuditMiddleware, facts_of
 
+try:
+    from flask_login import user_logged_out
+except ImportError:
+    user_logged_out = None
+
 __all__ = ["Audit"]
 
 
@@ -31,8 +40,10 @@ class Audit:
     :param client: takes the records.
     :param app: initialised at once; otherwise call :meth:`init_app`.
     :param user: called at the end of each request, while it is still Flask's ``request``; returns the name of whoever
-        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``.
+        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``; there, it is called just before
+        somebody is signed out, too, so that the record of that request says who it was.
     :param options: the keyword arguments of ``AuditMiddleware``.
+    :raises ValueError, TypeError: for parameters that cannot be.
     """
 
     def __init__(
@@ -43,6 +54,11 @@ class Audit:
         user: Callable[[], str | None] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(client, Client | BaseClient):
+            hint = ": write Audit(client, app)" if isinstance(client, Flask) else ""
+            raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
+        if user is not None and not callable(user):
+            raise TypeError(f"user must be a function that returns a name or None, got {user!r}")
         self._client = client
         self._user = user
         self._options = options
@@ -55,11 +71,15 @@ class Audit:
         :raises ValueError, TypeError: for options that cannot be.
         :raises RuntimeError: *app* has this extension already.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(f"app must be a Flask application, got {app!r}")
         if "geventaudit" in app.extensions:
             raise RuntimeError(f"{app!r} is audited already: one request is one record")
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
         request_started.connect(self._tell_route, app)
         app.teardown_request(self._tell_user)
+        if user_logged_out is not None:
+            user_logged_out.connect(self._tell_who_leaves, app)
         app.extensions["geventaudit"] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
 
@@ -71,7 +91,15 @@ class Audit:
             facts.method = request.method
             if request.url_rule is not None:
                 facts.route = request.root_path + request.url_rule.rule
-                facts.arguments = dict(request.view_args or {})
+                # The defaults of a route go before what the path says, so none of them came with the request.
+                besides = request.url_rule.defaults or {}
+                given = request.view_args or {}
+                facts.arguments = {name: value for name, value in given.items() if name not in besides}
+
+    def _tell_who_leaves(self, app: Flask, **_: Any) -> None:
+        # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the
+        # application before it has opened its database, and to read the session ("Vary: Cookie") where no view does.
+        self._tell_user(None)
 
     def _tell_user(self, error: BaseException | None) -> None:
         facts = facts_of(request.environ)

@@ -36,7 +36,13 @@ def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None
     as its provider exists: a sum that forgot one would fall.
 
     :param meter_provider: None for the global one.
+    :raises TypeError: for parameters that cannot be.
     """
+    if not isinstance(client, Client | BaseClient):
+        hint = ": write instrument(client, meter_provider)" if isinstance(client, MeterProvider) else ""
+        raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
+    if not isinstance(meter_provider, MeterProvider | None):
+        raise TypeError(f"meter_provider must be a MeterProvider of OpenTelemetry, got {meter_provider!r}")
     the_global = metrics.get_meter_provider()
     provider = the_global if meter_provider is None else meter_provider
     clients = _published.get(provider)

@@ -26,13 +26,18 @@ class AuditCollector(Collector):
     A registry takes one such collector. In the multi-process mode of ``prometheus_client`` (several workers of gunicorn
     behind one address) collectors are not asked at all: give each worker an address of its own, or use OpenTelemetry.
 
-    :param clients: one or more; of several, the sums are published.
+    :param clients: one or more; of several, the sums are published, where the same one given twice counts once.
+    :raises TypeError: there is none, or something else.
     """
 
     def __init__(self, *clients: Client | BaseClient) -> None:
         if not clients:
             raise TypeError("at least one client is needed: AuditCollector(client)")
-        self._clients = clients
+        for each in clients:
+            if not isinstance(each, Client | BaseClient):
+                hint = ": write AuditCollector(*clients)" if isinstance(each, list | tuple) else ""
+                raise TypeError(f"each client must be a Client or a BaseClient, got {each!r}{hint}")
+        self._clients = list(dict.fromkeys(clients))
 
     def describe(self) -> Iterable[Metric]:
         """What a registry compares names by; without it, one that is not the default takes two collectors."""

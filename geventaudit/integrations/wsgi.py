@@ -3,13 +3,24 @@
 The way of a request: what only the beginning knows (the peer, the path) is kept; the application runs; what it knows
 better than its environment (the matched route, the user) it may put into the :class:`RequestFacts` that it finds there;
 when the response has ended, all of that becomes a record, and the record is sent.
+
+What sends it is the gevent hub of the thread that made the client, and that has to run. It does under gevent's servers
+(``gunicorn -k gevent``), and under those of development when they are monkey-patched before they start::
+
+    python -m gevent.monkey --module flask --app myapp run
+
+Unpatched, the servers of development (``flask run``, Django's ``runserver``, wsgiref) and gunicorn's workers ``sync``
+and ``gthread`` never run it: all records wait in memory until the process ends. The middleware says so in the log.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
+import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,11 +28,13 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventaudit import (
+    AuditError,
     AuditType,
     BaseClient,
     CallerIdentity,
     CallerIdentityType,
     Client,
+    ClientClosedError,
     Msg,
     OperationResult,
     OperationType,
@@ -37,6 +50,10 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["FACTS_KEY", "AuditMiddleware", "Describe", "RequestCounts", "RequestFacts", "facts_of"]
+
+logger = logging.getLogger("geventaudit.wsgi")
+
+_PATIENCE = 5.0  # seconds without a turn, after which a hub counts as one that does not run
 
 MAX_TEXT = 2048
 """Characters of a text that a client sent (a path, a user agent) which a record keeps; what is cut off is counted."""
@@ -113,8 +130,8 @@ class AuditMiddleware:
     secrets in it.
 
     Whatever goes wrong with a record, the request does not notice: it is counted in :attr:`counts`, and told on the
-    client's channel (``NOT_RECORDED``, or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware it does
-    nothing: one request is one record.
+    client's channel (``NOT_RECORDED``, ``INCOMPLETE`` or ``QUEUE_FULL``) and in its log. Inside another AuditMiddleware
+    it does nothing: one request is one record.
 
     :param app: the WSGI application.
     :param client: takes the records; open for as long as requests come.
@@ -143,13 +160,26 @@ class AuditMiddleware:
         access_level: str = "",
         strict: bool = False,
     ) -> None:
-        if not isinstance(client, Client | BaseClient):  # in a request, it would be the request that fails
+        # In a request, it would be the request that fails.
+        if not isinstance(client, Client | BaseClient):
             raise TypeError(f"client must be a Client or a BaseClient, got {client!r}")
+        if not callable(app):
+            raise TypeError(f"app must be a WSGI application, got {app!r}")
+        if describe is not None and not callable(describe):
+            raise TypeError(f"describe must be a function of (environ, status, record), got {describe!r}")
+        if not isinstance(access_level, str):
+            raise TypeError(f"access_level must be text, got {access_level!r}")
         if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
             raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
         for name, value in (("exclude", exclude), ("trusted_proxies", trusted_proxies)):
             if isinstance(value, str | bytes):
                 raise TypeError(f"{name} must be a list, got {value!r}: write [{value!r}]")
+            if not isinstance(value, Iterable):
+                raise TypeError(f"{name} must be a list, got {value!r}")
+        exclude = list(exclude)
+        for each in exclude:
+            if not isinstance(each, str):
+                raise TypeError(f'exclude must be a list of patterns like "/static/*", got {each!r} in it')
         self.counts = RequestCounts()
         self._app = app
         self._client = client
@@ -159,6 +189,7 @@ class AuditMiddleware:
         self._proxies = TrustedProxies(trusted_proxies)
         self._access_level = access_level
         self._strict = strict
+        self._hub: _HubWatch | None = _HubWatch(client)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if FACTS_KEY in environ:
@@ -172,6 +203,9 @@ class AuditMiddleware:
             self.counts.excluded += 1
             environ[FACTS_KEY] = None
             return self._app(environ, start_response)
+
+        if (hub := self._hub) is not None and hub.is_settled():  # another thread may find it out at the same time
+            self._hub = None
 
         def start(status: str, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
             request.status = status
@@ -200,6 +234,8 @@ class AuditMiddleware:
                 return
             self._client.send(Msg(self._audit_type, record if self._strict else fill_unknown(record)))
             self.counts.recorded += 1
+            if (hub := self._hub) is not None:
+                hub.ask()
         except QueueFullError:  # the client tells of it
             self.counts.lost += 1
         except Exception as error:
@@ -212,10 +248,15 @@ class AuditMiddleware:
         self.counts.lost += 1
         self._client.report(error)
 
+    def _miss(self, what: str, error: Exception) -> None:
+        self.counts.incomplete += 1
+        missing = AuditError(f"recorded without {what}: {_named(error)}")
+        missing.__cause__ = error
+        self._client.report(missing, recorded=True)
+
     def _described(self, request: _Request) -> Record | None:
         if request.facts.error is not None:
-            self.counts.incomplete += 1
-            self._client.report(request.facts.error)
+            self._miss("all that the application knows (the user, say)", request.facts.error)
         record = self._record_of(request)
         if self._describe is None:
             return record
@@ -225,8 +266,7 @@ class AuditMiddleware:
                 return described
             raise TypeError(f"describe must return a Record, or None for none, returned a {type(described).__name__}")
         except Exception as error:
-            self.counts.incomplete += 1
-            self._client.report(error)
+            self._miss("what describe would have said", error)
             return self._record_of(request)  # anew: it may have been changed by half
 
     def _record_of(self, request: _Request) -> Record:
@@ -252,6 +292,52 @@ class AuditMiddleware:
             target_resources={"Path": [TargetResource(request.path)], **_azure_targets(request.path)},
             custom_data=custom,
         )
+
+
+class _HubWatch:
+    """Whether the hub that sends a client's records runs at all. Under gevent's servers, the next request knows.
+
+    Asked with the first record and looked at as later requests begin, until it had a turn, or it was said that it has
+    none: after that, requests pay nothing for it.
+    """
+
+    def __init__(self, client: Client | BaseClient) -> None:
+        self._client = client
+        self._asked: float | None = None  # when, by the monotonic clock
+        self._process = 0
+        self._has_run = False
+
+    def ask(self) -> None:
+        """Have it say so when it runs."""
+        if self._asked is None:
+            self._asked, self._process = time.monotonic(), os.getpid()
+            try:
+                # What nobody else needs is not public. A greenlet of this thread would say nothing: it is that hub, and
+                # often another thread's, that sends.
+                self._client._home.call(self._run)
+            except ClientClosedError:  # its thread ended just now; the next request will be told so
+                self._has_run = True
+
+    def _run(self) -> None:
+        self._has_run = True
+
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to find out. Warns when it should have run by now and did not."""
+        if self._has_run:
+            return True
+        if self._asked is None or time.monotonic() - self._asked < _PATIENCE:
+            return False
+        if self._process != os.getpid():  # it was the parent's that was asked
+            self._asked = None
+            return False
+        self._has_run = True  # for other threads: it is told once
+        logger.warning(
+            "records wait unsent: for %.0f seconds, the gevent hub of the client's thread has had no turn. It has none "
+            "under servers that know nothing of gevent. Use gunicorn -k gevent, or patch: python -m gevent.monkey "
+            "--module flask run; with Django, python -m gevent.monkey manage.py runserver --noreload",
+            time.monotonic() - self._asked,
+        )
+        return True
 
 
 class _Request:
@@ -283,7 +369,7 @@ class _Request:
         """The application raised. Only the text is kept: the error itself would keep all its frames."""
         if self.was_handed_over and isinstance(error, StopIteration):
             return  # so gunicorn is told that the connection is no longer its own
-        self.error = ": ".join(filter(None, (type(error).__name__, _text(error))))
+        self.error = _named(error)
 
     @property
     def was_handed_over(self) -> bool:
@@ -383,7 +469,10 @@ class _Body:
         # Whoever calls an application must close its response, and some middlewares forget. In a greenlet of its own:
         # garbage may be collected in the middle of a send().
         if not self._request.is_over:
-            gevent.spawn(self._over, self._request)
+            try:
+                gevent.spawn(self._over, self._request)
+            except RuntimeError:  # the interpreter ends, and with it greenlets; clients were closed before
+                pass
 
 
 class _SizedBody(_Body):
@@ -412,6 +501,10 @@ def _text(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _named(error: BaseException) -> str:
+    return ": ".join(filter(None, (type(error).__name__, _text(error))))
 
 
 def _unicode(text: str) -> str:
