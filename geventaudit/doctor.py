@@ -286,7 +286,7 @@ def _advice_on_broken(text: str) -> str:
 def _heartbeat(destination: str) -> bytes:
     beat = Heartbeat(
         audit_version=__version__,
-        os_version=f"{platform.release()}\r\n\r\n",  # to which a server of HTTP, or of lines, answers, and an agent not
+        os_version=platform.release(),
         language=f"python{platform.python_version()}",
         destination=destination,
     )

@@ -16,7 +16,6 @@ import pytest
 from gevent import socket as gsocket
 from gevent import subprocess
 from gevent.pool import Pool
-from gevent.pywsgi import WSGIServer
 from gevent.server import StreamServer
 from helpers import free_port
 
@@ -68,17 +67,6 @@ def serving(path: Path, handle: Callable[[Any], object]) -> Iterator[list[str]]:
 def reads_to_the_end(sock: Any) -> None:
     while sock.recv(65536):
         pass
-
-
-@contextlib.contextmanager
-def http_server(folder: Path) -> Iterator[list[str]]:
-    """One that reads a line, and says nothing before it has one."""
-    server = WSGIServer(("127.0.0.1", 0), lambda environ, start: [], log=None, error_log=None)
-    server.start()
-    try:
-        yield ["--tcp", f"127.0.0.1:{server.server_port}"]
-    finally:
-        server.stop(timeout=0)
 
 
 # Each is a set-up that is broken in one way, the status, and words of what the doctor says and advises.
@@ -242,7 +230,6 @@ BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
     (accepts_nobody, 1, "accepted nobody for 0.3 seconds", "it is stuck"),
     (reads_nothing, 1, "FAILED  it read nothing in 0.3 s", "stuck, or too busy"),
     (hangs_up_at_once, 1, "FAILED  unix:{folder}/agent.sock: ", "does not take Forward messages"),
-    (http_server, 1, "FAILED  tcp:127.0.0.1:", "another protocol (HTTP"),
     (another_protocol, 1, "FAILED  unix:{folder}/agent.sock: ", "another protocol (HTTP"),
     (never_acknowledges, 0, "note    it acknowledged nothing in 0.3 s", "leave require_ack off"),
     (

@@ -43,6 +43,7 @@ class AuditFactsMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response
+        user_logged_out.connect(_tell_who_leaves, dispatch_uid="geventaudit")
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         try:
@@ -89,6 +90,3 @@ def _tell_who_leaves(request: HttpRequest, user: Any = None, **_: Any) -> None:
         facts.user = user.get_username()
     except Exception as error:  # which would keep somebody from signing out
         facts.error = error
-
-
-user_logged_out.connect(_tell_who_leaves, dispatch_uid="geventaudit")
