@@ -58,6 +58,10 @@ def leave(request: HttpRequest) -> HttpResponse:
     return HttpResponse("gone\n")
 
 
+def breaks(request: HttpRequest) -> HttpResponse:
+    raise KeyError("thing")
+
+
 def streams(request: HttpRequest, **arguments: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(f"{name}\n" for name in arguments)
 
@@ -68,6 +72,7 @@ urlpatterns = [
     path("another", has_another_user),
     path("visits", counts_visits),
     path("leave", leave),
+    path("broken", breaks),
     path("orgs/<int:org>/", include([re_path(r"^things/(?P<name>\w+)$", streams, {"secret": "of urls.py"})])),
 ]
 
@@ -95,6 +100,8 @@ def main() -> None:
             ("/orgs/5/things/x", "", {"SCRIPT_NAME": "/mounted", "REQUEST_METHOD": "delete"}),
             ("/leave", cookie, {}),
             ("/leave", cookie, {}),
+            ("/broken", "", {}),
+            ("/missing", "", {}),
         ):
             environ = browser._base_environ(PATH_INFO=target, HTTP_COOKIE=cookies, **more)
             headers: list[Any] = []
@@ -108,6 +115,7 @@ def main() -> None:
                 "users": [each.identity for each in record.caller_identities.get("Username", ())],
                 "vary": dict(headers).get("Vary"),
                 "body": body,
+                "description": record.operation_result_description,
             }
             print(json.dumps(said))
         print(json.dumps({"recorded": application.counts.recorded, "incomplete": application.counts.incomplete}))

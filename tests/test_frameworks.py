@@ -98,6 +98,10 @@ def test_flask_streams_files_and_failures(client: Client, kept: Kept) -> None:
     assert browser.get("/stream?user=ann", buffered=True).data == b"/stream/stream"
     with browser.get("/file?user=ann") as response:
         assert response.data == b"file"
+    assert browser.get("/broken?user=ann", buffered=True).status_code == 500
+    assert kept.pop().operation_result_description == "500 INTERNAL SERVER ERROR; KeyError: 'thing'"
+    assert browser.get("/missing?user=ann", buffered=True).status_code == 404
+    assert kept.pop().operation_result_description == "404 NOT FOUND"
     app.config["PROPAGATE_EXCEPTIONS"] = True
     with pytest.raises(KeyError):
         browser.get("/broken?user=ann")
@@ -257,13 +261,16 @@ def test_django_users_and_sessions() -> None:
     with process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
-    asked, silent, anonymous, another, visits, mounted, leaves, left, counts = map(json.loads, out.splitlines())
+    asked, silent, anonymous, another, visits, mounted, leaves, left, broken, missing, counts = map(
+        json.loads, out.splitlines()
+    )
     assert asked == {
         "name": "GET /asks/<int:number>",
         "arguments": {"number": "7"},
         "users": ["ann"],
         "vary": "Cookie",
         "body": "ann\n",
+        "description": "",
     }
     assert silent == {
         "name": "GET /silent",
@@ -271,6 +278,7 @@ def test_django_users_and_sessions() -> None:
         "users": [],
         "vary": None,
         "body": "the same for all\n",
+        "description": "",
     }
     assert (anonymous["users"], anonymous["body"]) == ([], "AnonymousUser\n")
     assert (another["name"], another["users"]) == ("GET /another", [])
@@ -281,8 +289,11 @@ def test_django_users_and_sessions() -> None:
         "users": [],
         "vary": None,
         "body": "org\nname\nsecret\n",
+        "description": "",
     }
     assert (leaves["name"], leaves["users"]) == ("GET /leave", ["ann"]), "who signed out"
     assert (left["name"], left["users"]) == ("GET /leave", []), "nobody was signed in any more"
-    assert counts == {"recorded": 8, "incomplete": 1}
+    assert broken["description"] == "500 Internal Server Error; KeyError: 'thing'"
+    assert missing["description"] == "404 Not Found"
+    assert counts == {"recorded": 10, "incomplete": 1}
     assert err.decode().count("requests go unrecorded") == 1

@@ -19,11 +19,13 @@ Needs the extra ``geventaudit[django]``.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from django.contrib.auth.signals import user_logged_out
+from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.functional import LazyObject, empty
 
@@ -44,6 +46,7 @@ class AuditFactsMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response
         user_logged_out.connect(_tell_who_leaves, dispatch_uid="geventaudit")
+        got_request_exception.connect(_tell_failure, dispatch_uid="geventaudit")
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         try:
@@ -79,6 +82,14 @@ def _tell(request: HttpRequest, facts: RequestFacts) -> None:
         return
     if user.is_authenticated:
         facts.user = user.get_username()
+
+
+def _tell_failure(request: HttpRequest | None = None, **_: Any) -> None:
+    """In the handling of what a view raised and nobody caught."""
+    facts = facts_of(getattr(request, "META", {}))
+    error = sys.exception()
+    if facts is not None and error is not None:
+        facts.tell_failure(error)
 
 
 def _tell_who_leaves(request: HttpRequest, user: Any = None, **_: Any) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, request, request_started
+from flask import Flask, got_request_exception, request, request_started
 
 from geventaudit import BaseClient, Client
 
@@ -77,6 +77,7 @@ class Audit:
             raise RuntimeError(f"{app!r} is audited already: one request is one record")
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
         request_started.connect(self._tell_route, app)
+        got_request_exception.connect(self._tell_failure, app)
         app.teardown_request(self._tell_user)
         if user_logged_out is not None:
             user_logged_out.connect(self._tell_who_leaves, app)
@@ -95,6 +96,11 @@ class Audit:
                 besides = request.url_rule.defaults or {}
                 given = request.view_args or {}
                 facts.arguments = {name: value for name, value in given.items() if name not in besides}
+
+    def _tell_failure(self, app: Flask, *, exception: BaseException, **_: Any) -> None:
+        facts = facts_of(request.environ)
+        if facts is not None:
+            facts.tell_failure(exception)
 
     def _tell_who_leaves(self, app: Flask, **_: Any) -> None:
         # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the

@@ -92,8 +92,14 @@ class RequestFacts:
     """The name by which the application knows who is signed in."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the route took from the path; recorded as texts, in ``custom_data["arguments"]``."""
+    failure: str = ""
+    """Type and text of the exception that the framework answered for; see :meth:`tell_failure`."""
     error: Exception | None = None
     """What kept the application from saying all of that; it is counted and told of."""
+
+    def tell_failure(self, error: BaseException) -> None:
+        """A view raised *error*, and the framework made a response of it."""
+        self.failure = _named(error)
 
 
 def facts_of(environ: Mapping[str, Any]) -> RequestFacts | None:
@@ -396,7 +402,8 @@ class _Request:
         cut = "" if self.is_whole or self.method == "HEAD" else "the response was not taken to its end"
         if self.code < 400:
             return OperationResult.SUCCESS, cut
-        return OperationResult.FAILURE, "; ".join(filter(None, (_text(_unicode(self.status)), cut)))
+        said = (_text(_unicode(self.status)), self.facts.failure, cut)
+        return OperationResult.FAILURE, "; ".join(filter(None, said))
 
 
 # -- the end of a response ---------------------------------------------------------------------------------------------
