@@ -21,6 +21,7 @@ from helpers import eventually, message
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
 from geventaudit import agent as agent_module
 from geventaudit.agent import Agent, Received
+from geventaudit.wire import encode
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"
@@ -345,6 +346,24 @@ def hostile_peer(kind: str, agent: Agent) -> None:
                     for byte in b"\x93\xaaAsmAuditCP\x91\x92\x05\x81\xa1" + b"a" * 10_000:
                         sock.sendall(bytes([byte]))
                         gevent.sleep(0.01)
+                case "a million entries":
+                    sock.sendall(FRAME + b"\xdd\x00\x10\x00\x00" + WRONG * (1 << 20) + b"\x80")
+                    sock.recv(1)
+                case "entries that break the rules":
+                    sock.sendall(FRAME + b"\xdc\x20\x00" + WRONG * 8192 + b"\x80")
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1)
+                case "a map of a hundred thousand fields":
+                    fields = b"".join(b"\xce" + number.to_bytes(4, "big") + b"\x80" for number in range(100_000))
+                    sock.sendall(FRAME + b"\x91\x92\x05\xdf" + (100_000).to_bytes(4, "big") + fields + b"\x80")
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1)
+                case "arrays of nothing":
+                    sock.sendall(FRAME + b"\x91\x92\x05\x81\xa1a\x97" + NOTHING * 7 + b"\x80")
+                    sock.recv(1)
+                case "arrays of nothing, never finished":
+                    sock.sendall(FRAME + b"\x91\x92\x05\x81\xa1a\x97" + NOTHING * 3)
+                    sock.recv(1)
                 case "garbage":
                     while True:
                         sock.sendall(os.urandom(65536))
@@ -355,8 +374,13 @@ def hostile_peer(kind: str, agent: Agent) -> None:
 
 KINDS = [
     "endless frame", "a frame just below the limit, never finished", "deep nesting", "huge announcements", "slow bytes",
-    "garbage",
+    "garbage", "a million entries", "entries that break the rules", "a map of a hundred thousand fields",
+    "arrays of nothing", "arrays of nothing, never finished",
 ]  # fmt: skip
+
+FRAME = b"\x93\xaaAsmAuditCP"
+WRONG = b"\x92\x05\x80"
+NOTHING = b"\xdd\x00\x0f\xff\xff" + b"\x90" * ((1 << 20) - 1)
 
 
 def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +402,56 @@ def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPat
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent._unfinished == 0
         assert memory() - before < 200 << 20
+
+
+def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pytest.LogCaptureFixture) -> None:
+    """An honest client is served while a frame full of rule breakers is gone through, of which not all are told."""
+    entries = 20_000
+    with Agent(("127.0.0.1", 0), got.append) as agent:
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(FRAME + b"\xdc" + entries.to_bytes(2, "big") + WRONG * entries + b"\x80")
+            eventually(lambda: agent.counts.refused)
+            with Client(lambda: TCP(("127.0.0.1", port_of(agent)))) as client:
+                for number in range(100):
+                    client.send(message(number))
+                eventually(lambda: len(numbers_of(got)) == 100)
+            assert agent.counts.refused < entries, "the hostile one is not through yet"
+            agent.hang_up()
+            assert agent.counts.refused < entries, "and need not come to its end"
+            sock.close()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(FRAME + b"\xdc\x01\x00" + WRONG * 256 + b"\x81\xa5chunk\xa1c")
+            caplog.clear()
+            assert msgpack.unpackb(sock.recv(100)) == {"ack": "c"}
+    told = [record.message for record in caplog.records if record.message.startswith("refused")]
+    assert len(told) == 101
+    assert told[-1] == "refused 156 more messages of one frame"
+
+
+def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> None:
+    """A sender without acknowledgements takes what was read for delivered."""
+    agent: Agent
+
+    def take(received: Received) -> None:
+        got.append(received)
+        for _ in range(20_000):  # long enough for many turns
+            pass
+        if len(got) == 1:
+            gevent.spawn(agent.hang_up)
+
+    with Agent(("127.0.0.1", 0), take) as agent:
+        frames = b"".join(encode(message(number), 5) for number in range(100))
+        assert len(frames) < 65536, "one read"
+        agent.stop_reading()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(frames)
+            agent.resume_reading()
+            try:
+                assert sock.recv(1) == b""
+            except ConnectionResetError:
+                pass
+    assert numbers_of(got) == list(range(len(got)))
+    assert len(got) == 100
 
 
 def test_strangers_at_a_door_with_a_lock(authority: trustme.CA, got: list[Received]) -> None:
