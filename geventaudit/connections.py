@@ -46,6 +46,7 @@ _MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/defau
 
 
 _HELO_SECONDS = 0.05  # at the least; three times what connecting took, where that is more
+_MAX_LINKS = 40  # as the kernel's
 _HELO = pack(["HELO", 0])[:-1]
 
 
@@ -295,18 +296,34 @@ def _check_peer(sock: Any, where: str, uid: int) -> None:
 
 
 def _check_directories(path: str, where: str) -> None:
-    """Refuse a socket below a directory where anybody can put another in its place."""
-    folder = os.path.dirname(os.path.realpath(path))
-    while True:
+    """Refuse a path where anybody can put something else in the place of one of its parts: a link on the way, too.
+
+    So it is gone as the kernel goes it, and not from where it ends, as the directories of a link are not on that way.
+    """
+    folder = "/"
+    ahead = os.path.join(os.getcwd(), path).split("/")[::-1]
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", ".", ".."):
+            folder = os.path.dirname(folder) if part == ".." else folder
+            continue
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ConnectionFailedError(
                 f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
                 "so anybody can put a socket of their own there"
             )
-        if folder == os.path.dirname(folder):
-            return
-        folder = os.path.dirname(folder)
+        inner = os.path.join(folder, part)
+        if not stat.S_ISLNK(os.lstat(inner).st_mode):
+            folder = inner
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(inner)
+        ahead += target.split("/")[::-1]
+        folder = "/" if target.startswith("/") else folder
 
 
 def _own_name() -> str:

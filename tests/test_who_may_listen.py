@@ -62,6 +62,34 @@ def test_a_directory_that_anybody_can_write_to(folder: Path, got: list[Received]
             open_to_all.chmod(0o700)
 
 
+@pytest.mark.parametrize("target", ["{safe}", "../safe", "{safe}/agent.sock", "../safe/agent.sock", "link"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_where_anybody_can_write(
+    target: str, relative: bool, folder: Path, got: list[Received], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leads to is safe; but anybody can lead it elsewhere."""
+    safe, open_to_all = folder / "safe", folder / "open"
+    safe.mkdir()
+    open_to_all.mkdir()
+    link = open_to_all / ("agent.sock" if target.endswith("sock") else "link")
+    link.symlink_to(target.format(safe=safe))
+    path = str(link if target.endswith("sock") else link / "agent.sock")
+    if relative:
+        monkeypatch.chdir(safe)
+        path = os.path.join("..", os.path.relpath(path, folder))
+    with Agent(str(safe / "agent.sock"), got.append):
+        if target == "link":
+            with pytest.raises(ConnectionFailedError, match="could not connect: Too many levels of symbolic links"):
+                DomainSocket(path, strict=True)
+        else:
+            DomainSocket(path, strict=True).close()
+        open_to_all.chmod(0o777)
+        with pytest.raises(ConnectionFailedError, match=f"anybody can write to {open_to_all} "):
+            DomainSocket(path, strict=True)
+        with pytest.raises(ConnectionFailedError, match="could not connect: No such file"):
+            DomainSocket(str(safe / "nothing" / "agent.sock"), strict=True)
+
+
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
