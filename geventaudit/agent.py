@@ -39,6 +39,8 @@ _BACKLOG = 1024
 _READ_BYTES = 1 << 16
 _MAX_PING_BYTES = 4096
 
+# Good messages in small frames are handed over as soon as they are read; there is no end to what else a read can hold.
+_FEW_ENTRIES = 64
 _TURN_SECONDS = 0.01
 _PAUSE_SECONDS = 0.001
 _LAST_ENTRIES = 1000  # more than one read can hold of valid messages in frames of their own
@@ -376,7 +378,8 @@ class Agent:
                 self._counts.messages += 1
                 self._counts.heartbeats += isinstance(received.message, Heartbeat)
                 self._on_message(received)
-            turn.end_when_over()
+            if refused or frame.size > _FEW_ENTRIES:
+                turn.end_when_over()
         if refused > _MAX_TOLD:
             _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
         if frame.chunk is not None and self._acknowledging:

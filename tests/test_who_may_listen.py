@@ -468,7 +468,8 @@ def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> N
             gevent.spawn(agent.hang_up)
 
     with Agent(("127.0.0.1", 0), take) as agent:
-        frames = b"".join(encode(message(number), 5) for number in range(100))
+        wrong = FRAME + b"\x91" + WRONG + b"\x80"
+        frames = b"".join(encode(message(number), 5) + wrong for number in range(100))
         assert len(frames) < 65536, "one read"
         agent.stop_reading()
         with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
@@ -478,8 +479,18 @@ def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> N
                 assert sock.recv(1) == b""
             except ConnectionResetError:
                 pass
-    assert numbers_of(got) == list(range(len(got)))
-    assert len(got) == 100
+    assert numbers_of(got) == list(range(100))
+
+
+def test_what_is_read_is_handed_over_at_once_when_it_is_good(got: list[Received]) -> None:
+    """Then whoever knows that the agent has read it knows that it has it, in one process."""
+    with Agent(("127.0.0.1", 0), got.append) as agent:
+        agent.stop_reading()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(b"".join(encode(message(number), 5) for number in range(100)))
+            agent.resume_reading()
+            eventually(lambda: got)
+            assert numbers_of(got) == list(range(100))
 
 
 def test_strangers_at_a_door_with_a_lock(authority: trustme.CA, got: list[Received]) -> None:
