@@ -23,7 +23,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from .errors import FrameError, ValidationError, logger, show
-from .handshake import AgentSide, HandshakeError
+from .handshake import AgentSide, HandshakeError, check_secret
 from .records import AuditType, Diagnostic, Heartbeat, Msg
 from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
 from .wire import Decoder, Entry, Frame, ack_of, message_of, unpack_first
@@ -138,6 +138,11 @@ class Agent:
     ) -> None:
         if users is not None and shared_key is None:
             raise ValueError("users are part of the handshake: give shared_key too")
+        if shared_key is not None:
+            check_secret("shared_key", shared_key)
+        for name, password in (users or {}).items():
+            check_secret("a name in users", name)
+            check_secret("a password in users", password)
         self._ssl = ssl
         self._shared_key = shared_key
         self._users = users

@@ -33,8 +33,8 @@ from gevent.event import Event
 
 from . import fork, native
 from .acks import AckWindow
-from .errors import ConnectionFailedError, FrameError, logger
-from .handshake import ClientSide, HandshakeError
+from .errors import ConnectionFailedError, FrameError, logger, show
+from .handshake import ClientSide, HandshakeError, check_secret
 from .wire import pack, unpack_first
 
 if TYPE_CHECKING:
@@ -283,6 +283,17 @@ def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
             raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
 
 
+def _checked_address(address: object) -> tuple[str, int]:
+    match address:
+        case (str() as host, int() as port):
+            return host, port
+        case str():
+            example = "('agent.example.com', 24224) and not 'agent.example.com:24224'"
+        case _:
+            example = "('agent.example.com', 24224)"
+    raise TypeError(f"address must be a host name and a port number, such as {example}, got {show(address)}")
+
+
 def _peer_of(sock: Any) -> tuple[int, int]:
     process, user, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
     return process, user
@@ -377,7 +388,7 @@ class DomainSocket(_SocketConnection):
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
-    :raises ValueError: for parameters that cannot be.
+    :raises ValueError, TypeError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
     """
 
@@ -397,6 +408,8 @@ class DomainSocket(_SocketConnection):
     ) -> None:
         _check_timeouts(timeout, write_timeout)
         acks = _acks(require_ack, ack_timeout, batch_records)
+        if not isinstance(path, str | os.PathLike | None):
+            raise TypeError(f"path must be text or a Path, such as {_MDSD_SOCKETS[0]!r}, got {show(path)}")
         self.path = usual_path() if path is None else os.fspath(path)
         sock = _new_socket(_constants.AF_UNIX)
         try:
@@ -436,7 +449,7 @@ class TCP(_SocketConnection):
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
-    :raises ValueError: for parameters that cannot be.
+    :raises ValueError, TypeError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the address and the cause.
     """
 
@@ -461,7 +474,10 @@ class TCP(_SocketConnection):
         acks = _acks(require_ack, ack_timeout, batch_records)
         if username and shared_key is None:
             raise ValueError("username and password are part of the handshake: give shared_key too")
-        host, port = address
+        if shared_key is not None:
+            for name, secret in (("shared_key", shared_key), ("username", username), ("password", password)):
+                check_secret(name, secret)
+        host, port = _checked_address(address)
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         sock: Any = None
         began = time.monotonic()

@@ -343,6 +343,31 @@ def test_users_without_a_key(got: list[Received]) -> None:
         TCP(("127.0.0.1", 1), username="a", password="b")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (f"{KEY}\udce9", ValueError, "must be text that UTF-8 can write"),
+        (KEY.encode(), TypeError, "must be text, got a value of type bytes"),
+        (4711, TypeError, "must be text, got a value of type int"),
+    ],
+)
+@pytest.mark.parametrize("name", ["shared_key", "username", "password"])
+def test_secrets_that_cannot_be(name: str, value: Any, kind: type[Exception], words: str, got: list[Received]) -> None:
+    """Nobody is asked before, and what they are is in no part of the error."""
+    options: dict[str, Any] = {"shared_key": "x", "username": "u", "password": "p", name: value}
+    with Agent(("127.0.0.1", 0), got.append, shared_key="x") as agent:
+        with pytest.raises(kind, match=f"^{name} {words}") as caught:
+            TCP(("127.0.0.1", port_of(agent)), **options)
+        assert agent.counts.connections == 0
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert str(value) not in repr(caught.value)
+    with pytest.raises(kind, match=words) as caught:
+        Agent("unused", got.append, shared_key=options["shared_key"], users={options["username"]: options["password"]})
+    assert caught.value.__context__ is None
+    assert str(value) not in repr(caught.value)
+
+
 # -- strangers at the agent's door -------------------------------------------------------------------------------------
 
 
