@@ -319,6 +319,19 @@ def test_parameters_that_cannot_be(options: dict[str, Any], error: type[Exceptio
         Client(NoOp, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backoff": 2}, r"^backoff must be a Backoff, such as Backoff\(initial=2.0\), got 2$"),
+        ({"backoff": Backoff}, "^backoff must be a Backoff, .* got <class"),
+        ({"before_send": 5}, "^before_send must be callable, got 5: pass a function"),
+    ],
+)
+def test_parameters_of_another_kind(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Client(NoOp, **options)
+
+
 def test_a_connection_instead_of_a_factory() -> None:
     with NoOp() as connection, pytest.raises(TypeError, match="factory must be callable"):
         Client(connection)  # type: ignore[arg-type]
