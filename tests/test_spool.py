@@ -9,8 +9,9 @@ import signal
 import sqlite3
 import subprocess as std_subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from itertools import count, islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from geventaudit import (
     Backoff,
     Client,
     ClientClosedError,
+    ConnectionFailedError,
     DomainSocket,
     NotificationKind,
     QueueFullError,
@@ -99,6 +101,21 @@ def a_file(path: Path) -> Iterator[SpoolFile]:
         yield file
     finally:
         file.close()
+
+
+class Clock:
+    """The clock on the wall, which somebody sets forward and back by years, at each look at it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = 0
+        self._right = time.time_ns
+        monkeypatch.setattr(time, "time_ns", self.time_ns)
+        monkeypatch.setattr(time, "time", lambda: self.time_ns() / 1e9)
+
+    def time_ns(self) -> int:
+        years = (0, 3, -5, 10, -1)[self.looks % 5]
+        self.looks += 1
+        return self._right() + years * 365 * 86400 * 10**9
 
 
 # -- the way of a record -----------------------------------------------------------------------------------------------
@@ -192,6 +209,48 @@ def test_in_order_while_records_come_and_go(folder: Path) -> None:
             gevent.sleep(0.005 * round_)
         assert client.flush(30)
         eventually(lambda: first_arrivals(receiver.numbers()) == list(range(number)))
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_clock_that_jumps_changes_neither_deadlines_nor_order(
+    folder: Path, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    spool = Spool(folder / "spool.db", mode=mode) if mode else None
+
+    def in_time(seconds: float, waiting: Callable[[float], object]) -> object:
+        """What *waiting* returns: not before those seconds are over, and not years later."""
+        began = time.monotonic()
+        with gevent.Timeout(60):
+            result = waiting(seconds)
+        assert time.monotonic() - began >= seconds
+        return result
+
+    with receiving(folder) as receiver:
+        client = Client(lambda: DomainSocket(receiver.where), backoff=Backoff(0.01, 0.05), queue_size=200, spool=spool)
+        send_all(client, range(200))
+        assert in_time(0.2, client.flush) is False, "nobody is there"
+        with pytest.raises(ConnectionFailedError):
+            in_time(0.2, client.connect)
+        if spool is None:
+            with pytest.raises(QueueFullError):
+                in_time(0.2, lambda seconds: client.send(message(), timeout=seconds))
+        receiver.start()
+        assert client.flush(30)
+        eventually(lambda: receiver.numbers() == list(range(200)))
+        assert client.stats().heartbeats == 1, "none is due for half an hour"
+        receiver.end(signal.SIGKILL)
+        eventually(lambda: not client.stats().connected)
+        send_all(client, range(200, 300))
+        left = in_time(0.2, client.close)
+        assert left == ([] if spool else [message(number) for number in range(200, 300)])
+        if spool:
+            receiver.start()
+            with client_of(receiver, spool) as client:
+                send_all(client, range(300, 400))
+                assert client.flush(30)
+            eventually(lambda: receiver.numbers() == list(range(400)))
+    assert clock.looks > 300
 
 
 def test_the_file_is_for_its_owner_only(folder: Path) -> None:
