@@ -384,7 +384,8 @@ class DomainSocket(_SocketConnection):
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
     :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
-    :param strict: refuse a path where a directory on the way is writable for everybody and has no sticky bit.
+    :param strict: refuse a path where a directory on the way, that of a link too, is writable for everybody and has no
+        sticky bit.
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.

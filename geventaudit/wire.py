@@ -366,18 +366,17 @@ class Decoder:
         """
         self.received += len(data)
         self._pending += data
-        too_long = FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start)
         try:
             self._scanner.feed(data)
         except msgpack.BufferFull:
-            raise too_long from None
+            raise self._too_long() from None
         while True:
             offset = self._start
             try:
                 self._scanner.skip()
             except msgpack.OutOfData:
                 if self.unfinished > self.max_frame_bytes:
-                    raise FrameError(too_long.reason, offset) from None
+                    raise self._too_long() from None
                 return
             except Exception as error:  # msgpack's errors have no common base
                 raise _no_msgpack(error, offset) from error
@@ -385,6 +384,9 @@ class Decoder:
             whole = bytes(self._pending[: self._start - offset])
             del self._pending[: len(whole)]
             yield _frame_of(whole, offset)
+
+    def _too_long(self) -> FrameError:
+        return FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start)
 
 
 class AckDecoder:
