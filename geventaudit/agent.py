@@ -23,7 +23,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from .errors import FrameError, ValidationError, logger, show
-from .handshake import AgentSide, HandshakeError
+from .handshake import AgentSide, HandshakeError, check_secret
 from .records import AuditType, Diagnostic, Heartbeat, Msg
 from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
 from .wire import Decoder, Entry, Frame, ack_of, message_of, unpack_first
@@ -39,8 +39,17 @@ _BACKLOG = 1024
 _READ_BYTES = 1 << 16
 _MAX_PING_BYTES = 4096
 
+# Good messages in small frames are handed over as soon as they are read; there is no end to what else a read can hold.
+_FEW_ENTRIES = 64
+_TURN_SECONDS = 0.01
+_PAUSE_SECONDS = 0.001
+_LAST_ENTRIES = 1000  # more than one read can hold of valid messages in frames of their own
+_MAX_TOLD = 100
+_MAX_FIELDS = 1000
+
 MAX_UNFINISHED_BYTES = 64 << 20
-"""What all connections together may hold in frames that are not complete; who goes beyond it is closed."""
+"""What all connections together may hold in frames that are not complete, or not all handed over; who goes beyond it is
+closed."""
 
 
 class Received(NamedTuple):
@@ -101,7 +110,8 @@ class Agent:
     :param address: the path of a Unix socket, or host and port (port 0 picks a free one, see :attr:`address`).
     :param on_message: called with each valid message, one at a time for each connection. Raising closes that
         connection without an acknowledgement.
-    :param on_refused: called with each message that broke the rules; without one they are logged.
+    :param on_refused: called with each message that broke the rules; without one they are logged. Of one frame, the
+        first 100 are told; the others are counted, and how many they were is logged.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
     :param max_frame_bytes: a longer frame closes its connection.
     :param ssl: speak TLS by this ``ssl.SSLContext``.
@@ -128,6 +138,11 @@ class Agent:
     ) -> None:
         if users is not None and shared_key is None:
             raise ValueError("users are part of the handshake: give shared_key too")
+        if shared_key is not None:
+            check_secret("shared_key", shared_key)
+        for name, password in (users or {}).items():
+            check_secret("a name in users", name)
+            check_secret("a password in users", password)
         self._ssl = ssl
         self._shared_key = shared_key
         self._users = users
@@ -263,9 +278,12 @@ class Agent:
             while data or (data := self._read(sock, begun if decoder.unfinished else None)):
                 self._counts.bytes += len(data)
                 finished = 0
+                turn = _Turn()
                 for frame in decoder.feed(data):
                     finished += 1
-                    self._take(frame, sock)
+                    self._take(frame, sock, turn)
+                if turn.killed is not None:
+                    raise turn.killed
                 data = b""
                 if finished or not held:
                     begun = time.monotonic()
@@ -350,19 +368,25 @@ class Agent:
                 data: bytes = sock.recv(_READ_BYTES)
                 return data
 
-    def _take(self, frame: Frame, sock: Any) -> None:
+    def _take(self, frame: Frame, sock: Any, turn: _Turn) -> None:
         self._counts.frames += 1
-        for entry in frame.entries:
+        refused = 0
+        for entry in frame.unpack():
             try:
                 received = self._validated(frame.tag, entry)
             except (ValidationError, FrameError) as error:
-                self._refuse(Refused(error, frame.tag, entry.time, entry.body))
+                self._counts.refused += 1
+                refused += 1
+                if refused <= _MAX_TOLD:
+                    self._tell(Refused(error, frame.tag, entry.time, entry.body))
             else:
                 self._counts.messages += 1
                 self._counts.heartbeats += isinstance(received.message, Heartbeat)
                 self._on_message(received)
-        if frame.problem:
-            raise FrameError(frame.problem, frame.offset)
+            if refused or frame.size > _FEW_ENTRIES:
+                turn.end_when_over()
+        if refused > _MAX_TOLD:
+            _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
         if frame.chunk is not None and self._acknowledging:
             sock.sendall(ack_of(frame.chunk))
             self._counts.acks += 1
@@ -370,6 +394,8 @@ class Agent:
     def _validated(self, tag: str, entry: Entry) -> Received:
         if tag not in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE):
             return Received(message_of(tag, entry.body), entry.time, None)
+        if len(entry.body) > _MAX_FIELDS:  # a rule would be named for each of them
+            raise ValidationError(f"must have the fields of a record, has {len(entry.body)} fields")
         record = dict(entry.body)
         service_tree_id = record.pop("env_ikey", None)
         try:
@@ -378,12 +404,36 @@ class Agent:
             raise ValidationError(by_record(error.messages)) from None
         return Received(msg, entry.time, None if service_tree_id is None else service_tree_uuid(service_tree_id))
 
-    def _refuse(self, refused: Refused) -> None:
-        self._counts.refused += 1
+    def _tell(self, refused: Refused) -> None:
         if self._on_refused is not None:
             self._on_refused(refused)
         else:
-            _log.warning("refused a message (%s): %s", show(refused.tag), refused.error)
+            _log.warning("refused a message (%s): %.2000s", show(refused.tag), refused.error)
+
+
+class _Turn:
+    """How long one connection has handled messages without letting anybody else run.
+
+    Who is killed while it lets others run goes on for a while all the same: it has read what there is, so that a sender
+    who asks for no acknowledgement takes it for delivered.
+    """
+
+    def __init__(self) -> None:
+        self._over = time.monotonic() + _TURN_SECONDS
+        self._last = _LAST_ENTRIES
+        self.killed: gevent.GreenletExit | None = None
+
+    def end_when_over(self) -> None:
+        if self.killed is not None:
+            self._last -= 1
+            if self._last <= 0:
+                raise self.killed
+        elif time.monotonic() > self._over:
+            try:
+                gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
+            except gevent.GreenletExit as killed:
+                self.killed = killed
+            self._over = time.monotonic() + _TURN_SECONDS
 
 
 def _hostname() -> str:

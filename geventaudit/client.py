@@ -57,6 +57,10 @@ class Client(Pipeline):
     ) -> None:
         if not callable(factory):
             raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
+        if not isinstance(backoff, Backoff | None):
+            raise TypeError(f"backoff must be a Backoff, such as Backoff(initial=2.0), got {show(backoff)}")
+        if before_send is not None and not callable(before_send):
+            raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         super().__init__(
             service_tree_id=service_tree_id,
             queue_size=queue_size,
@@ -111,18 +115,45 @@ class Client(Pipeline):
         while True:
             if self._failures:
                 gevent.sleep(self._backoff.delay(self._failures))
+            made = self._attempt()
+            if isinstance(made, KeyboardInterrupt | SystemExit):
+                raise made
+            if isinstance(made, BaseException):
+                self._failures += 1
+                self._counters.connect_failures += 1
+                self._last_error = as_connection_error(made, "the factory failed")
+                self._tell(NotificationKind.CONNECT_FAILED, self._last_error)
+            else:
+                self._tell(NotificationKind.CONNECTED)
+                return made
+
+    def _attempt(self) -> Connection | BaseException:
+        """Call the factory, in a greenlet of its own.
+
+        What is raised there is a failed attempt, even a GreenletExit, and what is raised here is meant for the sender.
+        """
+        wanted = True
+
+        def call() -> Connection | BaseException:
             try:
                 connection = self._factory()
                 if not isinstance(connection, Connection):
                     raise TypeError(f"the factory must return an open connection, returned {show(connection)}")
-            except (Exception, gevent.Timeout) as error:
-                self._failures += 1
-                self._counters.connect_failures += 1
-                self._last_error = as_connection_error(error, "the factory failed")
-                self._tell(NotificationKind.CONNECT_FAILED, self._last_error)
-            else:
-                self._tell(NotificationKind.CONNECTED)
-                return connection
+            except BaseException as error:
+                return error
+            if not wanted:  # the factory has swallowed the kill
+                connection.close()
+            return connection
+
+        attempt = gevent.spawn(call)
+        try:
+            return attempt.get()
+        except BaseException:
+            wanted = False
+            if attempt.ready() and isinstance(attempt.value, Connection):
+                attempt.value.close()
+            attempt.kill()
+            raise
 
     def _lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> None:
         self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1

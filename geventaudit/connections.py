@@ -33,8 +33,8 @@ from gevent.event import Event
 
 from . import fork, native
 from .acks import AckWindow
-from .errors import ConnectionFailedError, FrameError, logger
-from .handshake import ClientSide, HandshakeError
+from .errors import ConnectionFailedError, FrameError, logger, show
+from .handshake import ClientSide, HandshakeError, check_secret
 from .wire import pack, unpack_first
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/defau
 
 
 _HELO_SECONDS = 0.05  # at the least; three times what connecting took, where that is more
+_MAX_LINKS = 40  # as the kernel's
 _HELO = pack(["HELO", 0])[:-1]
 
 
@@ -282,6 +283,17 @@ def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
             raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
 
 
+def _checked_address(address: object) -> tuple[str, int]:
+    match address:
+        case (str() as host, int() as port):
+            return host, port
+        case str():
+            example = "('agent.example.com', 24224) and not 'agent.example.com:24224'"
+        case _:
+            example = "('agent.example.com', 24224)"
+    raise TypeError(f"address must be a host name and a port number, such as {example}, got {show(address)}")
+
+
 def _peer_of(sock: Any) -> tuple[int, int]:
     process, user, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
     return process, user
@@ -295,18 +307,34 @@ def _check_peer(sock: Any, where: str, uid: int) -> None:
 
 
 def _check_directories(path: str, where: str) -> None:
-    """Refuse a socket below a directory where anybody can put another in its place."""
-    folder = os.path.dirname(os.path.realpath(path))
-    while True:
+    """Refuse a path where anybody can put something else in the place of one of its parts: a link on the way, too.
+
+    So it is gone as the kernel goes it, and not from where it ends, as the directories of a link are not on that way.
+    """
+    folder = "/"
+    ahead = os.path.join(os.getcwd(), path).split("/")[::-1]
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", ".", ".."):
+            folder = os.path.dirname(folder) if part == ".." else folder
+            continue
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ConnectionFailedError(
                 f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
                 "so anybody can put a socket of their own there"
             )
-        if folder == os.path.dirname(folder):
-            return
-        folder = os.path.dirname(folder)
+        inner = os.path.join(folder, part)
+        if not stat.S_ISLNK(os.lstat(inner).st_mode):
+            folder = inner
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(inner)
+        ahead += target.split("/")[::-1]
+        folder = "/" if target.startswith("/") else folder
 
 
 def _own_name() -> str:
@@ -356,11 +384,12 @@ class DomainSocket(_SocketConnection):
     :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
         ever.
     :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
-    :param strict: refuse a path where a directory on the way is writable for everybody and has no sticky bit.
+    :param strict: refuse a path where a directory on the way, that of a link too, is writable for everybody and has no
+        sticky bit.
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
-    :raises ValueError: for parameters that cannot be.
+    :raises ValueError, TypeError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
     """
 
@@ -380,6 +409,8 @@ class DomainSocket(_SocketConnection):
     ) -> None:
         _check_timeouts(timeout, write_timeout)
         acks = _acks(require_ack, ack_timeout, batch_records)
+        if not isinstance(path, str | os.PathLike | None):
+            raise TypeError(f"path must be text or a Path, such as {_MDSD_SOCKETS[0]!r}, got {show(path)}")
         self.path = usual_path() if path is None else os.fspath(path)
         sock = _new_socket(_constants.AF_UNIX)
         try:
@@ -419,7 +450,7 @@ class TCP(_SocketConnection):
     :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
-    :raises ValueError: for parameters that cannot be.
+    :raises ValueError, TypeError: for parameters that cannot be.
     :raises ConnectionFailedError: when there is no connection to be had; it names the address and the cause.
     """
 
@@ -444,7 +475,10 @@ class TCP(_SocketConnection):
         acks = _acks(require_ack, ack_timeout, batch_records)
         if username and shared_key is None:
             raise ValueError("username and password are part of the handshake: give shared_key too")
-        host, port = address
+        if shared_key is not None:
+            for name, secret in (("shared_key", shared_key), ("username", username), ("password", password)):
+                check_secret(name, secret)
+        host, port = _checked_address(address)
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         sock: Any = None
         began = time.monotonic()

@@ -16,13 +16,25 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from .values import surrogate_problem
 from .wire import pack
 
-__all__ = ["AgentSide", "ClientSide", "HandshakeError"]
+__all__ = ["AgentSide", "ClientSide", "HandshakeError", "check_secret"]
 
 
 class HandshakeError(Exception):
     """The other side does not keep to the protocol, or does not know the key. The text never holds a secret."""
+
+
+def check_secret(name: str, value: object) -> None:
+    """Refuse what is no key, user name or password. What it was stays out of the error, and of all that hangs on it.
+
+    :raises TypeError, ValueError: it is no text, or none that UTF-8 can write.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, got a value of type {type(value).__name__}")
+    if surrogate_problem(value):
+        raise ValueError(f"{name} must be text that UTF-8 can write, and has a lone surrogate")
 
 
 def _digest(*parts: bytes) -> str:

@@ -73,6 +73,18 @@ class TakenOver:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class _Copy:
+    """How far another file is copied into this one; copying goes on there when something came between."""
+
+    last: int
+    """Where the rows end that are copied."""
+    records: int = 0
+    size: int = 0
+    damage: str = ""
+    """What was found to be wrong with the other file."""
+
+
 class _DamagedError(sqlite3.DatabaseError):
     """The file is ours, and not in order."""
 
@@ -102,6 +114,7 @@ class SpoolFile:
         self._status: os.stat_result | None = None  # of the file, when it was opened
         self._locks: dict[str, int] = {}  # descriptors, by the path of what they lock
         self._aside: str | None = None  # where a damaged file is from which not all is taken yet
+        self._copies: dict[str, _Copy] = {}  # by path, of files that are not done with
         fork.track(self)
 
     @property
@@ -232,12 +245,16 @@ class SpoolFile:
             self._aside = _move_aside(self.path)
         aside = self._aside
         self._connect()
-        taken, _ = self._take_from(aside, after, None)
+        copy = self._take_from(aside, after, None)
         self._aside = None
-        return aside, taken
+        del self._copies[aside]
+        return aside, TakenOver(copy.records, copy.size)
 
     def adopt(self, template: str, first: int | None) -> TakenOver:
         """Take over what processes that are no more left in files of the same *template* (with ``{pid}`` in it).
+
+        What could not be taken over completely is a problem of the result; the numbers are of the part that is here,
+        and the next call goes on behind it.
 
         :param first: where the ``seq`` of what comes begins; None leaves it as it is.
         """
@@ -255,16 +272,17 @@ class SpoolFile:
             if not pattern.fullmatch(entry) or path == self.path:
                 continue
             try:
-                taken, problem = self._adopt_one(path, None if first is None else first + records)
+                if path not in self._copies:
+                    self._claim(path)
             except SpoolError:
                 continue  # it is somebody's who is alive
-            except (sqlite3.Error, OSError) as error:
+            except OSError as error:
                 problems.append(f"{path} cannot be taken over now: {error}")
                 continue
+            taken = self._adopt_one(path, None if first is None else first + records)
             records += taken.records
             size += taken.size
-            if problem:
-                problems.append(problem)
+            problems += taken.problems
         return TakenOver(records, size, tuple(problems))
 
     def close(self, *, remove_if_empty: bool = False) -> None:
@@ -280,7 +298,9 @@ class SpoolFile:
         self._close_database()
         if empty and self._is_claimed():
             _remove(self.path)
-        self._release(self.path)
+        for path in (self.path, *self._copies):
+            self._release(path)
+        self._copies.clear()
 
     # -- forks ---------------------------------------------------------------------------------------------------------
 
@@ -288,6 +308,7 @@ class SpoolFile:
         """The file stays the parent's."""
         for path in list(self._locks):
             self._release(path)
+        self._copies.clear()
         database, self._db = self._db, None
         if database is not None:
             try:
@@ -362,50 +383,89 @@ class SpoolFile:
         if lock is not None:
             os.close(lock)
 
-    def _adopt_one(self, path: str, first: int | None) -> tuple[TakenOver, str]:
-        self._claim(path)
+    def _adopt_one(self, path: str, first: int | None) -> TakenOver:
+        """Take over one file that is claimed. It stays claimed while a part of it is both there and here."""
+        before = self._copies.get(path, _Copy(-1))
+        records, size = before.records, before.size
+        problem = ""
+        copy: _Copy | None = None
         try:
-            if not os.path.exists(path):  # another took it over a moment ago
-                _remove(path)
-                return TakenOver(0), ""
-            taken, damage = self._take_from(path, -1, first)
-            if taken.records:  # what is removed now has to be as safe here
-                self._open().execute("PRAGMA wal_checkpoint").fetchall()
-            problem = f"{path} was damaged and is {_move_aside(path)} now ({damage})" if damage else ""
+            if os.path.exists(path):  # otherwise another took it over a moment ago
+                copy = self._take_from(path, -1, first)
+                if copy.records:  # what is removed now has to be as safe here
+                    self._open().execute("PRAGMA wal_checkpoint").fetchall()
+                if copy.damage:
+                    problem = f"{path} was damaged and is {_move_aside(path)} now ({copy.damage})"
             _remove(path)
+            self._copies.pop(path, None)
+        except (sqlite3.Error, OSError, SpoolError) as error:
+            copy = self._copies.get(path)
+            if copy is not None and (not copy.records or self._trim(path, copy)):
+                del self._copies[path]
+            problem = f"{path} cannot be taken over now: {error}"
         finally:
-            self._release(path)
-        return taken, problem
+            if path not in self._copies:
+                self._release(path)
+        taken = (copy.records - records, copy.size - size) if copy is not None else (0, 0)
+        return TakenOver(*taken, (problem,) if problem else ())
 
-    def _take_from(self, path: str, after: int, first: int | None) -> tuple[TakenOver, str]:
-        """Copy what can be read of another file behind *after*; what that was, and what was wrong with it.
+    def _trim(self, path: str, copy: _Copy) -> bool:
+        """Take away from another file what is copied, so that nobody takes it over once more; whether that was done."""
+        if copy.damage:
+            return False  # it is to be put aside as it is
+        try:
+            self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # makes room on a full disk, too
+            with closing(_connect(path, "OFF")) as db:
+                db.execute("DELETE FROM frames WHERE seq <= ?", (copy.last,))
+        except (sqlite3.Error, OSError, SpoolError):
+            return False
+        return True
+
+    def _take_from(self, path: str, after: int, first: int | None) -> _Copy:
+        """Copy what can be read of another file behind *after*, or behind what was copied before.
 
         Raises what is wrong with *this* file, or keeps the other from being read now.
         """
-        records = size = 0
+        copy = self._copies.setdefault(path, _Copy(after))
+        begun = copy.records
         with closing(_Remains(path)) as remains:
-            for batch in remains.rows(after):
-                if first is not None:
-                    batch = [(first + records + place, frame) for place, (_, frame) in enumerate(batch)]
-                self._add(batch)
-                records += len(batch)
-                size += sum(len(frame) for _, frame in batch)
-                self._breathe()
-            self._add_rejected(remains.rejected())
-            return TakenOver(records, size), remains.damage
+            try:
+                for batch in remains.rows(copy.last):
+                    rows = batch
+                    if first is not None:
+                        start = first + copy.records - begun
+                        rows = [(start + place, frame) for place, (_, frame) in enumerate(batch)]
+                    self._add(rows)
+                    copy.last = batch[-1][0]
+                    copy.records += len(batch)
+                    copy.size += sum(len(frame) for _, frame in batch)
+                    self._breathe()
+                self._add_rejected(remains.rejected())
+            finally:
+                copy.damage = copy.damage or remains.damage
+        return copy
 
     def _add_rejected(self, rows: list[tuple[float, str, bytes]]) -> None:
-        self._open().executemany("INSERT INTO rejected (at, reason, frame) VALUES (?, ?, ?)", rows)
+        db = self._open()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany("INSERT INTO rejected (at, reason, frame) VALUES (?, ?, ?)", rows)
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
 
     def _add(self, rows: list[Row]) -> None:
-        """Add rows that come from elsewhere, whose ``seq`` may be taken here."""
+        """Add rows that come from elsewhere, whose ``seq`` may be taken here: all or none."""
         try:
             self.write(rows, 0)
         except sqlite3.IntegrityError:
+            free: dict[int, bytes] = {}
             for seq, frame in rows:
-                while self._one("SELECT count(*) FROM frames WHERE seq = ?", seq)[0]:
+                while seq in free or self._one("SELECT count(*) FROM frames WHERE seq = ?", seq)[0]:
                     seq += 1
-                self.write([(seq, frame)], 0)
+                free[seq] = frame
+            self.write(list(free.items()), 0)
 
 
 class _Remains:

@@ -37,7 +37,7 @@ from .records import (
     TargetResource,
 )
 from .schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
-from .values import exact_datetime
+from .values import MAX_VALUES, exact_datetime
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
@@ -64,7 +64,8 @@ __all__ = [
     "unpack_first",
 ]
 
-_MAX_ITEMS = 1 << 20  # of one array or map that is read
+_MAX_ITEMS = 3 * MAX_VALUES  # in one entry from outside, nested ones too; no record of 1 MiB comes to so many
+_MAX_ENTRIES = 1 << 16  # of one frame
 DEFAULT_MAX_FRAME_BYTES = 1 << 20
 """1 MiB. Fluent Bit closes the connection on a frame above 6,144,000 bytes."""
 
@@ -329,25 +330,43 @@ class Entry(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One unpacked frame of the Forward mode."""
+    """One whole frame of the Forward mode. Its entries stay packed until they are asked for."""
 
     tag: str
     """The type of its messages."""
-    entries: list[Entry]
-    """Its events, in their order."""
+    packed: bytes
+    """Its events, one behind the other."""
+    size: int
+    """How many those are."""
     option: dict[Any, Any]
     """What the sender says of the frame; empty where it says nothing."""
     offset: int
     """Where it began in its stream, in bytes."""
-    problem: str | None = None
-    """What is wrong with it beyond its entries, which came before the one that is none. Agents keep those, send no
-    acknowledgement, and close the connection."""
 
     @property
     def chunk(self) -> str | None:
         """The token that the sender wants back as ``{"ack": chunk}``, or None."""
         chunk = self.option.get("chunk")
         return chunk if isinstance(chunk, str) else None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All its events, in their order.
+
+        :raises FrameError: one of them is none.
+        """
+        return list(self.unpack())
+
+    def unpack(self, most: int = _MAX_ITEMS) -> Iterator[Entry]:
+        """Its events one by one, since unpacked a small frame may take a hundred times its size.
+
+        :param most: values that one of them may hold.
+        :raises FrameError: at the first that is none. Agents keep those before it, send no acknowledgement, and close
+            the connection.
+        """
+        reader = _Reader(self.packed, self.offset, most)
+        for index in range(self.size):
+            yield _entry_of(reader.value(), index, self.offset)
 
 
 class Decoder:
@@ -357,7 +376,9 @@ class Decoder:
     """
 
     def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
-        self._unpacker = _unpacker(max_frame_bytes)
+        # It only finds where frames end: half a frame is kept as the bytes that it is.
+        self._scanner = msgpack.Unpacker(max_buffer_size=max_frame_bytes + (1 << 20), read_size=4096)
+        self._pending = bytearray()
         self._start = 0
         self.max_frame_bytes = max_frame_bytes
         self.received = 0
@@ -375,28 +396,35 @@ class Decoder:
             begin cannot be known.
         """
         self.received += len(data)
+        self._pending += data
         try:
-            self._unpacker.feed(data)
+            self._scanner.feed(data)
         except msgpack.BufferFull:
-            raise FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start) from None
+            raise self._too_long() from None
         while True:
+            offset = self._start
             try:
-                value = self._unpacker.unpack()
+                self._scanner.skip()
             except msgpack.OutOfData:
                 if self.unfinished > self.max_frame_bytes:
-                    raise FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start) from None
+                    raise self._too_long() from None
                 return
             except Exception as error:  # msgpack's errors have no common base
-                raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}", self._start) from error
-            offset, self._start = self._start, self._unpacker.tell()
-            yield _frame_of(value, offset)
+                raise _no_msgpack(error, offset) from error
+            self._start = self._scanner.tell()
+            whole = bytes(self._pending[: self._start - offset])
+            del self._pending[: len(whole)]
+            yield _frame_of(whole, offset)
+
+    def _too_long(self) -> FrameError:
+        return FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start)
 
 
 class AckDecoder:
     """Takes the bytes that an agent answers and gives the chunks that it acknowledges."""
 
     def __init__(self) -> None:
-        self._unpacker = _unpacker(4096)
+        self._unpacker = _unpacker(4096, 64)
         self._received = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
@@ -414,7 +442,7 @@ class AckDecoder:
         except FrameError:
             raise
         except Exception as error:  # msgpack's errors have no common base
-            raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}", self._received) from error
+            raise _no_msgpack(error, self._received) from error
         self._received += len(data)
 
 
@@ -434,54 +462,120 @@ def unpack_first(data: bytes, max_bytes: int = 65536) -> tuple[Any, int] | None:
     except msgpack.OutOfData:
         return None
     except Exception as error:  # msgpack's errors have no common base
-        raise FrameError(f"not MessagePack: {str(error) or type(error).__name__}") from error
+        raise _no_msgpack(error, 0) from error
 
 
-def _unpacker(max_bytes: int) -> Any:
+def _unpacker(max_bytes: int, max_items: int, count: _Count | None = None) -> Any:
     # Text must be UTF-8. Nothing may be longer than the frame that holds it; the buffer has room for one read more.
     return msgpack.Unpacker(
         raw=False,
         strict_map_key=False,
         timestamp=0,
+        read_size=min(max_bytes, 4096),
         max_buffer_size=max_bytes + (1 << 20),
         max_str_len=max_bytes,
         max_bin_len=max_bytes,
         max_ext_len=max_bytes,
-        max_array_len=min(max_bytes, _MAX_ITEMS),  # room is made for what a header announces
-        max_map_len=min(max_bytes, _MAX_ITEMS),
+        max_array_len=min(max_bytes, max_items),  # room is made for what a header announces
+        max_map_len=min(max_bytes, max_items // 2),
+        list_hook=count and count.array,
+        object_hook=count and count.map,
     )
 
 
-def _frame_of(value: Any, offset: int) -> Frame:
-    if not isinstance(value, list):
-        raise FrameError(f"a frame must be an array, got {show(value)}", offset)
-    if not 2 <= len(value) <= 3:
-        raise FrameError(f"a frame must have 2 or 3 elements, has {len(value)}", offset)
-    tag, entries, option = value if len(value) == 3 else (*value, None)
+def _no_msgpack(error: Exception, offset: int) -> FrameError:
+    return FrameError(f"not MessagePack: {str(error) or type(error).__name__}", offset)
+
+
+class _Count:
+    """Refuses what unfolds into too much: a value may take one byte in a frame, and a hundred in memory."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.left = most
+
+    def array(self, items: list[Any]) -> list[Any]:
+        self._took(len(items))
+        return items
+
+    def map(self, items: dict[Any, Any]) -> dict[Any, Any]:
+        self._took(2 * len(items))
+        return items
+
+    def _took(self, values: int) -> None:
+        self.left -= values
+        if self.left < 0:
+            raise ValueError(f"more than {self.most} values in one")
+
+
+class _Reader:
+    """The values of one frame, one by one. Whatever is wrong is a :class:`FrameError`."""
+
+    def __init__(self, data: bytes, offset: int, most: int = _MAX_ITEMS) -> None:
+        self._data = data
+        self._offset = offset
+        self._count = _Count(most)  # an object of its own: hooks that belong to the reader would be a cycle
+        self._unpacker = _unpacker(max(len(data), 1), most, self._count)
+        self._unpacker.feed(data)
+
+    @property
+    def position(self) -> int:
+        return int(self._unpacker.tell())
+
+    def value(self) -> Any:
+        self._count.left = self._count.most
+        try:
+            return self._unpacker.unpack()
+        except Exception as error:  # msgpack's errors have no common base
+            raise _no_msgpack(error, self._offset) from error
+
+    def at_array(self) -> bool:
+        first = self._data[self.position]
+        return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
+
+    def array_header(self) -> int:
+        return int(self._unpacker.read_array_header())
+
+    def skip(self, count: int) -> None:
+        for _ in range(count):
+            self._unpacker.skip()
+
+
+def _frame_of(whole: bytes, offset: int) -> Frame:
+    reader = _Reader(whole, offset)
+    if not reader.at_array():
+        raise FrameError(f"a frame must be an array, got {show(reader.value())}", offset)
+    size = reader.array_header()
+    if not 2 <= size <= 3:
+        raise FrameError(f"a frame must have 2 or 3 elements, has {size}", offset)
+    tag = reader.value()
     if not isinstance(tag, str):
         raise FrameError(f"the tag must be text, got {show(tag)}", offset)
-    if not isinstance(entries, list):
+    if not reader.at_array():
         raise FrameError(
-            f"the entries must be an array (only the Forward mode is spoken here), got {show(entries)}", offset
+            f"the entries must be an array (only the Forward mode is spoken here), got {show(reader.value())}", offset
         )
+    count = reader.array_header()
+    if count > _MAX_ENTRIES:
+        raise FrameError(f"a frame must have at most {_MAX_ENTRIES} entries, has {count}", offset)
+    start = reader.position
+    reader.skip(count)
+    packed = whole[start : reader.position]
+    option = reader.value() if size == 3 else None
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
-    good: list[Entry] = []
-    problem = None
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, list) or len(entry) != 2:
-            problem = f"entry {index} must be an array of a time and a map, got {show(entry)}"
-            break
-        time, body = entry
-        seconds = _seconds_of(time)
-        if seconds is None:
-            problem = f"the time of entry {index} must be a finite number or an EventTime, got {show(time)}"
-            break
-        if not isinstance(body, dict):
-            problem = f"the record of entry {index} must be a map, got {show(body)}"
-            break
-        good.append(Entry(seconds, body))
-    return Frame(tag, good, option or {}, offset, problem)
+    return Frame(tag, packed, count, option or {}, offset)
+
+
+def _entry_of(entry: Any, index: int, offset: int) -> Entry:
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise FrameError(f"entry {index} must be an array of a time and a map, got {show(entry)}", offset)
+    time, body = entry
+    seconds = _seconds_of(time)
+    if seconds is None:
+        raise FrameError(f"the time of entry {index} must be a finite number or an EventTime, got {show(time)}", offset)
+    if not isinstance(body, dict):
+        raise FrameError(f"the record of entry {index} must be a map, got {show(body)}", offset)
+    return Entry(seconds, body)
 
 
 def _seconds_of(time: Any) -> float | None:
@@ -504,11 +598,9 @@ def decode(frame: bytes) -> tuple[Message, int]:
     frames = list(decoder.feed(frame))
     if len(frames) != 1 or decoder.unfinished:
         raise FrameError(f"must be one whole frame, got {len(frames)} and {decoder.unfinished} bytes of another")
-    if problem := frames[0].problem:
-        raise FrameError(problem)
-    if len(frames[0].entries) != 1:
-        raise FrameError(f"must have one entry, has {len(frames[0].entries)}")
-    entry = frames[0].entries[0]
+    if frames[0].size != 1:
+        raise FrameError(f"must have one entry, has {frames[0].size}")
+    (entry,) = frames[0].unpack(len(frame))  # whatever was once accepted comes back
     return message_of(frames[0].tag, entry.body), math.floor(entry.time)
 
 

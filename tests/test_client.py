@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import platform
@@ -318,9 +319,30 @@ def test_parameters_that_cannot_be(options: dict[str, Any], error: type[Exceptio
         Client(NoOp, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backoff": 2}, r"^backoff must be a Backoff, such as Backoff\(initial=2.0\), got 2$"),
+        ({"backoff": Backoff}, "^backoff must be a Backoff, .* got <class"),
+        ({"before_send": 5}, "^before_send must be callable, got 5: pass a function"),
+    ],
+)
+def test_parameters_of_another_kind(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Client(NoOp, **options)
+
+
 def test_a_connection_instead_of_a_factory() -> None:
     with NoOp() as connection, pytest.raises(TypeError, match="factory must be callable"):
         Client(connection)  # type: ignore[arg-type]
+
+
+class Uncommon(BaseException):
+    """No Exception."""
+
+
+def raising(error: BaseException) -> Any:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -331,6 +353,11 @@ def test_a_connection_instead_of_a_factory() -> None:
         lambda: (_ for _ in ()).throw(ZeroDivisionError("x")),
         lambda: (_ for _ in ()).throw(gevent.Timeout(1)),
         lambda: (_ for _ in ()).throw(ConnectionFailedError("x")),
+        lambda: raising(asyncio.CancelledError()),
+        lambda: raising(GeneratorExit()),
+        lambda: raising(gevent.GreenletExit()),
+        lambda: raising(Uncommon("x")),
+        lambda: gevent.getcurrent().kill(),
     ],
 )
 def test_factories_in_trouble_are_asked_again(
@@ -350,6 +377,49 @@ def test_factories_in_trouble_are_asked_again(
         assert failed.kind is NotificationKind.CONNECT_FAILED
         assert isinstance(failed.error, ConnectionFailedError)
     assert numbers_of(got) == [1]
+
+
+def test_a_factory_that_wants_the_process_to_end(socket_path: str) -> None:
+    """Its SystemExit ends it, like that of any other greenlet."""
+    program = """
+import sys
+import gevent
+from geventaudit import Client
+client = Client(lambda: sys.exit(7))
+client.connect(30)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode == 7, ended.stderr
+
+
+@pytest.mark.parametrize("killed", ["connecting", "waiting to connect"])
+def test_a_sender_that_is_killed_before_it_is_connected(
+    killed: str, agent: Agent, got: list[Received], socket_path: str
+) -> None:
+    """It ends, whoever killed it need not wait, and the next use of the client starts it again."""
+    calls: list[int] = []
+
+    def factory() -> DomainSocket:
+        calls.append(1)
+        if len(calls) == 1:
+            if killed == "connecting":
+                gevent.sleep(1000)
+            raise ConnectionFailedError("x")
+        return DomainSocket(socket_path)
+
+    slow = Backoff(1000, 1000) if killed == "waiting to connect" else QUICK
+    with Client(factory, backoff=slow) as client:
+        client.send(message(1))
+        eventually(lambda: calls and (killed == "connecting" or client.stats().connect_failures))
+        client._failures = 0  # or the next would wait as well
+        assert client._sender is not None
+        assert client._sender._greenlet is not None
+        client._sender._greenlet.kill(timeout=30)
+        assert client._sender._greenlet.dead
+        client.send(message(2))
+        assert client.flush(10)
+        assert client.stats().connect_failures == (killed == "waiting to connect")
+    assert numbers_of(got) == [1, 2]
 
 
 def test_a_factory_that_hangs_does_not_keep_close_waiting() -> None:

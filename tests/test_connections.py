@@ -199,6 +199,28 @@ def test_addresses_that_cannot_be(address: tuple[str, int]) -> None:
         TCP(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("localhost:24224", r"such as \(.*\) and not '.*:24224', got 'localhost:24224'"),
+        (("localhost", "24224"), r"got \('localhost', '24224'\)"),
+        ((b"localhost", 24224), "got"),
+        (("localhost",), r"got \('localhost',\)"),
+        (24224, "got 24224"),
+        (None, "got None"),
+    ],
+)
+def test_addresses_of_another_kind(address: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=f"^address must be a host name and a port number, .*{words}"):
+        TCP(address)
+
+
+@pytest.mark.parametrize("path", [5, b"/run/agent.sock", ("/run/agent.sock",)])
+def test_paths_of_another_kind(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"^path must be text or a Path, such as '/var/.*', got "):
+        DomainSocket(path)
+
+
 def test_a_full_backlog_is_waited_for(socket_path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(socket_path)

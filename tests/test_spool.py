@@ -9,9 +9,10 @@ import signal
 import sqlite3
 import subprocess as std_subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from geventaudit import (
     Backoff,
     Client,
     ClientClosedError,
+    ConnectionFailedError,
     DomainSocket,
     NotificationKind,
     QueueFullError,
     Spool,
     SpoolError,
     native,
+    spoolfile,
     wire,
 )
 from geventaudit.spoolfile import SpoolFile
@@ -98,6 +101,21 @@ def a_file(path: Path) -> Iterator[SpoolFile]:
         yield file
     finally:
         file.close()
+
+
+class Clock:
+    """The clock on the wall, which somebody sets forward and back by years, at each look at it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = 0
+        self._right = time.time_ns
+        monkeypatch.setattr(time, "time_ns", self.time_ns)
+        monkeypatch.setattr(time, "time", lambda: self.time_ns() / 1e9)
+
+    def time_ns(self) -> int:
+        years = (0, 3, -5, 10, -1)[self.looks % 5]
+        self.looks += 1
+        return self._right() + years * 365 * 86400 * 10**9
 
 
 # -- the way of a record -----------------------------------------------------------------------------------------------
@@ -191,6 +209,48 @@ def test_in_order_while_records_come_and_go(folder: Path) -> None:
             gevent.sleep(0.005 * round_)
         assert client.flush(30)
         eventually(lambda: first_arrivals(receiver.numbers()) == list(range(number)))
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_clock_that_jumps_changes_neither_deadlines_nor_order(
+    folder: Path, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    spool = Spool(folder / "spool.db", mode=mode) if mode else None
+
+    def in_time(seconds: float, waiting: Callable[[float], object]) -> object:
+        """What *waiting* returns: not before those seconds are over, and not years later."""
+        began = time.monotonic()
+        with gevent.Timeout(60):
+            result = waiting(seconds)
+        assert time.monotonic() - began >= seconds
+        return result
+
+    with receiving(folder) as receiver:
+        client = Client(lambda: DomainSocket(receiver.where), backoff=Backoff(0.01, 0.05), queue_size=200, spool=spool)
+        send_all(client, range(200))
+        assert in_time(0.2, client.flush) is False, "nobody is there"
+        with pytest.raises(ConnectionFailedError):
+            in_time(0.2, client.connect)
+        if spool is None:
+            with pytest.raises(QueueFullError):
+                in_time(0.2, lambda seconds: client.send(message(), timeout=seconds))
+        receiver.start()
+        assert client.flush(30)
+        eventually(lambda: receiver.numbers() == list(range(200)))
+        assert client.stats().heartbeats == 1, "none is due for half an hour"
+        receiver.end(signal.SIGKILL)
+        eventually(lambda: not client.stats().connected)
+        send_all(client, range(200, 300))
+        left = in_time(0.2, client.close)
+        assert left == ([] if spool else [message(number) for number in range(200, 300)])
+        if spool:
+            receiver.start()
+            with client_of(receiver, spool) as client:
+                send_all(client, range(300, 400))
+                assert client.flush(30)
+            eventually(lambda: receiver.numbers() == list(range(400)))
+    assert clock.looks > 300
 
 
 def test_the_file_is_for_its_owner_only(folder: Path) -> None:
@@ -407,6 +467,118 @@ def test_an_orphan_is_not_to_blame_for_the_file_it_goes_to(folder: Path, monkeyp
         eventually(lambda: sorted(set(receiver.numbers())) == list(range(100)), "it is taken over a while later")
         assert list(folder.glob("*.damaged-*")) == []
         assert client.flush(10)
+
+
+def limit(file: SpoolFile, pages: int) -> None:
+    """Let SQLite find the disk full when the file has so many."""
+    file._open().execute(f"PRAGMA max_page_count = {pages}")
+
+
+def fill(path: Path, numbers: range) -> None:
+    with a_file(path) as file:
+        file.write([(number, wire.encode(message(number), 0.0)) for number in numbers], 0)
+
+
+def numbers_in(path: Path) -> list[Any]:
+    return [wire.decode(frame)[0].record.custom_data["n"] for _, _, frame in rows(path)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("first", [None, 10**6])
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_is_taken_over_in_parts_comes_once(first: int | None, busy: bool, folder: Path) -> None:
+    """The disk is full in the middle of an orphan; what is taken over by then is counted, and not in two files."""
+    orphan, own = folder / "audit-99999999.db", folder / "audit-1.db"
+    fill(orphan, range(1, 1001))
+    with a_file(own) as file, a_file(folder / "audit-2.db") as other:
+        limit(file, 60)
+        with locked(orphan) if busy else nullcontext():
+            taken = file.adopt(f"{folder}/audit-{{pid}}.db", first)
+        there = numbers_in(own)
+        assert 0 < taken.records < 1000
+        assert taken.records == len(there)
+        assert taken.size == sum(len(frame) for _, _, frame in rows(own))
+        assert taken.problems == (f"{orphan} cannot be taken over now: database or disk is full",)
+        if busy:  # nothing could be taken away there, so nobody else may have it
+            assert len(rows(orphan)) == 1000
+            assert other.adopt(f"{folder}/audit-{{pid}}.db", first).records == 0
+        else:
+            assert numbers_in(orphan) == list(range(len(there) + 1, 1001))
+        limit(file, 10_000)
+        rest = file.adopt(f"{folder}/audit-{{pid}}.db", None if first is None else first + len(there))
+        assert taken.records + rest.records == 1000
+        assert rest.problems == ()
+        assert numbers_in(own) == list(range(1, 1001))
+        assert not orphan.exists()
+        assert not Path(f"{orphan}.lock").exists()
+
+
+def test_what_an_owner_did_not_get_done_with_another_goes_on_with(folder: Path) -> None:
+    orphan = folder / "audit-99999999.db"
+    fill(orphan, range(1, 1001))
+    with a_file(folder / "audit-1.db") as file:
+        limit(file, 60)
+        taken = file.adopt(f"{folder}/audit-{{pid}}.db", None).records
+    with a_file(folder / "audit-2.db") as other:
+        assert other.adopt(f"{folder}/audit-{{pid}}.db", None).records == 1000, "all that is left, and of the first"
+        assert 0 < taken < 1000
+        assert numbers_in(folder / "audit-2.db") == list(range(1, 1001))
+
+
+def test_numbers_that_are_taken_in_a_file_that_is_full(folder: Path) -> None:
+    """Rows whose place is taken are moved behind it, some at a time: all of those or none."""
+    orphan, own = folder / "audit-99999999.db", folder / "audit-1.db"
+    fill(own, range(1, 101))
+    fill(orphan, range(1, 1001))
+    with a_file(own) as file:
+        limit(file, 60)
+        taken = file.adopt(f"{folder}/audit-{{pid}}.db", None)
+        assert taken.records == len(rows(own)) - 100
+        assert taken.records + len(rows(orphan)) == 1000
+        limit(file, 10_000)
+        file.adopt(f"{folder}/audit-{{pid}}.db", None)
+        assert Counter(numbers_in(own)) == Counter([*range(1, 101), *range(1, 1001)])
+
+
+def test_a_damaged_file_that_is_put_aside_in_two_attempts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "spool.db"
+    fill(path, range(1, 1001))
+    connect = spoolfile._connect
+
+    def small(*args: Any) -> Any:
+        database = connect(*args)
+        database.execute("PRAGMA max_page_count = 60").fetchall()
+        return database
+
+    with a_file(path) as file:
+        monkeypatch.setattr(spoolfile, "_connect", small)
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            file.set_aside(-1)
+        monkeypatch.undo()
+        aside, taken = file.set_aside(-1)
+        assert taken.records == 1000
+        assert numbers_in(path) == list(range(1, 1001))
+        assert len(rows(Path(aside))) == 1000
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_orphan_on_a_disk_that_has_no_room_for_two(
+    folder: Path, small_disk: Path, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geventaudit.store._ADOPT_SECONDS", 0.05)
+    with receiving(folder) as receiver:
+        receiver.start()
+        client = client_of(receiver, Spool(small_disk / "audit-{pid}.db", mode=mode))
+        with client:
+            client.send(message(0))
+            assert client.flush(30)
+            orphan = small_disk / "audit-99999999.db"
+            fill(orphan, range(1, 251))
+            eventually(lambda: len(receiver.numbers()) >= 251 and not orphan.exists())
+            assert balanced(client)
+            assert client.flush(30)
+            assert client.stats().adopted == 250
+        assert sorted(receiver.numbers()) == list(range(251)), "each once"
+        assert list(small_disk.iterdir()) == []
 
 
 def test_flush_waits_for_what_is_adopted_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

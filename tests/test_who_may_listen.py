@@ -21,6 +21,7 @@ from helpers import eventually, message
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
 from geventaudit import agent as agent_module
 from geventaudit.agent import Agent, Received
+from geventaudit.wire import encode
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"
@@ -59,6 +60,34 @@ def test_a_directory_that_anybody_can_write_to(folder: Path, got: list[Received]
             open_to_all.chmod(0o1777)
             DomainSocket(path, strict=True).close()
             open_to_all.chmod(0o700)
+
+
+@pytest.mark.parametrize("target", ["{safe}", "../safe", "{safe}/agent.sock", "../safe/agent.sock", "link"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_where_anybody_can_write(
+    target: str, relative: bool, folder: Path, got: list[Received], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leads to is safe; but anybody can lead it elsewhere."""
+    safe, open_to_all = folder / "safe", folder / "open"
+    safe.mkdir()
+    open_to_all.mkdir()
+    link = open_to_all / ("agent.sock" if target.endswith("sock") else "link")
+    link.symlink_to(target.format(safe=safe))
+    path = str(link if target.endswith("sock") else link / "agent.sock")
+    if relative:
+        monkeypatch.chdir(safe)
+        path = os.path.join("..", os.path.relpath(path, folder))
+    with Agent(str(safe / "agent.sock"), got.append):
+        if target == "link":
+            with pytest.raises(ConnectionFailedError, match="could not connect: Too many levels of symbolic links"):
+                DomainSocket(path, strict=True)
+        else:
+            DomainSocket(path, strict=True).close()
+        open_to_all.chmod(0o777)
+        with pytest.raises(ConnectionFailedError, match=f"anybody can write to {open_to_all} "):
+            DomainSocket(path, strict=True)
+        with pytest.raises(ConnectionFailedError, match="could not connect: No such file"):
+            DomainSocket(str(safe / "nothing" / "agent.sock"), strict=True)
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
@@ -314,6 +343,31 @@ def test_users_without_a_key(got: list[Received]) -> None:
         TCP(("127.0.0.1", 1), username="a", password="b")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (f"{KEY}\udce9", ValueError, "must be text that UTF-8 can write"),
+        (KEY.encode(), TypeError, "must be text, got a value of type bytes"),
+        (4711, TypeError, "must be text, got a value of type int"),
+    ],
+)
+@pytest.mark.parametrize("name", ["shared_key", "username", "password"])
+def test_secrets_that_cannot_be(name: str, value: Any, kind: type[Exception], words: str, got: list[Received]) -> None:
+    """Nobody is asked before, and what they are is in no part of the error."""
+    options: dict[str, Any] = {"shared_key": "x", "username": "u", "password": "p", name: value}
+    with Agent(("127.0.0.1", 0), got.append, shared_key="x") as agent:
+        with pytest.raises(kind, match=f"^{name} {words}") as caught:
+            TCP(("127.0.0.1", port_of(agent)), **options)
+        assert agent.counts.connections == 0
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert str(value) not in repr(caught.value)
+    with pytest.raises(kind, match=words) as caught:
+        Agent("unused", got.append, shared_key=options["shared_key"], users={options["username"]: options["password"]})
+    assert caught.value.__context__ is None
+    assert str(value) not in repr(caught.value)
+
+
 # -- strangers at the agent's door -------------------------------------------------------------------------------------
 
 
@@ -345,6 +399,24 @@ def hostile_peer(kind: str, agent: Agent) -> None:
                     for byte in b"\x93\xaaAsmAuditCP\x91\x92\x05\x81\xa1" + b"a" * 10_000:
                         sock.sendall(bytes([byte]))
                         gevent.sleep(0.01)
+                case "a million entries":
+                    sock.sendall(FRAME + b"\xdd\x00\x10\x00\x00" + WRONG * (1 << 20) + b"\x80")
+                    sock.recv(1)
+                case "entries that break the rules":
+                    sock.sendall(FRAME + b"\xdc\x20\x00" + WRONG * 8192 + b"\x80")
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1)
+                case "a map of a hundred thousand fields":
+                    fields = b"".join(b"\xce" + number.to_bytes(4, "big") + b"\x80" for number in range(100_000))
+                    sock.sendall(FRAME + b"\x91\x92\x05\xdf" + (100_000).to_bytes(4, "big") + fields + b"\x80")
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1)
+                case "arrays of nothing":
+                    sock.sendall(FRAME + b"\x91\x92\x05\x81\xa1a\x97" + NOTHING * 7 + b"\x80")
+                    sock.recv(1)
+                case "arrays of nothing, never finished":
+                    sock.sendall(FRAME + b"\x91\x92\x05\x81\xa1a\x97" + NOTHING * 3)
+                    sock.recv(1)
                 case "garbage":
                     while True:
                         sock.sendall(os.urandom(65536))
@@ -355,8 +427,13 @@ def hostile_peer(kind: str, agent: Agent) -> None:
 
 KINDS = [
     "endless frame", "a frame just below the limit, never finished", "deep nesting", "huge announcements", "slow bytes",
-    "garbage",
+    "garbage", "a million entries", "entries that break the rules", "a map of a hundred thousand fields",
+    "arrays of nothing", "arrays of nothing, never finished",
 ]  # fmt: skip
+
+FRAME = b"\x93\xaaAsmAuditCP"
+WRONG = b"\x92\x05\x80"
+NOTHING = b"\xdd\x00\x0f\xff\xff" + b"\x90" * ((1 << 20) - 1)
 
 
 def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +455,67 @@ def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPat
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent._unfinished == 0
         assert memory() - before < 200 << 20
+
+
+def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pytest.LogCaptureFixture) -> None:
+    """An honest client is served while a frame full of rule breakers is gone through, of which not all are told."""
+    entries = 20_000
+    with Agent(("127.0.0.1", 0), got.append) as agent:
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(FRAME + b"\xdc" + entries.to_bytes(2, "big") + WRONG * entries + b"\x80")
+            eventually(lambda: agent.counts.refused)
+            with Client(lambda: TCP(("127.0.0.1", port_of(agent)))) as client:
+                for number in range(100):
+                    client.send(message(number))
+                eventually(lambda: len(numbers_of(got)) == 100)
+            assert agent.counts.refused < entries, "the hostile one is not through yet"
+            agent.hang_up()
+            assert agent.counts.refused < entries, "and need not come to its end"
+            sock.close()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(FRAME + b"\xdc\x01\x00" + WRONG * 256 + b"\x81\xa5chunk\xa1c")
+            caplog.clear()
+            assert msgpack.unpackb(sock.recv(100)) == {"ack": "c"}
+    told = [record.message for record in caplog.records if record.message.startswith("refused")]
+    assert len(told) == 101
+    assert told[-1] == "refused 156 more messages of one frame"
+
+
+def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> None:
+    """A sender without acknowledgements takes what was read for delivered."""
+    agent: Agent
+
+    def take(received: Received) -> None:
+        got.append(received)
+        for _ in range(20_000):  # long enough for many turns
+            pass
+        if len(got) == 1:
+            gevent.spawn(agent.hang_up)
+
+    with Agent(("127.0.0.1", 0), take) as agent:
+        wrong = FRAME + b"\x91" + WRONG + b"\x80"
+        frames = b"".join(encode(message(number), 5) + wrong for number in range(100))
+        assert len(frames) < 65536, "one read"
+        agent.stop_reading()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(frames)
+            agent.resume_reading()
+            try:
+                assert sock.recv(1) == b""
+            except ConnectionResetError:
+                pass
+    assert numbers_of(got) == list(range(100))
+
+
+def test_what_is_read_is_handed_over_at_once_when_it_is_good(got: list[Received]) -> None:
+    """Then whoever knows that the agent has read it knows that it has it, in one process."""
+    with Agent(("127.0.0.1", 0), got.append) as agent:
+        agent.stop_reading()
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(b"".join(encode(message(number), 5) for number in range(100)))
+            agent.resume_reading()
+            eventually(lambda: got)
+            assert numbers_of(got) == list(range(100))
 
 
 def test_strangers_at_a_door_with_a_lock(authority: trustme.CA, got: list[Received]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import string
+from itertools import product
 from typing import Any
 
 import msgpack
@@ -21,7 +23,9 @@ from geventaudit import (
     ValidationError,
     wire,
 )
-from geventaudit.wire import Decoder, FrameError, decode, encode
+from geventaudit.errors import FrameError
+from geventaudit.values import MAX_VALUES
+from geventaudit.wire import Decoder, decode, encode
 
 EXAMPLE = {"TimeFormat": "DateTime"}
 
@@ -183,9 +187,48 @@ def test_streams_that_are_closed(frame: bytes, words: str) -> None:
 )
 def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
     (frame,) = Decoder().feed(frame_with(entries=[[5, {"a": 1}], bad, [6, {"b": 1}]]))
-    assert frame.entries == [(5, {"a": 1})]
-    assert frame.problem is not None
-    assert "entry 1" in frame.problem
+    got = []
+    with pytest.raises(FrameError, match="entry 1"):  # noqa: PT012
+        for each in frame.unpack():
+            got.append(each)
+    assert got == [(5, {"a": 1})]
+
+
+def test_values_that_unfold_are_refused_before_they_do() -> None:
+    """Three megabytes of arrays that hold nothing would take two hundred."""
+    few: list[Any] = [[]] * (wire._MAX_ITEMS // 8)
+    (frame,) = Decoder().feed(frame_with(body={"CustomData": [few] * 7}))
+    assert len(frame.entries) == 1
+    many: list[Any] = [[few] * 9, [[{}] * len(few)] * 9, [{n: {} for n in range(len(few))}] * 5]
+    for bad in many:
+        (frame,) = Decoder().feed(frame_with(body={"CustomData": bad}))
+        with pytest.raises(FrameError, match=f"more than {wire._MAX_ITEMS} values"):
+            list(frame.unpack())
+
+
+def test_what_send_accepts_can_be_unpacked() -> None:
+    """By an agent: the most values that custom data can hold, and about as many levels as fit beside them."""
+    levels = sorted("".join(three) for three in product(string.printable[:60], repeat=3))
+    wide = message(custom_data={"l": [[]] * (MAX_VALUES - 1)}, caller_access_levels=levels)
+    frame = encode(wide, 0)
+    assert len(frame) > 900_000
+    assert len(next(Decoder().feed(frame)).entries) == 1
+    assert decode(frame) == (wide, 0)
+    pairs = message(custom_data={str(n): n for n in range(MAX_VALUES // 2)})
+    assert decode(encode(pairs, 0)) == (pairs, 0)
+
+
+def test_what_a_larger_frame_held_comes_back() -> None:
+    """Nothing that was accepted may be lost for being much."""
+    levels = [f"{n:06x}" for n in range(wire._MAX_ITEMS + 1)]
+    much = message(caller_access_levels=levels)
+    assert decode(encode(much, 0, max_frame_bytes=8 << 20)) == (much, 0)
+
+
+def test_a_frame_of_too_many_entries() -> None:
+    """Shorter ones than any message is would else be millions."""
+    with pytest.raises(FrameError, match="at most 65536 entries, has 65537"):
+        list(Decoder().feed(b"\x92\xa1t\xdd\x00\x01\x00\x01" + b"\x92\x01\x80" * 65537))
 
 
 def test_a_frame_above_the_decoders_limit() -> None:
