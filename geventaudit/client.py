@@ -59,8 +59,6 @@ class Client(Pipeline):
             raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
         if not isinstance(backoff, Backoff | None):
             raise TypeError(f"backoff must be a Backoff, such as Backoff(initial=2.0), got {show(backoff)}")
-        if before_send is not None and not callable(before_send):
-            raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         super().__init__(
             service_tree_id=service_tree_id,
             queue_size=queue_size,

@@ -92,6 +92,8 @@ class Pipeline:
             raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
+        if before_send is not None and not callable(before_send):
+            raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
         self._schema = MsgSchema(record=schema)
