@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 __all__ = ["Backoff"]
 
 
-@dataclass(frozen=True, slots=True)
 class Backoff:
     """Delays that grow by a factor up to a maximum, each shifted by chance so that many clients do not come at once.
 
@@ -19,18 +17,24 @@ class Backoff:
     :raises ValueError: for anything else.
     """
 
-    initial: float = 1.0
-    maximum: float = 60.0
-    multiplier: float = 2.0
-    jitter: float = 0.5
+    __slots__ = ("initial", "jitter", "maximum", "multiplier")
 
-    def __post_init__(self) -> None:
-        if not 0 < self.initial <= self.maximum < float("inf"):
-            raise ValueError(f"initial must be above 0 and at most maximum, got {self.initial} and {self.maximum}")
-        if not 1 <= self.multiplier < float("inf"):
-            raise ValueError(f"multiplier must be at least 1, got {self.multiplier}")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be from 0 to 1, got {self.jitter}")
+    def __init__(
+        self, initial: float = 1.0, maximum: float = 60.0, multiplier: float = 2.0, jitter: float = 0.5
+    ) -> None:
+        if not 0 < initial <= maximum < float("inf"):
+            raise ValueError(f"initial must be above 0 and at most maximum, got {initial} and {maximum}")
+        if not 1 <= multiplier < float("inf"):
+            raise ValueError(f"multiplier must be at least 1, got {multiplier}")
+        if not 0 <= jitter <= 1:
+            raise ValueError(f"jitter must be from 0 to 1, got {jitter}")
+        self.initial = initial
+        self.maximum = maximum
+        self.multiplier = multiplier
+        self.jitter = jitter
+
+    def __repr__(self) -> str:
+        return f"Backoff({self.initial}, {self.maximum}, {self.multiplier}, {self.jitter})"
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after *failures* failed attempts in a row (1 or more)."""

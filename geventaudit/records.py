@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "AuditType",
@@ -216,8 +216,7 @@ class Msg:
     record: Record
 
 
-@dataclass(slots=True, frozen=True)
-class Heartbeat:
+class Heartbeat(NamedTuple):
     """The client's sign of life, as an agent receives it. The library sends it; users do not."""
 
     service_id: str = ""
@@ -229,6 +228,16 @@ class Heartbeat:
     """The name of the connection kind: ``UnixDomainSocket``, ``TCP``, ``NoOP``."""
 
 
-@dataclass(slots=True, frozen=True)
 class Diagnostic:
-    """A sender's trouble report, as an agent may receive it from others. It has no fields."""
+    """A sender's trouble report, as an agent may receive it from others. It has no fields: all are equal."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Diagnostic()"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Diagnostic)
+
+    def __hash__(self) -> int:
+        return hash(Diagnostic)

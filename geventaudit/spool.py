@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 from .errors import show
@@ -14,7 +13,6 @@ Mode = Literal["overflow", "always"]
 Synchronous = Literal["OFF", "NORMAL", "FULL"]
 
 
-@dataclass(frozen=True, slots=True)
 class Spool:
     """Where a client keeps what it cannot deliver yet; given to :class:`~geventaudit.Client` as ``spool``.
 
@@ -43,22 +41,32 @@ class Spool:
     :raises ImportError: this Python was built without SQLite.
     """
 
-    path: str | os.PathLike[str]
-    max_bytes: int = 256 << 20
-    mode: Mode = "overflow"
-    synchronous: Synchronous = "NORMAL"
+    __slots__ = ("max_bytes", "mode", "path", "synchronous")
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_bytes: int = 256 << 20,
+        mode: Mode = "overflow",
+        synchronous: Synchronous = "NORMAL",
+    ) -> None:
         from . import spoolfile  # noqa: F401  SQLite is loaded here, by who uses it, and not in the disk's thread
 
-        folder, name = os.path.split(os.fspath(self.path))
+        folder, name = os.path.split(os.fspath(path))
         if not name or "\0" in name:
-            raise ValueError(f"path must be the name of a file, got {show(self.path)}")
+            raise ValueError(f"path must be the name of a file, got {show(path)}")
         if "{pid}" in folder or name.count("{pid}") > 1:
-            raise ValueError(f"path may have one {{pid}}, in the file's name, got {show(self.path)}")
-        if not isinstance(self.max_bytes, int) or self.max_bytes < 1:
-            raise ValueError(f"max_bytes must be a whole number of at least 1, got {show(self.max_bytes)}")
-        if self.mode not in ("overflow", "always"):
-            raise ValueError(f"mode must be 'overflow' or 'always', got {show(self.mode)}")
-        if self.synchronous not in ("OFF", "NORMAL", "FULL"):
-            raise ValueError(f"synchronous must be 'OFF', 'NORMAL' or 'FULL', got {show(self.synchronous)}")
+            raise ValueError(f"path may have one {{pid}}, in the file's name, got {show(path)}")
+        if not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes must be a whole number of at least 1, got {show(max_bytes)}")
+        if mode not in ("overflow", "always"):
+            raise ValueError(f"mode must be 'overflow' or 'always', got {show(mode)}")
+        if synchronous not in ("OFF", "NORMAL", "FULL"):
+            raise ValueError(f"synchronous must be 'OFF', 'NORMAL' or 'FULL', got {show(synchronous)}")
+        self.path = path
+        self.max_bytes = max_bytes
+        self.mode = mode
+        self.synchronous = synchronous
+
+    def __repr__(self) -> str:
+        return f"Spool({self.path!r}, {self.max_bytes}, {self.mode!r}, {self.synchronous!r})"

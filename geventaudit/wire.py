@@ -265,25 +265,25 @@ class Packed(dict[Any, bytes]):
 
     MOST = 1024
     """Values remembered."""
-    LONGEST = 128
+    LONGEST = 256
     """Bytes of one that is."""
     PATIENCE = 8 * MOST
     """Values that may be missing, once it is full, before it begins anew."""
 
     def __init__(self, pack: Callable[[Any], bytes]) -> None:
         self._pack = pack
-        self._missed = 0
+        self._full = self.PATIENCE
+        self._left = self.PATIENCE + self.MOST  # values that may be missing; the last PATIENCE are not remembered
 
     def __missing__(self, value: Any) -> bytes:
         packed = self._pack(value)
-        if len(self) < self.MOST:
+        left = self._left = self._left - 1
+        if left >= self._full:
             if len(packed) <= self.LONGEST:
                 self[value] = packed
-        else:
-            self._missed += 1
-            if self._missed >= self.PATIENCE:
-                self._missed = 0
-                self.clear()
+        elif left <= 0:
+            self.clear()
+            self._left = self.PATIENCE + self.MOST
         return packed
 
 
