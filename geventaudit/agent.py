@@ -43,6 +43,8 @@ _MAX_PING_BYTES = 4096
 _FEW_ENTRIES = 64
 _TURN_SECONDS = 0.01
 _PAUSE_SECONDS = 0.001
+_LAST_SECONDS = 2.0
+_KILL_SECONDS = 5.0
 _LAST_ENTRIES = 1000  # more than one read can hold of valid messages in frames of their own
 _MAX_TOLD = 100
 _MAX_FIELDS = 1000
@@ -212,7 +214,11 @@ class Agent:
 
     def hang_up(self) -> None:
         """Close all connections at once, whatever is unread. From the callback of one of them, all others."""
-        gevent.killall([each for each in self._connections if each is not gevent.getcurrent()], timeout=5.0)
+        others = [each for each in self._connections if each is not gevent.getcurrent()]
+        try:
+            gevent.killall(others, timeout=_KILL_SECONDS)
+        except gevent.Timeout:  # raised where a callback of the user's does not end; they were told
+            _log.warning("%d connections are still busy with a message", sum(not each.ready() for each in others))
 
     def stop_reading(self) -> None:
         """Accept, and read nothing any more: what a stuck agent does."""
@@ -372,24 +378,29 @@ class Agent:
         self._counts.frames += 1
         refused = 0
         for entry in frame.unpack():
-            try:
-                received = self._validated(frame.tag, entry)
-            except (ValidationError, FrameError) as error:
-                self._counts.refused += 1
-                refused += 1
-                if refused <= _MAX_TOLD:
-                    self._tell(Refused(error, frame.tag, entry.time, entry.body))
-            else:
-                self._counts.messages += 1
-                self._counts.heartbeats += isinstance(received.message, Heartbeat)
-                self._on_message(received)
+            refused += not self._hand_over(frame.tag, entry, tells=refused < _MAX_TOLD)
             if refused or frame.size > _FEW_ENTRIES:
+                del entry  # unpacked, it may take a hundred times its size, and many connections may pause
                 turn.end_when_over()
         if refused > _MAX_TOLD:
             _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
         if frame.chunk is not None and self._acknowledging:
             sock.sendall(ack_of(frame.chunk))
             self._counts.acks += 1
+
+    def _hand_over(self, tag: str, entry: Entry, *, tells: bool) -> bool:
+        """One event to the user's function; False when it broke the rules, of which the other function is told."""
+        try:
+            received = self._validated(tag, entry)
+        except (ValidationError, FrameError) as error:
+            self._counts.refused += 1
+            if tells:
+                self._tell(Refused(error, tag, entry.time, entry.body))
+            return False
+        self._counts.messages += 1
+        self._counts.heartbeats += isinstance(received.message, Heartbeat)
+        self._on_message(received)
+        return True
 
     def _validated(self, tag: str, entry: Entry) -> Received:
         if tag not in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE):
@@ -426,14 +437,14 @@ class _Turn:
     def end_when_over(self) -> None:
         if self.killed is not None:
             self._last -= 1
-            if self._last <= 0:
+            if self._last <= 0 or time.monotonic() > self._over:
                 raise self.killed
         elif time.monotonic() > self._over:
             try:
                 gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
             except gevent.GreenletExit as killed:
                 self.killed = killed
-            self._over = time.monotonic() + _TURN_SECONDS
+            self._over = time.monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
 
 
 def _hostname() -> str:

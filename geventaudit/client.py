@@ -114,6 +114,10 @@ class Client(Pipeline):
             if self._failures:
                 gevent.sleep(self._backoff.delay(self._failures))
             made = self._attempt()
+            if self._state is State.CLOSED:  # just now: the kill of this greenlet is on its way
+                if not isinstance(made, BaseException):
+                    made.close()
+                raise gevent.GreenletExit
             if isinstance(made, KeyboardInterrupt | SystemExit):
                 raise made
             if isinstance(made, BaseException):

@@ -39,6 +39,7 @@ Row = tuple[int, bytes]
 _APPLICATION_ID = 0x67615370
 _BUSY_SECONDS = 1.0  # how long SQLite waits for somebody who looks into the file with a tool of their own
 _ROWS = 200  # in one statement: sqlite3 lets go of the interpreter's lock for each statement, not for each row
+_TRIM_ROWS = 10_000  # of another file that are taken away there at once, when they are here
 _SHRINK_BYTES = 4 << 20
 _MAX_REJECTED = 1000
 _PROBE_BYTES = 1 << 16  # that a disk must have free before it is tried again
@@ -79,6 +80,8 @@ class _Copy:
 
     last: int
     """Where the rows end that are copied."""
+    moved: int = 0
+    """The last ``seq`` here, once one was taken and its row had to go behind all others: those after it follow."""
     records: int = 0
     size: int = 0
     damage: str = ""
@@ -245,7 +248,7 @@ class SpoolFile:
             self._aside = _move_aside(self.path)
         aside = self._aside
         self._connect()
-        copy = self._take_from(aside, after, None)
+        copy = self._take_from(aside, after, None, trims=False)
         self._aside = None
         del self._copies[aside]
         return aside, TakenOver(copy.records, copy.size)
@@ -391,7 +394,7 @@ class SpoolFile:
         copy: _Copy | None = None
         try:
             if os.path.exists(path):  # otherwise another took it over a moment ago
-                copy = self._take_from(path, -1, first)
+                copy = self._take_from(path, -1, first, trims=True)
                 if copy.records:  # what is removed now has to be as safe here
                     self._open().execute("PRAGMA wal_checkpoint").fetchall()
                 if copy.damage:
@@ -421,13 +424,17 @@ class SpoolFile:
             return False
         return True
 
-    def _take_from(self, path: str, after: int, first: int | None) -> _Copy:
+    def _take_from(self, path: str, after: int, first: int | None, *, trims: bool) -> _Copy:
         """Copy what can be read of another file behind *after*, or behind what was copied before.
 
         Raises what is wrong with *this* file, or keeps the other from being read now.
+
+        :param trims: whether to take away there, from time to time, what is here: whoever is killed in the middle
+            leaves no more than that in both.
         """
         copy = self._copies.setdefault(path, _Copy(after))
         begun = copy.records
+        untrimmed = 0
         with closing(_Remains(path)) as remains:
             try:
                 for batch in remains.rows(copy.last):
@@ -435,10 +442,15 @@ class SpoolFile:
                     if first is not None:
                         start = first + copy.records - begun
                         rows = [(start + place, frame) for place, (_, frame) in enumerate(batch)]
-                    self._add(rows)
+                    added = self._add(rows, copy)
                     copy.last = batch[-1][0]
-                    copy.records += len(batch)
-                    copy.size += sum(len(frame) for _, frame in batch)
+                    copy.records += len(added)
+                    copy.size += sum(len(frame) for _, frame in added)
+                    untrimmed += len(batch)
+                    if trims and untrimmed >= _TRIM_ROWS:
+                        copy.damage = copy.damage or remains.damage
+                        self._trim(path, copy)
+                        untrimmed = 0
                     self._breathe()
                 self._add_rejected(remains.rejected())
             finally:
@@ -455,17 +467,31 @@ class SpoolFile:
             _roll_back(db)
             raise
 
-    def _add(self, rows: list[Row]) -> None:
-        """Add rows that come from elsewhere, whose ``seq`` may be taken here: all or none."""
-        try:
-            self.write(rows, 0)
-        except sqlite3.IntegrityError:
-            free: dict[int, bytes] = {}
-            for seq, frame in rows:
-                while seq in free or self._one("SELECT count(*) FROM frames WHERE seq = ?", seq)[0]:
-                    seq += 1
-                free[seq] = frame
-            self.write(list(free.items()), 0)
+    def _add(self, rows: list[Row], copy: _Copy) -> list[Row]:
+        """Add rows that come from elsewhere, whose ``seq`` may be taken here: all or none; those that were not here.
+
+        A row that is here already, with the same ``seq``, is what somebody who was killed had copied from there.
+        """
+        if not copy.moved:
+            try:
+                self.write(rows, 0)
+                return rows
+            except sqlite3.IntegrityError:
+                pass
+        between = (rows[0][0], rows[-1][0])
+        here = dict(
+            self._open().execute("SELECT seq, CAST(frame AS BLOB) FROM frames WHERE seq BETWEEN ? AND ?", between)
+        )
+        (top,) = self._one("SELECT coalesce(max(seq), 0) FROM frames")
+        added = []
+        for seq, frame in rows:
+            if here.get(seq) == frame:
+                continue
+            if copy.moved or seq in here:
+                seq = copy.moved = max(copy.moved or top, seq - 1) + 1
+            added.append((seq, frame))
+        self.write(added, 0)
+        return added
 
 
 class _Remains:

@@ -286,6 +286,9 @@ class Store:
             ended.wait(max(deadline - time.monotonic(), 0.0))
         finally:
             if not self._abandoned:
+                if not self._disk.ended:  # interrupted before the last job: nothing is kept but what is there
+                    self._disk.submit(self._let_go_of_file, lambda result, error: None)
+                    self._disk.end()
                 for batch in (self._filling, self._writing):
                     if batch is not None:
                         batch.finish(ClientClosedError("the client was closed"))
@@ -322,6 +325,10 @@ class Store:
 
         self._disk.submit(work, lambda result, error: done())
         self._disk.end()
+
+    def _let_go_of_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _in_memory(self) -> list[tuple[tuple[int, int], bytes]]:
         """While closing: all frames in memory that got a ``seq``, with it and their bytes on disk."""
@@ -700,6 +707,7 @@ class _DiskThread:
         self._home = home
         self._jobs: deque[tuple[Callable[[], Any], Callable[[Any, Exception | None], None]]] = deque()
         self._mutex = native.allocate_lock()  # held while a job is done
+        self._fork_waits = False
         self._sleep = native.allocate_lock()
         self._sleep.acquire()
         self._begun = False
@@ -724,15 +732,19 @@ class _DiskThread:
 
     def breathe(self) -> None:
         """In the middle of a long job: let a fork pass that waits."""
-        self._mutex.release()
-        self._mutex.acquire()
+        while self._fork_waits:
+            self._mutex.release()
+            native.sleep(0.001)  # or this thread would have it again before the other is awake
+            self._mutex.acquire()
 
     def before_fork(self) -> None:
         """Wait for the job: SQLite, forked in the middle of its work, would stand still in the child."""
+        self._fork_waits = True
         self._mutex.acquire()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
+        self._fork_waits = False
         self._mutex.release()
 
     def after_fork_in_child(self) -> None:

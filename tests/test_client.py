@@ -16,6 +16,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from helpers import SERVICE_TREE_ID, eventually, free_port, mapping, message, record
 
 from geventaudit import (
@@ -885,3 +886,26 @@ def test_a_heartbeat_that_goes_down_with_its_connection_is_counted(agent: Agent,
         assert client.stats().heartbeats_dropped == 1
         client.close(0)
         assert client.stats().heartbeats_dropped == 1, "the second was only not waited for"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_factory_that_ends_as_the_client_is_closed_is_not_told_of(fails: bool) -> None:
+    """In one turn of the hub, the closing first: nothing comes after the end."""
+    go = Event()
+
+    def factory() -> NoOp:
+        go.wait()
+        if fails:
+            raise OSError("too late")
+        return NoOp()
+
+    client = Client(factory)
+    client.send(message())
+    gevent.sleep(0.01)
+    closing = gevent.spawn(lambda: (go.wait(), client.close(0.0))[1])
+    gevent.sleep(0)
+    go.set()
+    assert len(closing.get(timeout=60)) == 1
+    gevent.sleep(0.01)
+    assert [each.kind for each in client.notify()][-1] is NotificationKind.CLOSED
+    assert client.stats().connect_failures == 0

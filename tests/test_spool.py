@@ -118,6 +118,31 @@ class Clock:
         return self._right() + years * 365 * 86400 * 10**9
 
 
+class Gate:
+    """Holds the first write of rows to a spool until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False, after: bool = False) -> None:
+        self.reached = False
+        self._opened = native.allocate_lock()
+        self._opened.acquire()
+        write = SpoolFile.write
+
+        def held(file: SpoolFile, frames: Any, forget: int, **options: Any) -> bool:
+            if not frames or self.reached:
+                return write(file, frames, forget, **options)
+            done = write(file, frames, forget, **options) if after else False
+            self.reached = True
+            self._opened.acquire()
+            if fails:
+                raise OSError("the disk has no mind to")
+            return done if after else write(file, frames, forget, **options)
+
+        monkeypatch.setattr(SpoolFile, "write", held)
+
+    def open(self) -> None:
+        self._opened.release()
+
+
 # -- the way of a record -----------------------------------------------------------------------------------------------
 
 
@@ -474,9 +499,10 @@ def limit(file: SpoolFile, pages: int) -> None:
     file._open().execute(f"PRAGMA max_page_count = {pages}")
 
 
-def fill(path: Path, numbers: range) -> None:
+def fill(path: Path, numbers: range, first: int = 1) -> None:
+    """Rows of these *numbers*, whose ``seq`` begins at *first*."""
     with a_file(path) as file:
-        file.write([(number, wire.encode(message(number), 0.0)) for number in numbers], 0)
+        file.write([(first + place, wire.encode(message(number), 0.0)) for place, number in enumerate(numbers)], 0)
 
 
 def numbers_in(path: Path) -> list[Any]:
@@ -525,9 +551,9 @@ def test_what_an_owner_did_not_get_done_with_another_goes_on_with(folder: Path) 
 
 
 def test_numbers_that_are_taken_in_a_file_that_is_full(folder: Path) -> None:
-    """Rows whose place is taken are moved behind it, some at a time: all of those or none."""
+    """Rows whose place is taken go behind all others, in their order: some at a time, all of those or none."""
     orphan, own = folder / "audit-99999999.db", folder / "audit-1.db"
-    fill(own, range(1, 101))
+    fill(own, range(5001, 5101), first=501)
     fill(orphan, range(1, 1001))
     with a_file(own) as file:
         limit(file, 60)
@@ -536,7 +562,53 @@ def test_numbers_that_are_taken_in_a_file_that_is_full(folder: Path) -> None:
         assert taken.records + len(rows(orphan)) == 1000
         limit(file, 10_000)
         file.adopt(f"{folder}/audit-{{pid}}.db", None)
-        assert Counter(numbers_in(own)) == Counter([*range(1, 101), *range(1, 1001)])
+        assert numbers_in(own) == [*range(1, 401), *range(5001, 5101), *range(401, 1001)] or (
+            numbers_in(own) == [*range(1, 501), *range(5001, 5101), *range(501, 1001)]
+        )
+
+
+def test_two_files_with_the_same_numbers_are_taken_over_in_no_time(folder: Path) -> None:
+    """Not one question to the disk for each place that is taken."""
+    fill(folder / "audit-1.db", range(1, 2001))
+    fill(folder / "audit-99999999.db", range(3001, 5001))
+    asked: list[str] = []
+    with a_file(folder / "audit-1.db") as file:
+        assert file._db
+        file._db.set_trace_callback(asked.append)
+        assert file.adopt(f"{folder}/audit-{{pid}}.db", None).records == 2000
+    assert len(asked) < 500
+    assert numbers_in(folder / "audit-1.db") == [*range(1, 2001), *range(3001, 5001)]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("first", [None, 10**6])
+def test_whoever_is_killed_while_it_adopts_leaves_little_in_both(
+    first: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoolfile, "_TRIM_ROWS", 400)
+    template = f"{folder}/audit-{{pid}}.db"
+    fill(folder / "audit-99999999.db", range(1, 2001))
+    batches = count()
+
+    def breathe() -> None:
+        if next(batches) == 6:
+            raise Killed
+
+    file = SpoolFile(str(folder / "audit-1.db"), "NORMAL", breathe)
+    file.open()
+    with pytest.raises(Killed):
+        file.adopt(template, first)
+    file.close()
+    (folder / "audit-1.db").rename(folder / "audit-99999998.db")  # as if its process were no more
+    with a_file(folder / "audit-2.db") as other:
+        other.adopt(template, None)
+    found = numbers_in(folder / "audit-2.db")
+    assert set(found) == set(range(1, 2001))
+    assert len(found) == 2000 if first is None else len(found) <= 2400, "none that has the same place is there twice"
+    assert [path.name for path in folder.glob("*.db")] == ["audit-2.db"]
 
 
 def test_a_damaged_file_that_is_put_aside_in_two_attempts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -869,6 +941,33 @@ def test_a_close_that_is_interrupted_keeps_count(folder: Path) -> None:
         assert client.stats().dropped + client.stats().kept == 40
 
 
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_a_close_that_is_interrupted_lets_go_of_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    gate = Gate(monkeypatch)
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "spool.db"))
+        send_all(client, range(3))
+        eventually(lambda: gate.reached)
+        if how == "timeout":
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+                client.close(0.0)
+        else:
+            closer = gevent.spawn(client.close, 0.0)
+            gevent.sleep(0.01)
+            closer.kill()
+        gate.open()
+        assert len(client.close()) == 3
+        with client_of(receiver, Spool(folder / "spool.db")) as heir:
+            receiver.start()
+            heir.connect(60)
+            eventually(lambda: heir.stats().adopted == 3 or not heir._sender or not heir._sender.store._ready)  # type: ignore[union-attr]
+            heir.send(message(7))
+            assert heir.flush(60)
+            assert told(heir, NotificationKind.SPOOL_FAILED) == []
+
+
 def test_always_without_an_agent_needs_no_other_greenlet(folder: Path) -> None:
     """Waiting for the disk is all that goes on in this hub."""
     program = (
@@ -1081,31 +1180,6 @@ def test_a_folder_that_is_removed_for_good(folder: Path, mode: Any) -> None:
         assert [each.record.custom_data["n"] for each in client.close(0.0)] == [0, 1]
         stats = client.stats()
         assert (stats.accepted, stats.kept, stats.dropped) == (2, 0, 2)
-
-
-class Gate:
-    """Holds the first write of rows to a spool until it is opened."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False, after: bool = False) -> None:
-        self.reached = False
-        self._opened = native.allocate_lock()
-        self._opened.acquire()
-        write = SpoolFile.write
-
-        def held(file: SpoolFile, frames: Any, forget: int, **options: Any) -> bool:
-            if not frames or self.reached:
-                return write(file, frames, forget, **options)
-            done = write(file, frames, forget, **options) if after else False
-            self.reached = True
-            self._opened.acquire()
-            if fails:
-                raise OSError("the disk has no mind to")
-            return done if after else write(file, frames, forget, **options)
-
-        monkeypatch.setattr(SpoolFile, "write", held)
-
-    def open(self) -> None:
-        self._opened.release()
 
 
 @pytest.mark.parametrize("mode", MODES)

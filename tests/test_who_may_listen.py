@@ -16,12 +16,13 @@ import msgpack
 import pytest
 import trustme
 from gevent import socket
+from gevent.event import Event
 from helpers import eventually, message
 
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
 from geventaudit import agent as agent_module
 from geventaudit.agent import Agent, Received
-from geventaudit.wire import encode
+from geventaudit.wire import bundle, encode
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"
@@ -505,6 +506,45 @@ def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> N
             except ConnectionResetError:
                 pass
     assert numbers_of(got) == list(range(100))
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_whoever_is_killed_comes_to_an_end(
+    stubborn: bool, monkeypatch: pytest.MonkeyPatch, got: list[Received]
+) -> None:
+    """Also when handing over takes long: stop() neither waits for all that was read, nor raises."""
+    monkeypatch.setattr("geventaudit.agent._TURN_SECONDS", -1.0)  # a pause behind each message
+    monkeypatch.setattr("geventaudit.agent._LAST_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.agent._KILL_SECONDS", 0.2 if stubborn else 30.0)
+    free = Event()
+
+    def take(received: Received) -> None:
+        got.append(received)
+        if stopping:
+            try:
+                gevent.sleep(0.02)
+            except gevent.GreenletExit:
+                if not stubborn:
+                    raise
+            if stubborn:
+                free.wait()
+
+    stopping: list[bool] = []
+    with Agent(("127.0.0.1", 0), take) as agent:
+        with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
+            sock.sendall(bundle([encode(message(number), 5) for number in range(1000)], "chunk"))
+            eventually(lambda: got)
+            stopping.append(True)
+            if stubborn:
+                eventually(lambda: len(got) > 1)
+            agent.stop(0.0)
+            handed_over = len(got)
+            assert handed_over < 1000
+            if not stubborn:
+                gevent.sleep(0.05)
+                assert len(got) == handed_over
+        stopping.clear()
+        free.set()
 
 
 def test_what_is_read_is_handed_over_at_once_when_it_is_good(got: list[Received]) -> None:
