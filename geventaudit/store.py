@@ -732,7 +732,7 @@ class _DiskThread:
 
     def breathe(self) -> None:
         """In the middle of a long job: let a fork pass that waits."""
-        while self._fork_waits:
+        if self._fork_waits:
             self._mutex.release()
             native.sleep(0.001)  # or this thread would have it again before the other is awake
             self._mutex.acquire()
