@@ -622,20 +622,20 @@ def _drain_all() -> None:
 
     hub = get_hub()
     clients = [each for each in live_clients() if each in _running]
+    own = [each for each in clients if each._home.hub is hub]
     others = [each for each in clients if each._home.hub is not hub]
     for client in others:  # their threads close them, meanwhile
         try:
             client._home.call(gevent.spawn, client.close, left())
         except ClientClosedError:  # that thread has ended
             pass
-    for client in clients:
-        if client not in others:
-            try:
-                client.close(timeout=left())
-                if client._state is State.CLOSING:  # by a greenlet that will never run again
-                    client._finish(0.0)
-            except Exception:  # the others are to have their chance
-                logger().exception("%r could not be closed", client)
+    for client in own:
+        try:
+            client.close(timeout=left())
+            if client._state is State.CLOSING:  # by a greenlet that will never run again
+                client._finish(0.0)
+        except Exception:  # the others are to have their chance
+            logger().exception("%r could not be closed", client)
     for client in others:
         while client._is_to_be_drained() and client._home.is_there() and time.monotonic() < deadline + _LATE:
             pause(0.002)

@@ -295,11 +295,10 @@ class Store:
                 self._account()
 
     def keep_without_hub(self, frames: list[bytes]) -> None:
-        """:meth:`keep` when the hub is gone, in any thread; it may have been at it already.
+        """:meth:`keep` when the hub is gone, in any thread; it may have been at it already. ``closing`` is set before.
 
         :param frames: as for :meth:`keep`.
         """
-        self.closing = True
         self.unkept = frames
         deadline = time.monotonic() + _CLOSE_SECONDS
         try:

@@ -34,6 +34,7 @@ structure that shares its parts from unfolding into billions."""
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 """Values of exactly these types are carried as they are, if they can be at all."""
 
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1  # integers
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AS_TEXT = (UUID, Decimal, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 
@@ -173,7 +174,7 @@ class _Walk:
         if kind is str:
             plain = value.isascii()
         elif kind is int:
-            plain = -(1 << 63) <= value < 1 << 64
+            plain = _LEAST <= value <= _MOST
         else:
             plain = kind in SCALARS
         if not plain or self._room < room:
@@ -187,7 +188,7 @@ class _Walk:
         return text
 
     def _integer(self, value: int) -> Any:
-        if -(1 << 63) <= value < 1 << 64:
+        if _LEAST <= value <= _MOST:
             return value
         return self._refuse("must be an integer of at most 64 bits (write it as text)")
 
