@@ -25,7 +25,10 @@ def pytest_report_header() -> str:
 def folder() -> Iterator[Path]:
     """A folder with a short name: the path of a Unix socket ends at 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="ga-") as name:
+        threads = helpers.threads()
         yield Path(name)
+        # A close() that was interrupted leaves its last job to the disk's thread, which makes files in here.
+        helpers.eventually(lambda: helpers.threads() <= threads, "a thread is left over")
 
 
 @pytest.fixture
@@ -50,16 +53,17 @@ def _what_is_old_is_not_looked_through() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test, and so no part of the library, leaves a greenlet or a descriptor behind."""
+    """No test, and so no part of the library, leaves a greenlet, a thread or a descriptor behind."""
     if request.module.__name__.rpartition(".")[2] in PURE:
         yield
         return
     gevent.get_hub()
     gevent.sleep(0)
-    greenlets, descriptors = helpers.greenlets(), helpers.descriptors()
+    greenlets, threads, descriptors = helpers.greenlets(), helpers.threads(), helpers.descriptors()
     yield
     assert monkey.is_module_patched("threading") is helpers.PATCHED, "a test has patched, for all that come after it"
     helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
+    helpers.eventually(lambda: helpers.threads() <= threads, "a thread is left over", timeout=5)
     helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)
 
 
