@@ -65,13 +65,3 @@ def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
     helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
     helpers.eventually(lambda: helpers.threads() <= threads, "a thread is left over", timeout=5)
     helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_test_waits_for_ever() -> Iterator[None]:
-    """A hang ends the run with the stacks of all greenlets instead of waiting for somebody to notice."""
-    import faulthandler
-
-    faulthandler.dump_traceback_later(840, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
