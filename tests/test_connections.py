@@ -144,13 +144,13 @@ def test_an_agent_that_takes_nothing_costs_the_connection(listener: Any) -> None
 
 
 def test_a_slow_agent_is_not_a_stuck_one(listener: Any) -> None:
-    connection, agent = connected(listener, write_timeout=0.5)
+    connection, agent = connected(listener, write_timeout=2.0)
     with connection, agent:
-        writer = gevent.spawn(connection.write, [b"x" * (1 << 21)])
-        left = 1 << 21
-        while left:
-            left -= len(agent.recv(1 << 16))
-            gevent.sleep(0.02)
+        writer = gevent.spawn(connection.write, [b"x" * (1 << 23)])
+        left = 1 << 23
+        while left and (data := agent.recv(1 << 18)):
+            left -= len(data)
+            gevent.sleep(0.1)
         writer.get(timeout=10)
         eventually(lambda: connection.delivered() == 1)
 
