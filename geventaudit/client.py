@@ -13,7 +13,7 @@ from .connections import Connection
 from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
 from .native import thread_ident
 from .notifications import NotificationKind
-from .pipeline import BeforeSend, Pipeline, State
+from .pipeline import BeforeSend, Pipeline, State, check_timeout
 from .records import Msg
 from .schemas import RecordSchema
 from .spool import Spool
@@ -82,7 +82,9 @@ class Client(Pipeline):
         :param timeout: seconds; attempts are made according to the backoff meanwhile.
         :raises ConnectionFailedError: there is none after that time; it says why the last attempt failed.
         :raises ClientClosedError: the client is closing or closed.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
+        check_timeout(timeout)
         if thread_ident() != self._home.ident:
 
             def connected() -> bool:

@@ -42,7 +42,7 @@ from .stats import Counters, Rejection, Stats
 from .threads import Home, Inbox, pause
 from .version import __version__
 
-__all__ = ["Pipeline", "State", "live_clients"]
+__all__ = ["Pipeline", "State", "check_timeout", "live_clients"]
 
 _EXIT_SECONDS = 2.0  # what all running clients together may take to drain at interpreter exit
 _LATE = 1.0  # and how many seconds later the hubs of other threads may be done with it
@@ -71,6 +71,20 @@ _TRANSITIONS = {
 BeforeSend = Callable[[Msg], Msg | None]
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Refuse what is no time to wait before anything is done, and not only when there is something to wait for.
+
+    :raises TypeError: it is not a number.
+    :raises ValueError: it is NaN, which would wait for ever.
+    """
+    try:
+        seconds = 0.0 if timeout is None else 0.0 + timeout
+    except TypeError:
+        raise TypeError(f"timeout must be a number of seconds, or None, got {show(timeout)}") from None
+    if seconds != seconds:
+        raise ValueError("timeout must be a number of seconds, or None, got nan")
+
+
 class Pipeline:
     """The common part of :class:`~geventaudit.BaseClient` and :class:`~geventaudit.Client`."""
 
@@ -88,7 +102,7 @@ class Pipeline:
     ) -> None:
         if not isinstance(queue_size, int) or queue_size < 1:
             raise ValueError(f"queue_size must be a whole number of at least 1, got {show(queue_size)}")
-        if not heartbeat_interval > 0:
+        if not isinstance(heartbeat_interval, int | float) or not heartbeat_interval > 0:
             raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
@@ -130,7 +144,10 @@ class Pipeline:
         :raises ClientClosedError: the client is closing or closed, or the thread that made it has ended.
         :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
             accepted. A :class:`~geventaudit.Client` does not raise it.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
+        if timeout != 0.0:
+            check_timeout(timeout)
         if thread_ident() != self._home.ident:
             self._send_from_elsewhere(msg, timeout)
             return
@@ -298,7 +315,9 @@ class Pipeline:
         :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
             the caller's, and not asked after.
         :raises ClientClosedError: the thread that made the client has ended, or its hub was destroyed.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
+        check_timeout(timeout)
         if thread_ident() != self._home.ident:
             return self._home.run(lambda: self.flush(timeout), timeout, otherwise=False)
         if self._state is State.NEW and len(self._inbox):
@@ -319,8 +338,12 @@ class Pipeline:
         then it is kept, or handed back, at once.
 
         :param timeout: seconds that draining may take; None for as long as it takes. A spool may take a second more.
-        :returns: the messages that were neither delivered nor kept in a spool; each is handed back once.
+        :returns: the messages that were neither delivered nor kept in a spool; each is handed back once. A disk that
+            does not answer in time may keep them all the same, and the next client send them. In another thread than
+            the client's own, nothing when that does not answer in time: call again.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds; nothing is closed.
         """
+        check_timeout(timeout)
         if not self._home.is_there():
             return self._close_without_hub()
         if thread_ident() != self._home.ident:
@@ -330,10 +353,11 @@ class Pipeline:
                 )
             except ClientClosedError:
                 return self._close_without_hub()
-        if self._state is State.NEW and len(self._inbox):
-            self._start()  # another thread sent, and this one has not come to it yet
         if self._state is State.NEW:
             self._inbox.close("the client is closed")
+            if len(self._inbox):
+                self._start()  # another thread sent, and this one has not come to it yet
+        if self._state is State.NEW:
             self._move_to(State.CLOSED)
             self._tell(NotificationKind.CLOSED)
             self._notifier.end()

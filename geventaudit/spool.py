@@ -37,7 +37,7 @@ class Spool:
         closes is kept. ``"always"``: ``send`` returns when the record is on disk (other greenlets run meanwhile), and
         it leaves the disk when it is delivered.
     :param synchronous: what a record on disk survives; see above.
-    :raises ValueError: for what cannot be.
+    :raises TypeError, ValueError: for what cannot be.
     :raises ImportError: this Python was built without SQLite.
     """
 
@@ -52,11 +52,17 @@ class Spool:
     ) -> None:
         from . import spoolfile  # noqa: F401  SQLite is loaded here, by who uses it, and not in the disk's thread
 
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise TypeError(f"path must be a text or a Path, got {show(path)}")
         folder, name = os.path.split(os.fspath(path))
         if not name or "\0" in name:
             raise ValueError(f"path must be the name of a file, got {show(path)}")
         if "{pid}" in folder or name.count("{pid}") > 1:
             raise ValueError(f"path may have one {{pid}}, in the file's name, got {show(path)}")
+        if "{" in name.replace("{pid}", ""):  # a misspelt one, which all processes would share
+            raise ValueError(f"path may have no other braces than {{pid}}'s, got {show(path)}")
+        if folder.startswith("~"):
+            raise ValueError(f"path must be one that needs no shell, got {show(path)}: use os.path.expanduser")
         if not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes must be a whole number of at least 1, got {show(max_bytes)}")
         if mode not in ("overflow", "always"):

@@ -394,6 +394,7 @@ class SpoolFile:
         copy: _Copy | None = None
         try:
             if os.path.exists(path):  # otherwise another took it over a moment ago
+                _leave_inherited(path)
                 copy = self._take_from(path, -1, first, trims=True)
                 if copy.records:  # what is removed now has to be as safe here
                     self._open().execute("PRAGMA wal_checkpoint").fetchall()
@@ -580,10 +581,13 @@ def _is_at(path: str, status: os.stat_result) -> bool:
 def _locked(path: str) -> int:
     """The descriptor of the lock beside *path*, locked.
 
-    :raises SpoolError: somebody else has it.
+    :raises SpoolError: somebody else has it, or its folder is not there.
     """
     while True:
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise SpoolError(f"{path} cannot be made: there is no folder {os.path.dirname(path)}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.stat(path + ".lock")):

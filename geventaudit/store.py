@@ -289,9 +289,10 @@ class Store:
                 if not self._disk.ended:  # interrupted before the last job: nothing is kept but what is there
                     self._disk.submit(self._let_go_of_file, lambda result, error: None)
                     self._disk.end()
-                for batch in (self._filling, self._writing):
-                    if batch is not None:
-                        batch.finish(ClientClosedError("the client was closed"))
+                self._filling.finish(ClientClosedError("the client was closed"))
+                if self._writing is not None:
+                    why = "the client was closed before the disk had answered, and may have kept the record"
+                    self._writing.finish(ClientClosedError(why))
                 self._account()
 
     def keep_without_hub(self, frames: list[bytes]) -> None:
@@ -720,8 +721,13 @@ class _DiskThread:
             return
         self._jobs.append((work, done))
         if not self._begun:
+            try:
+                native.start_new_thread(self._run, ())
+            except RuntimeError as error:  # there are too many threads: the same as a disk that fails
+                self._jobs.clear()
+                self._home.call(done, None, error)
+                return
             self._begun = True
-            native.start_new_thread(self._run, ())
         self._wake()
 
     def end(self) -> None:
@@ -747,8 +753,10 @@ class _DiskThread:
         self._mutex.release()
 
     def after_fork_in_child(self) -> None:
-        """There is no such thread here."""
+        """There is no such thread here, and a fork of this child's has nothing to wait for."""
         self.ended = True
+        self._fork_waits = False
+        self._mutex = native.allocate_lock()
 
     def _wake(self) -> None:
         if self._sleep.locked():

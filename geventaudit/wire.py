@@ -100,8 +100,8 @@ class Encoder:
     ) -> None:
         if datetimes not in ("extension", "text"):
             raise ValueError(f"datetimes must be 'extension' or 'text', got {show(datetimes)}")
-        if max_frame_bytes < 1:
-            raise ValueError(f"max_frame_bytes must be at least 1, got {show(max_frame_bytes)}")
+        if not isinstance(max_frame_bytes, int) or max_frame_bytes < 1:
+            raise ValueError(f"max_frame_bytes must be a whole number of at least 1, got {show(max_frame_bytes)}")
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
         # A Packer keeps its buffer, so one is kept. It is never entered twice: packing a record in normal form runs no

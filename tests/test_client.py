@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import itertools
 import logging
 import platform
@@ -307,8 +308,10 @@ def test_stricter_schema(agent: Agent, socket_path: str) -> None:
         ({"queue_size": -1}, ValueError),
         ({"queue_size": 1.5}, ValueError),
         ({"heartbeat_interval": 0}, ValueError),
-        ({"heartbeat_interval": float("nan")}, ValueError),
+        ({"heartbeat_interval": "60"}, ValueError),
         ({"max_frame_bytes": 0}, ValueError),
+        ({"max_frame_bytes": "1M"}, ValueError),
+        ({"heartbeat_interval": float("nan")}, ValueError),
         ({"datetimes": "iso"}, ValueError),
         ({"service_tree_id": ""}, ValidationError),
         ({"service_tree_id": "00000000-0000-0000-0000-000000000000"}, ValidationError),
@@ -909,3 +912,16 @@ def test_a_factory_that_ends_as_the_client_is_closed_is_not_told_of(fails: bool)
     gevent.sleep(0.01)
     assert [each.kind for each in client.notify()][-1] is NotificationKind.CLOSED
     assert client.stats().connect_failures == 0
+
+
+@pytest.mark.parametrize("timeout", ["1", dt.timedelta(seconds=1), float("nan"), ""])
+def test_what_is_no_timeout_is_refused_before_anything_is_done(agent: Agent, socket_path: str, timeout: Any) -> None:
+    with client_of(socket_path) as client:
+        client.send(message(1))
+        for call in (lambda: client.send(message(2), timeout=timeout), lambda: client.flush(timeout),
+                     lambda: client.close(timeout), lambda: client.connect(timeout)):  # fmt: skip
+            with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds, or None, got "):
+                call()
+        client.send(message(3))
+        assert client.flush(30)
+        assert client.stats().accepted == 2

@@ -32,6 +32,7 @@ from geventaudit import (
     ClientClosedError,
     ConnectionFailedError,
     DomainSocket,
+    NoOp,
     NotificationKind,
     QueueFullError,
     Spool,
@@ -46,10 +47,8 @@ MODES = ["overflow", "always"]
 KILLS = int(os.environ.get("GEVENTAUDIT_KILLS", "30"))
 
 
-@pytest.fixture(autouse=True)
-def _a_busy_disk_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept when a client closes is what these tests are about, not how fast a busy machine is."""
-    monkeypatch.setattr("geventaudit.store._CLOSE_SECONDS", 30.0)
+def nobody() -> NoOp:
+    raise OSError("no agent")
 
 
 def client_of(receiver: Receiver, spool: Spool, **options: Any) -> Client:
@@ -348,6 +347,8 @@ def test_a_large_file_shrinks_when_it_is_empty(folder: Path) -> None:
     [
         ({"path": "/tmp/"}, "the name of a file"),
         ({"path": "/var/{pid}/x.db"}, r"one \{pid\}"),
+        ({"path": "/var/{pdi}.db"}, r"no other braces than \{pid\}'s, got '/var/\{pdi\}\.db'"),
+        ({"path": "~/x.db"}, "expanduser"),
         ({"max_bytes": 0}, "max_bytes must be"),
         ({"mode": "sometimes"}, "mode must be"),
         ({"synchronous": "EXTRA"}, "synchronous must be"),
@@ -356,6 +357,39 @@ def test_a_large_file_shrinks_when_it_is_empty(folder: Path) -> None:
 def test_options_that_cannot_be(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Spool(**{"path": "/tmp/x.db", **options})
+
+
+@pytest.mark.parametrize("path", [None, b"/tmp/x.db", 7])
+def test_what_is_no_path(path: Any) -> None:
+    with pytest.raises(TypeError, match="path must be a text or a Path, got"):
+        Spool(path)
+
+
+def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
+    with Client(NoOp, spool=Spool(folder / "nowhere" / "s.db")) as client:
+        client.send(message(1))
+        (error,) = eventually(lambda: told(client, NotificationKind.SPOOL_FAILED))
+        assert str(error).endswith(f"s.db cannot be made: there is no folder {folder / 'nowhere'}")
+
+
+def test_no_thread_is_to_be_had_for_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as a disk that fails: told, gone without, tried again."""
+
+    def none(*arguments: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "s.db")) as client:
+        receiver.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "start_new_thread", none)
+            client.send(message(1))
+            (error,) = eventually(lambda: told(client, NotificationKind.SPOOL_FAILED))
+            assert "can't start new thread" in str(error)
+            assert client.flush(30)
+        eventually(lambda: told(client, NotificationKind.SPOOL_RESTORED))
+        client.send(message(2))
+        assert client.flush(30)
+        eventually(lambda: receiver.numbers() == [1, 2])
 
 
 def test_what_is_no_spool() -> None:
@@ -1048,6 +1082,73 @@ def test_a_fork_leaves_the_spool_to_the_parent(folder: Path) -> None:
             client.connect()
             eventually(lambda: len(set(receiver.numbers())) == len(sent) + 10)
         eventually(lambda: sorted(receiver.numbers()) == [*sent, *range(1_000_000, 1_000_010)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_child_of_a_child(folder: Path, mode: Any) -> None:
+    """The child has no thread for its parent's file, and its own forks have none to wait for."""
+    with Client(NoOp, spool=Spool(folder / "audit-{pid}.db", mode=mode)) as client:
+        client.send(message(1))
+        assert client.flush(30)
+        pid = gevent.os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.alarm(60)  # ends it where a fork waits for ever
+                for _ in range(2):
+                    if (grandchild := os.fork()) == 0:
+                        os._exit(0)
+                    os.waitpid(grandchild, 0)
+                    client.send(message(2))
+                    assert client.flush(30)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(gevent.os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_child_adopts_what_its_parent_left(folder: Path, mode: Any) -> None:
+    """Of that file it inherited what SQLite knew when it was forked, which is not so any more."""
+    with receiving(folder) as receiver:
+        receiver.start()
+
+        def parent() -> None:
+            reading, writing = os.pipe()
+            client = Client(nobody, spool=Spool(folder / "audit-{pid}.db", mode=mode), queue_size=1)
+            send_all(client, range(5))
+            eventually(lambda: client.stats().spooled >= 4)
+            if os.fork() == 0:
+                signal.alarm(120)
+                os.close(writing)
+                os.read(reading, 1)  # until the parent is dead
+                child()
+            assert client.close(0) == []
+            client = Client(nobody, spool=Spool(folder / "audit-{pid}.db", mode=mode), queue_size=1)
+            send_all(client, range(5, 25))
+            eventually(lambda: client.stats().adopted == 5 and client.stats().spooled >= 23)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def child() -> None:
+            try:
+                heir = client_of(receiver, Spool(folder / "audit-{pid}.db", mode=mode))
+                heir.connect(30)
+                eventually(lambda: heir.stats().adopted >= 23)
+                heir.flush(30)
+                heir.close()
+            finally:
+                os._exit(0)
+
+        pid = gevent.os.fork()
+        if pid == 0:
+            try:
+                parent()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(gevent.os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        eventually(lambda: len(set(receiver.numbers())) >= 24, "all that were on disk")
+        assert set(receiver.numbers()) >= set(range(5)) | set(range(6, 25))
+        eventually(lambda: not list(folder.glob("audit-*")), "the child is done")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -523,6 +523,26 @@ def test_what_closing_kept_when_its_thread_ended_is_kept_once(folder: Path, monk
     assert (stats.accepted, stats.kept, stats.dropped, stats.spool_failures) == (5, 5, 0, 0)
 
 
+def test_closing_at_the_instant_of_the_first_send_from_another_thread() -> None:
+    """It is refused, or handed back; here another thread runs just before the door is shut."""
+
+    def broken() -> NoOp:
+        raise OSError("no agent")
+
+    client = Client(broken)
+    shut, done = client._inbox.close, []
+
+    def send_and_shut(why: str) -> None:
+        if not done:
+            done.append(NativeThread(lambda: client.send(message(1))).get())
+        shut(why)
+
+    client._inbox.close = send_and_shut  # type: ignore[method-assign]
+    assert client.close(0.0) == [message(1)]
+    stats = client.stats()
+    assert (stats.accepted, stats.queued, stats.dropped) == (1, 0, 1)
+
+
 def test_an_interrupted_close_from_another_thread_hands_back_later() -> None:
     def broken() -> NoOp:
         raise OSError("no agent")
