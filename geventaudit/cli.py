@@ -29,7 +29,7 @@ from .demo import demo
 from .doctor import Outcome, examine
 from .errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
 from .json_schema import json_schema
-from .lines import followed, lines
+from .lines import MAX_LINE_BYTES, followed, lines
 from .records import Msg, OperationResult
 from .schemas import MsgSchema, by_record, service_tree_uuid
 from .shown import json_of, line_of, printable
@@ -112,10 +112,16 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
         "receive records and print them",
         """\
   geventaudit listen --unix /tmp/audit.sock
-  geventaudit listen --tcp 127.0.0.1:24224 --output records.jsonl""",
+  geventaudit listen --tcp 127.0.0.1:24224 --output received.jsonl""",
     )
     file(_add_address(listen, "listen on"))
-    file(listen.add_argument("--output", metavar="FILE.jsonl", help="append each record to this file, as a JSON line"))
+    file(
+        listen.add_argument(
+            "--output",
+            metavar="FILE.jsonl",
+            help="append each record to this file, as a JSON line for reading: send and check refuse its Time",
+        )
+    )
 
     send = command(
         "send",
@@ -131,8 +137,8 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
     send.add_argument(
         "--follow",
         action="store_true",
-        help="go on with what is appended to FILE, from its beginning on, also when another takes its place; waits for "
-        "as long as the agent is away; ends by SIGINT or SIGTERM",
+        help="go on with what is appended to FILE, which must exist, from its beginning on, also when another takes "
+        "its place; waits for as long as the agent is away; ends by SIGINT or SIGTERM",
     )
     send.add_argument(
         "--service-tree-id", metavar="UUID", type=_service_tree_id, help="the service that the records are of"
@@ -329,7 +335,7 @@ class _Tally:
         It ends where there is no room: each line that follows would wait as long, and leave a gap.
         """
         for self.line, line in numbered:
-            if line.strip():
+            if line.strip() or len(line) > MAX_LINE_BYTES:
                 self.begun += 1
                 try:
                     use(_parsed(line))
@@ -345,6 +351,8 @@ class _Tally:
 
 
 def _parsed(line: bytes) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise ValidationError({"_schema": [f"longer than {MAX_LINE_BYTES} bytes"]})
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -355,7 +363,19 @@ def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
     try:
         yield from followed(path) if follow else lines(path)
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+        raise _cannot_read(path, error) from None
+
+
+def _check_readable(path: str) -> None:
+    try:
+        if path != "-" and not stat.S_ISFIFO(os.stat(path).st_mode):  # whose writer would see it opened, and closed
+            open(path, "rb").close()
+    except OSError as error:
+        raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: str, error: OSError) -> CommandError:
+    return CommandError(f"cannot read {path}: {error.strerror or error}")
 
 
 def _bytes_read(path: str) -> Progress:
@@ -394,6 +414,7 @@ def _send(arguments: argparse.Namespace) -> int:
     def send(message: Any) -> None:
         client.send(message, timeout=None if arguments.follow else arguments.timeout)
 
+    _check_readable(arguments.file)  # before anybody waits for the agent
     client = Client(factory, service_tree_id=arguments.service_tree_id, backoff=Backoff(initial=0.1, maximum=5.0))
     tally = _Tally()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from gevent.os import tp_read
 from helpers import eventually, free_port, mapping
 
 from geventaudit import Msg, __version__
+from geventaudit import lines as file_lines
 from geventaudit.agent import Agent
 
 GOOD = {"Type": "ControlPlane", "Record": mapping()}
@@ -113,6 +115,33 @@ def test_check_refuses_what_is_too_long_to_be_sent(folder: Path) -> None:
     assert err.startswith("line 1: must fit into a frame of 1048576 bytes, takes ")
 
 
+def test_a_line_of_any_length_is_refused_and_the_next_is_read(folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_bytes(lines(GOOD))
+    with open(file, "r+b") as holes:
+        holes.truncate(50 << 20)  # zeros that take no place
+        holes.seek(0, os.SEEK_END)
+        holes.write(b"\n" + lines(GOOD, BAD) + b" " * ((16 << 20) + 1) + b"x")
+    status, out, err = run("check", str(file))
+    assert (status, out) == (1, "2 valid, 3 refused\n")
+    assert err.splitlines() == [
+        "line 2: longer than 16777216 bytes",
+        "line 4: OperationName: must not be empty",
+        "line 5: longer than 16777216 bytes",
+    ]
+
+
+@pytest.mark.parametrize("read", [file_lines.lines, file_lines.followed])
+def test_no_more_than_the_bound_is_held_of_a_line(read: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_lines, "MAX_LINE_BYTES", 10)
+    file = folder / "lines"
+    exactly, longer, much_longer, last = b"123456789\n", b"1234567890\n", b"x" * 75 + b"\n", b"end\n"
+    file.write_bytes(exactly + longer + much_longer + b"\n" + much_longer[2:] + last)
+    expected = [(1, exactly), (2, longer), (3, b"x" * 11), (4, b"\n"), (5, b"x" * 11), (6, last)]
+    with contextlib.closing(read(str(file))) as got:
+        assert list(itertools.islice(got, 6)) == expected
+
+
 def test_over_tcp() -> None:
     port = free_port()
     with command("listen", "--tcp", f"127.0.0.1:{port}") as listening:
@@ -152,7 +181,10 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         (["listen", "--unix", "a", "--tcp", "h:1"], "not allowed with"),
         (["listen", "--unix", "unused.sock", "--output", "/nonexistent/x"], "cannot write /nonexistent/x"),
         (["send"], "FILE"),
-        (["send", "/nonexistent", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
+        (["send", "-", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
+        (["send", "/nonexistent", "--unix", "unused.sock"], "cannot read /nonexistent: No such file or directory"),
+        (["send", "/", "--unix", "unused.sock"], "cannot read /: Is a directory"),
+        (["send", "--follow", "/nonexistent", "--unix", "unused.sock"], "cannot read /nonexistent: No such file"),
         (["send", "-", "--tcp", "127.0.0.1:1"], "tcp:127.0.0.1:1: could not connect: Connection refused"),
         (["send", "-", "--timeout", "soon"], "must be a number of seconds, got 'soon'"),
         (
@@ -418,6 +450,26 @@ def test_follow_ends_with_a_pipe(socket_path: str, folder: Path) -> None:
         (folder / "pipe").write_bytes(numbered(1, 2, 3))
         out, err = following.communicate(timeout=30)
     assert (following.returncode, out, err) == (0, b"3 delivered, 0 not delivered, 0 refused\n", b"")
+
+
+def test_follow_skips_the_rest_of_a_line_that_is_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before it ends, and what comes of it later is not taken for a line."""
+    monkeypatch.setattr(file_lines, "MAX_LINE_BYTES", 10)
+    file = folder / "lines"
+    file.write_bytes(b"x" * 25)
+    with contextlib.closing(file_lines.followed(str(file))) as got, open(file, "ab") as writer:
+        assert next(got) == (1, b"x" * 11)
+        writer.write(b"yy\ngood\n" + b"z" * 25)
+        writer.flush()
+        assert next(got) == (2, b"good\n")
+        assert next(got) == (3, b"z" * 11)
+        os.rename(file, folder / "lines.1")
+        file.write_bytes(b"other\n")
+        assert next(got) == (1, b"other\n"), "and the end of the old file is no line either"
+        file.write_bytes(b"other\n" + b"w" * 25)
+        assert next(got) == (2, b"w" * 11)
+        file.write_bytes(b"cut\n")
+        assert next(got) == (1, b"cut\n"), "nor is a file that was cut in such a line"
 
 
 def test_follow_needs_its_file(socket_path: str) -> None:
