@@ -191,7 +191,8 @@ def _connection(connect: Callable[[bool], DomainSocket | TCP], timeout: float) -
             yield Finding(
                 Outcome.NOTE,
                 f"it acknowledged nothing in {timeout} s",
-                "leave require_ack off, as it is by default, or use an agent that acknowledges (Fluent Bit, Fluentd)",
+                "leave require_ack off, as it is by default, or use an agent that acknowledges (Fluent Bit; Fluentd "
+                "and Vector over TCP only)",
             )
 
 
