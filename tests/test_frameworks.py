@@ -250,6 +250,25 @@ def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:
     assert not kept
 
 
+@pytest.mark.parametrize(
+    ("extra", "package"),
+    [
+        ("django", "django"),
+        ("flask", "flask"),
+        ("locust", "locust"),
+        ("opentelemetry", "opentelemetry"),
+        ("prometheus", "prometheus_client"),
+    ],
+)
+def test_an_integration_without_its_package_names_the_extra(extra: str, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; import geventaudit.integrations.{extra}"
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"ModuleNotFoundError: geventaudit.integrations.{extra} needs {package}: pip install 'geventaudit[{extra}]'\n"
+    )
+
+
 def test_django_users_and_sessions() -> None:
     """Who is signed in is told where the view asked for it; elsewhere neither a query nor ``Vary: Cookie`` is made."""
     program = Path(__file__).parent / "django_program.py"

@@ -24,10 +24,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from django.contrib.auth.signals import user_logged_out
-from django.core.signals import got_request_exception
-from django.http import HttpRequest, HttpResponseBase
-from django.utils.functional import LazyObject, empty
+try:
+    from django.contrib.auth.signals import user_logged_out
+    from django.core.signals import got_request_exception
+    from django.http import HttpRequest, HttpResponseBase
+    from django.utils.functional import LazyObject, empty
+except ModuleNotFoundError as error:
+    needs = "geventaudit.integrations.django needs django: pip install 'geventaudit[django]'"
+    raise ModuleNotFoundError(needs) from error
 
 from .wsgi import FACTS_KEY, RequestFacts, facts_of
 

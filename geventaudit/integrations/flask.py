@@ -20,7 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, got_request_exception, request, request_started
+try:
+    from flask import Flask, got_request_exception, request, request_started
+except ModuleNotFoundError as error:
+    needs = "geventaudit.integrations.flask needs flask: pip install 'geventaudit[flask]'"
+    raise ModuleNotFoundError(needs) from error
 
 from geventaudit import BaseClient, Client
 

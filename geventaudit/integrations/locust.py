@@ -26,9 +26,14 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import gevent
-from locust import User
-from locust.env import Environment
-from locust.exception import StopTest
+
+try:
+    from locust import User
+    from locust.env import Environment
+    from locust.exception import StopTest
+except ModuleNotFoundError as error:
+    needs = "geventaudit.integrations.locust needs locust: pip install 'geventaudit[locust]'"
+    raise ModuleNotFoundError(needs) from error
 
 from geventaudit import TCP, AuditError, Client, Connection, ConnectionFailedError, DomainSocket, Msg
 

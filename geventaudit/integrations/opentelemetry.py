@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+except ModuleNotFoundError as error:
+    needs = "geventaudit.integrations.opentelemetry needs opentelemetry: pip install 'geventaudit[opentelemetry]'"
+    raise ModuleNotFoundError(needs) from error
 
 from geventaudit import BaseClient, Client, Msg, Record, __version__
 from geventaudit.integrations.metrics import COUNTERS, GAUGES, Metric

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as error:
+    needs = "geventaudit.integrations.prometheus needs prometheus_client: pip install 'geventaudit[prometheus]'"
+    raise ModuleNotFoundError(needs) from error
 
 from geventaudit import BaseClient, Client
 from geventaudit.integrations.metrics import COUNTERS, GAUGES
