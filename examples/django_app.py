@@ -48,5 +48,5 @@ urlpatterns = [
     path("broken", broken),
 ]
 
-client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET")))
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None))
 application = AuditMiddleware(get_wsgi_application(), client, trusted_proxies=["127.0.0.1"])

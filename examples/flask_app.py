@@ -16,7 +16,7 @@ from flask import Flask, Response, abort, g, request
 import geventaudit
 from geventaudit.integrations.flask import Audit
 
-client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET")))
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None))
 app = Flask(__name__)
 Audit(
     client,
