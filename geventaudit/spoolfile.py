@@ -125,6 +125,11 @@ class SpoolFile:
         """Whether it is."""
         return self._db is not None
 
+    @property
+    def is_put_aside(self) -> bool:
+        """Whether a damaged file is under another name, and not all of it is here yet: :meth:`set_aside` goes on."""
+        return self._aside is not None
+
     def open(self) -> None:
         """Claim the file, and make it where there is none.
 

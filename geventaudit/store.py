@@ -352,7 +352,7 @@ class Store:
             removed = not os.path.exists(self._path)
             lost_on_disk = removed or is_damage(error) or bool(self._again) or not (self._ready or self._error is None)
             self.unkept = [frame for (_, size), frame in in_memory if lost_on_disk or not size] + tail
-            lost = self._unread if removed else 0
+            lost = self._unread if removed or (self._file is not None and self._file.is_put_aside) else 0
             self._counters.dropped += lost
             self._counters.kept += undelivered - len(self.unkept) - lost
         self._unread = 0
@@ -685,13 +685,17 @@ class Store:
         file = self._sure_file()
         count = None
         try:
-            try:
-                if not file.is_open:
-                    file.open()
-                file.write(rows, self._forget, known=True)
-            except Exception as error:
-                if not is_damage(error):
-                    raise
+            damaged = file.is_put_aside
+            if not damaged:
+                try:
+                    if not file.is_open:
+                        file.open()
+                    file.write(rows, self._forget, known=True)
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    damaged = True
+            if damaged:
                 file.set_aside(self._cursor)
                 file.write(rows, self._forget, known=True)
                 count, _, _ = file.measure(-1)

@@ -1028,6 +1028,44 @@ def test_always_without_an_agent_needs_no_other_greenlet(folder: Path) -> None:
         assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.parametrize("times", [1, 1000])
+def test_closing_before_all_is_taken_from_a_damaged_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It was put aside, and the disk had no room for what was to be saved of it."""
+    client = Client(nobody, spool=Spool(folder / "s.db"), queue_size=1)
+    send_all(client, range(10))
+    eventually(lambda: client.stats().spooled == 9)
+    take, failures = SpoolFile._take_from, 0
+
+    def damaged(*arguments: Any, **options: Any) -> bool:
+        patch.undo()
+        raise spoolfile._DamagedError("found while writing")
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        nonlocal failures
+        failures += 1
+        if failures > times:
+            return take(*arguments, **options)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(SpoolFile, "_take_from", full)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(SpoolFile, "write", damaged)
+    client.send(message(10))
+    eventually(lambda: failures)
+    eventually(lambda: told(client, NotificationKind.SPOOL_FAILED))
+    left = client.close(0.0)
+    stats = client.stats()
+    assert (stats.accepted, stats.kept + stats.dropped) == (11, 11)
+    kept = {wire.decode(row[2])[0].record.custom_data["n"] for row in rows(folder / "s.db")}  # type: ignore[union-attr]
+    if times == 1:
+        assert (stats.kept, left, kept) == (11, [], set(range(11)))
+    else:
+        assert (stats.kept, kept) == (0, set())
+        assert {each.record.custom_data["n"] for each in left} >= {10}
+
+
 # -- this process, and others ------------------------------------------------------------------------------------------
 
 
