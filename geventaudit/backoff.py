@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from .errors import show
+
 __all__ = ["Backoff"]
 
 
@@ -14,7 +16,7 @@ class Backoff:
     :param maximum: seconds that no delay exceeds.
     :param multiplier: by which each delay is longer than the one before; at least 1.
     :param jitter: the part of a delay by which chance may shorten or lengthen it; 0 to 1.
-    :raises ValueError: for anything else.
+    :raises ValueError, TypeError: for anything else.
     """
 
     __slots__ = ("initial", "jitter", "maximum", "multiplier")
@@ -22,6 +24,11 @@ class Backoff:
     def __init__(
         self, initial: float = 1.0, maximum: float = 60.0, multiplier: float = 2.0, jitter: float = 0.5
     ) -> None:
+        for name, number in (
+            ("initial", initial), ("maximum", maximum), ("multiplier", multiplier), ("jitter", jitter)
+        ):  # fmt: skip
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise TypeError(f"{name} must be a number, got {show(number)}")
         if not 0 < initial <= maximum < float("inf"):
             raise ValueError(f"initial must be above 0 and at most maximum, got {initial} and {maximum}")
         if not 1 <= multiplier < float("inf"):

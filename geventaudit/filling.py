@@ -14,6 +14,7 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 from . import native
+from .errors import show
 from .records import (
     CallerIdentity,
     CallerIdentityType,
@@ -56,7 +57,11 @@ def fill_unknown(record: Record) -> Record:
 
     ``custom_data["filled_unknown"]`` lists the fields that were filled: ``["CallerIpAddress", "CallerAccessLevels"]``.
     What is there and wrong stays as it is, for the rules to refuse.
+
+    :raises TypeError: *record* is no Record.
     """
+    if not isinstance(record, Record):
+        raise TypeError(f"record must be a Record (of a Msg, its record), got {show(record)}")
     changes: dict[str, Any] = {}
     filled: list[str] = []
     for name, path in _TEXTS:

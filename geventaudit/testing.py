@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tempfile
 import time
@@ -101,8 +102,11 @@ class AuditAgent:
 
         :param timeout: seconds.
         :raises AssertionError: fewer arrived in that time; it says which, and what was refused.
+        :raises TypeError, ValueError: for a count or a time that is none.
         """
         __tracebackhide__ = True
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count must be a whole number of records, got {show(count)}")
         if self._wait(lambda: len(self.messages) >= count, timeout):
             return self.messages
         raise AssertionError(f"{len(self.messages)} of {count} records arrived within {timeout} s{self._told()}")
@@ -115,7 +119,7 @@ class AuditAgent:
             mapping (``custom_data={"ticket": 4711}``), only what is given is looked at; all else must be equal, with
             categories and access levels in any order.
         :raises AssertionError: there is none in that time; it shows what is different in the nearest.
-        :raises TypeError: for a name that is not a field of a record.
+        :raises TypeError, ValueError: for a name that is not a field of a record, and for a time that is none.
         """
         __tracebackhide__ = True
         if strange := set(fields) - {*_NAMES, "audit_type"}:
@@ -134,6 +138,11 @@ class AuditAgent:
         )
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+        __tracebackhide__ = True
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be a number of seconds, got {show(timeout)}")
+        if math.isnan(timeout):  # nothing would ever be beyond it
+            raise ValueError("timeout must be a number of seconds, got nan")
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:

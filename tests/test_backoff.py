@@ -38,3 +38,10 @@ def test_jitter_spreads_and_never_exceeds() -> None:
 def test_parameters_that_make_no_sense(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(parameters))):
         Backoff(**parameters)
+
+
+@pytest.mark.parametrize("name", ["initial", "maximum", "multiplier", "jitter"])
+@pytest.mark.parametrize("value", ["x", None, True])
+def test_parameters_that_are_no_numbers(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number, got {value!r}$"):
+        Backoff(**{name: value})

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from helpers import record
+from helpers import message, record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,6 +119,12 @@ def test_what_is_wrong_stays_for_the_rules_to_refuse(changes: dict[str, Any]) ->
     assert fill_unknown(wrong) is wrong
     with pytest.raises(ValidationError):
         RULES.load(wrong)
+
+
+@pytest.mark.parametrize("value", [message(), {}, None, "x"])
+def test_it_takes_a_record(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^record must be a Record \(of a Msg, its record\), got "):
+        fill_unknown(value)
 
 
 texts = st.sampled_from(["", "x", "Reader"])

@@ -248,6 +248,18 @@ def test_an_error_of_the_agent_is_raised_where_it_was_asked() -> None:
     assert not os.path.exists(os.path.dirname(address))
 
 
+def test_counts_and_times_that_are_none(audit_agent: AuditAgent) -> None:
+    for count in ("2", 2.0, True, None):
+        with pytest.raises(TypeError, match=f"^count must be a whole number of records, got {count!r}$"):
+            audit_agent.wait_for(count)  # type: ignore[arg-type]
+    for timeout in ("2", None):
+        with pytest.raises(TypeError, match=f"^timeout must be a number of seconds, got {timeout!r}$"):
+            audit_agent.wait_for(1, timeout)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^timeout must be a number of seconds, got nan$"):
+        audit_agent.assert_received(timeout=float("nan"))
+    assert audit_agent.wait_for(0, timeout=0) == []
+
+
 def test_it_needs_a_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     import tempfile
 
