@@ -22,6 +22,7 @@ from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from .connections import check_context, check_seconds, checked_address
 from .errors import FrameError, ValidationError, logger, show
 from .handshake import AgentSide, HandshakeError, check_secret
 from .records import AuditType, Diagnostic, Heartbeat, Msg
@@ -122,6 +123,7 @@ class Agent:
     :param max_connections: more are closed at once.
     :param stall_timeout: seconds that a connection may take for TLS and handshake, and to complete a frame that it has
         begun; one that sends nothing between frames may take for ever.
+    :raises ValueError, TypeError: for parameters that cannot be.
     """
 
     def __init__(
@@ -138,6 +140,13 @@ class Agent:
         max_connections: int = 10_000,
         stall_timeout: float = 30.0,
     ) -> None:
+        self.address: str | tuple[str, int] = _checked(address)
+        if not callable(on_message):
+            raise TypeError(f"on_message must be callable, got {show(on_message)}: pass a function of a message")
+        if on_refused is not None and not callable(on_refused):
+            raise TypeError(f"on_refused must be callable, got {show(on_refused)}: pass a function of what is refused")
+        check_context(ssl)
+        check_seconds("stall_timeout", stall_timeout)
         if users is not None and shared_key is None:
             raise ValueError("users are part of the handshake: give shared_key too")
         if shared_key is not None:
@@ -151,7 +160,6 @@ class Agent:
         self._max_connections = max_connections
         self._stall_timeout = stall_timeout
         self._unfinished = 0  # bytes of frames that are not complete, over all connections
-        self.address: str | tuple[str, int] = address if isinstance(address, tuple) else os.fspath(address)
         self._on_message = on_message
         self._on_refused = on_refused
         self._schema = MsgSchema(record=schema)
@@ -445,6 +453,14 @@ class _Turn:
             except gevent.GreenletExit as killed:
                 self.killed = killed
             self._over = time.monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
+
+
+def _checked(address: object) -> str | tuple[str, int]:
+    if isinstance(address, tuple):
+        return checked_address(address, lowest_port=0)
+    if isinstance(address, str | os.PathLike):
+        return os.fspath(address)
+    raise TypeError(f"address must be the path of a socket, or a tuple of host and port, got {show(address)}")
 
 
 def _hostname() -> str:

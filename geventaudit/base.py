@@ -7,7 +7,7 @@ from typing import cast
 from gevent.event import Event
 
 from . import wire
-from .connections import Connection, let_go
+from .connections import Connection, check_connection, let_go
 from .errors import ClientClosedError, ConnectionFailedError
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
@@ -44,6 +44,7 @@ class BaseClient(Pipeline):
         datetimes: wire.Datetimes = "extension",
         before_send: BeforeSend | None = None,
     ) -> None:
+        _check(connection)
         super().__init__(
             service_tree_id=service_tree_id,
             queue_size=queue_size,
@@ -83,7 +84,9 @@ class BaseClient(Pipeline):
         """Go on with another open connection: what is undelivered (and was not recovered) goes first.
 
         :raises ClientClosedError: the client is closing or closed; *connection* is closed too.
+        :raises TypeError: *connection* is none.
         """
+        _check(connection)
         if self._state not in (State.NEW, State.RUNNING):
             connection.close()
             raise ClientClosedError(f"the client is {self._state.value}")
@@ -134,3 +137,7 @@ class BaseClient(Pipeline):
 
     def _is_beyond_help(self) -> bool:
         return self._error is not None
+
+
+def _check(connection: Connection) -> None:
+    check_connection(connection, "connection must be", "; a factory is for Client")

@@ -9,7 +9,7 @@ import gevent
 
 from . import wire
 from .backoff import Backoff
-from .connections import Connection
+from .connections import Connection, check_connection
 from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
 from .native import thread_ident
 from .notifications import NotificationKind
@@ -141,8 +141,7 @@ class Client(Pipeline):
         def call() -> Connection | BaseException:
             try:
                 connection = self._factory()
-                if not isinstance(connection, Connection):
-                    raise TypeError(f"the factory must return an open connection, returned {show(connection)}")
+                check_connection(connection, "the factory must return")
             except BaseException as error:
                 return error
             if not wanted:  # the factory has swallowed the kill
@@ -154,7 +153,7 @@ class Client(Pipeline):
             return attempt.get()
         except BaseException:
             wanted = False
-            if attempt.ready() and isinstance(attempt.value, Connection):
+            if attempt.ready() and not isinstance(attempt.value, BaseException | None):
                 attempt.value.close()
             attempt.kill()
             raise

@@ -47,6 +47,8 @@ _MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/defau
 
 _HELO_SECONDS = 0.05  # at the least; three times what connecting took, where that is more
 _MAX_LINKS = 40  # as the kernel's
+_MAX_PORT = 65535
+_MEMBERS = ("name", "write", "delivered", "wait_broken", "close")  # of a Connection
 _HELO = pack(["HELO", 0])[:-1]
 
 
@@ -277,15 +279,54 @@ def _is_ours(error: OSError) -> bool:
     return isinstance(error, TimeoutError) and error.errno is None
 
 
-def _check_timeouts(timeout: float | None, write_timeout: float | None) -> None:
-    for name, seconds in (("timeout", timeout), ("write_timeout", write_timeout)):
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise ValueError(f"{name} must be above 0 seconds, or None for ever, got {seconds}")
+def check_connection(candidate: object, must: str, hint: str = "") -> None:
+    """Refuse what is no connection; *must* says who had to give one.
+
+    A class has all that its instances have, so it would do by its attributes alone.
+
+    :raises TypeError: it is none; it names what is missing.
+    """
+    if isinstance(candidate, type):
+        raise TypeError(f"{must} a Connection, got the class {candidate.__name__}, not an instance: call it")
+    missing = [name for name in _MEMBERS if not hasattr(candidate, name)]
+    if missing:
+        raise TypeError(f"{must} a Connection, got {show(candidate)}, which has no {', '.join(missing)}{hint}")
 
 
-def _checked_address(address: object) -> tuple[str, int]:
+def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
+    """Refuse what is no time to wait.
+
+    :raises TypeError, ValueError: it is no number, or not above 0.
+    """
+    if or_none and seconds is None:
+        return
+    right = f"{name} must be a number of seconds above 0{', or None for ever' if or_none else ''}"
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{right}, got {show(seconds)}")
+    if not seconds > 0 or (or_none and seconds == float("inf")):  # NaN is not above anything
+        raise ValueError(f"{right}, got {show(seconds)}")
+
+
+def check_context(ssl: object) -> None:
+    """Refuse what cannot speak TLS. A context that was made before patching can, too.
+
+    :raises TypeError: it is neither an SSLContext nor None.
+    """
+    if ssl is not None and not isinstance(ssl, native.original("ssl", "SSLContext")):
+        raise TypeError(f"ssl must be an ssl.SSLContext, got {show(ssl)}")
+
+
+def checked_address(address: object, lowest_port: int = 1) -> tuple[str, int]:
+    """Host and port.
+
+    :raises TypeError, ValueError: they are none.
+    """
     match address:
         case (str() as host, int() as port):
+            if isinstance(port, bool) or not lowest_port <= port <= _MAX_PORT:
+                raise ValueError(
+                    f"the port in address must be a whole number from {lowest_port} to {_MAX_PORT}, got {show(port)}"
+                )
             return host, port
         case str():
             example = "('agent.example.com', 24224) and not 'agent.example.com:24224'"
@@ -369,10 +410,9 @@ class Acks(NamedTuple):
 
 
 def _acks(require_ack: bool, ack_timeout: float, batch_records: int) -> Acks | None:
-    if not ack_timeout > 0:
-        raise ValueError(f"ack_timeout must be above 0 seconds, got {ack_timeout}")
-    if batch_records < 1:
-        raise ValueError(f"batch_records must be at least 1, got {batch_records}")
+    check_seconds("ack_timeout", ack_timeout)
+    if isinstance(batch_records, bool) or not isinstance(batch_records, int) or batch_records < 1:
+        raise ValueError(f"batch_records must be a whole number of at least 1, got {show(batch_records)}")
     return Acks(ack_timeout, batch_records) if require_ack else None
 
 
@@ -407,10 +447,17 @@ class DomainSocket(_SocketConnection):
         peer_uid: int | None = None,
         strict: bool = False,
     ) -> None:
-        _check_timeouts(timeout, write_timeout)
+        check_seconds("timeout", timeout, or_none=True)
+        check_seconds("write_timeout", write_timeout, or_none=True)
         acks = _acks(require_ack, ack_timeout, batch_records)
         if not isinstance(path, str | os.PathLike | None):
             raise TypeError(f"path must be text or a Path, such as {_MDSD_SOCKETS[0]!r}, got {show(path)}")
+        if path == "":
+            raise ValueError(f"path must not be empty: give the agent's socket, such as {_MDSD_SOCKETS[0]!r}")
+        if peer_uid is not None and (isinstance(peer_uid, bool) or not isinstance(peer_uid, int) or peer_uid < 0):
+            raise TypeError(
+                f"peer_uid must be the number of a user, such as pwd.getpwnam(name).pw_uid, got {show(peer_uid)}"
+            )
         self.path = usual_path() if path is None else os.fspath(path)
         sock = _new_socket(_constants.AF_UNIX)
         try:
@@ -471,14 +518,18 @@ class TCP(_SocketConnection):
         username: str = "",
         password: str = "",
     ) -> None:
-        _check_timeouts(timeout, write_timeout)
+        check_seconds("timeout", timeout, or_none=True)
+        check_seconds("write_timeout", write_timeout, or_none=True)
         acks = _acks(require_ack, ack_timeout, batch_records)
+        check_context(ssl)
+        if server_hostname and ssl is None:
+            raise ValueError(f"server_hostname is the name in a certificate, got {show(server_hostname)}: give ssl too")
         if username and shared_key is None:
             raise ValueError("username and password are part of the handshake: give shared_key too")
         if shared_key is not None:
             for name, secret in (("shared_key", shared_key), ("username", username), ("password", password)):
                 check_secret(name, secret)
-        host, port = _checked_address(address)
+        host, port = checked_address(address)
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         sock: Any = None
         began = time.monotonic()
@@ -520,7 +571,7 @@ class TCP(_SocketConnection):
                 sock.close()
             if error is limit:
                 raise ConnectionFailedError(f"{where}: could not connect: not within {timeout} seconds") from None
-            if isinstance(error, OSError | ValueError | OverflowError):  # the latter: names and ports that cannot be
+            if isinstance(error, OSError | ValueError):  # ValueError: names that cannot be
                 reason = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or error
                 raise ConnectionFailedError(f"{where}: could not connect: {reason}") from error
             raise

@@ -242,6 +242,35 @@ def test_a_path_that_is_empty() -> None:
         Agent("", print).start()
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 1 << 40, True])
+def test_ports_that_cannot_be(port: int) -> None:
+    with pytest.raises(ValueError, match=r"^the port in address must be a whole number from 0 to 65535, got "):
+        Agent(("127.0.0.1", port), print)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"address": 5}, "address must be the path of a socket, or a tuple of host and port, got 5"),
+        ({"address": b"/run/s"}, "address must be the path of a socket, or a tuple of host and port, got b'/run/s'"),
+        ({"address": ("localhost",)}, r"address must be a host name and a port number, .* got \('localhost',\)"),
+        ({"on_message": None}, "on_message must be callable, got None: pass a function"),
+        ({"on_refused": 5}, "on_refused must be callable, got 5: pass a function"),
+        ({"ssl": True}, "ssl must be an ssl.SSLContext, got True"),
+        ({"stall_timeout": "5"}, "stall_timeout must be a number of seconds above 0, got '5'"),
+        ({"stall_timeout": None}, "stall_timeout must be a number of seconds above 0, got None"),
+    ],
+)
+def test_parameters_of_another_kind(parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=f"^{words}"):
+        Agent(**{"address": "unused", "on_message": print, **parameters})
+
+
+def test_a_path_object(folder: Path) -> None:
+    with Agent(folder / "s", print) as agent:
+        assert agent.address == str(folder / "s")
+
+
 def test_the_socket_file(socket_path: str, folder: Path) -> None:
     left_behind = std_socket.socket(std_socket.AF_UNIX)
     left_behind.bind(socket_path)

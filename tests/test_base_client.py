@@ -152,6 +152,26 @@ def test_heartbeats_are_never_handed_back(agent: Agent, got: list[Received], soc
         assert client.recover() == []
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "got None, which has no name, write, delivered, wait_broken, close; a factory is for Client"),
+        (lambda: NoOp(), "got <function .*, which has no name, write, .*; a factory is for Client"),
+        (DomainSocket, "got the class DomainSocket, not an instance: call it"),
+    ],
+)
+def test_what_is_no_connection(given: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=f"^connection must be a Connection, {words}$"):
+        BaseClient(given)
+    with BaseClient(NoOp()) as client:
+        with pytest.raises(TypeError, match=f"^connection must be a Connection, {words}$"):
+            client.reset(given)
+        client.send(message(1))
+        assert client.flush(10), "the connection that it has is as it was"
+    with pytest.raises(TypeError, match=r"^connection must be a Connection"):
+        client.reset(given)
+
+
 def test_closing(agent: Agent, socket_path: str) -> None:
     before = descriptors()
     connection = DomainSocket(socket_path)

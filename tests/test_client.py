@@ -341,6 +341,19 @@ def test_a_connection_instead_of_a_factory() -> None:
         Client(connection)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (DomainSocket, "got the class DomainSocket, not an instance: call it"),
+        (None, "got None, which has no name, write, delivered, wait_broken, close"),
+    ],
+)
+def test_a_factory_that_makes_no_connection(made: Any, words: str) -> None:
+    with Client(lambda: made, backoff=QUICK) as client, pytest.raises(ConnectionFailedError) as caught:
+        client.connect(timeout=0.2)
+    assert f"the factory must return a Connection, {words}" in str(caught.value)
+
+
 class Uncommon(BaseException):
     """No Exception."""
 
@@ -354,6 +367,7 @@ def raising(error: BaseException) -> Any:
     [
         lambda: None,
         lambda: "not a connection",
+        lambda: DomainSocket,
         lambda: (_ for _ in ()).throw(ZeroDivisionError("x")),
         lambda: (_ for _ in ()).throw(gevent.Timeout(1)),
         lambda: (_ for _ in ()).throw(ConnectionFailedError("x")),

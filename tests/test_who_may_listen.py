@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import ssl
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import gevent
 import msgpack
 import pytest
 import trustme
-from gevent import socket
+from gevent import socket, subprocess
 from gevent.event import Event
 from helpers import eventually, message
 
@@ -162,6 +163,30 @@ def test_a_certificate_of_another_host(authority: trustme.CA, got: list[Received
         with pytest.raises(ConnectionFailedError, match="Hostname mismatch"):
             TCP(("localhost", port_of(agent)), ssl=client_context(authority))
         TCP(("localhost", port_of(agent)), ssl=client_context(authority), server_hostname="elsewhere.example").close()
+
+
+@pytest.mark.parametrize("value", [True, False, "context", ssl.SSLContext])
+def test_what_is_no_context(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^ssl must be an ssl\.SSLContext, got "):
+        TCP(("localhost", 1), ssl=value)
+
+
+def test_a_context_that_was_made_before_patching() -> None:
+    program = (
+        "import ssl\n"
+        "context = ssl.create_default_context()\n"
+        "import gevent.monkey, geventaudit.agent\n"
+        "gevent.monkey.patch_all()\n"
+        "assert not isinstance(context, ssl.SSLContext)\n"
+        "for each in (context, ssl.create_default_context()):\n"
+        "    geventaudit.agent.Agent('unused', print, ssl=each)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+def test_the_name_in_a_certificate_without_tls() -> None:
+    with pytest.raises(ValueError, match=r"^server_hostname is .*, got 'elsewhere.example': give ssl too"):
+        TCP(("localhost", 1), server_hostname="elsewhere.example")
 
 
 def test_client_certificates(authority: trustme.CA, got: list[Received]) -> None:
