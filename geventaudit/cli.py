@@ -221,7 +221,8 @@ def _add_address(
     parser: argparse.ArgumentParser, what: str, path: Callable[[str], str] = _socket_path
 ) -> argparse.Action:
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--tcp", metavar="HOST:PORT", type=_host_and_port, help=f"{what} this TCP address")
+    address = _host_and_port if what == "listen on" else _peer
+    either.add_argument("--tcp", metavar="HOST:PORT", type=address, help=f"{what} this TCP address")
     return either.add_argument(
         "--unix", metavar="PATH", type=path, help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
     )
@@ -237,6 +238,13 @@ def _host_and_port(text: str) -> tuple[str, int]:
     except UnicodeError as error:
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:60]!r}: {error}") from None
     return host, int(port)
+
+
+def _peer(text: str) -> tuple[str, int]:
+    host, port = _host_and_port(text)
+    if not port:  # which asks for a free one, where somebody listens
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT with a port above 0, got {text!r}")
+    return host, port
 
 
 def _seconds(text: str) -> float:

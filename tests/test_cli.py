@@ -177,6 +177,8 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         (["listen", "--nonsense"], "--nonsense"),
         (["listen", "--tcp", "nowhere"], "must be HOST:PORT, got 'nowhere'"),
         (["listen", "--tcp", "h:99999"], "must be HOST:PORT"),
+        (["send", "--tcp", "h:0", "-"], "with a port above 0, got 'h:0'"),
+        (["doctor", "--tcp", "h:0"], "with a port above 0, got 'h:0'"),
         (["listen", "--unix", "/nonexistent/x.sock"], "cannot listen on /nonexistent/x.sock"),
         (["listen", "--unix", "a", "--tcp", "h:1"], "not allowed with"),
         (["listen", "--unix", "unused.sock", "--output", "/nonexistent/x"], "cannot write /nonexistent/x"),
