@@ -313,7 +313,7 @@ class Pipeline:
 
         :param timeout: seconds to wait; None for as long as it takes.
         :returns: whether it was delivered, as far as this kind of connection can know. What ``recover`` handed back is
-            the caller's, and not asked after.
+            the caller's, and not asked after; nor is, before the client closes, what had been dropped by then.
         :raises ClientClosedError: the thread that made the client has ended, or its hub was destroyed.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """

@@ -316,14 +316,15 @@ class SpoolFile:
         """The file stays the parent's."""
         for path in list(self._locks):
             self._release(path)
-        self._copies.clear()
         database, self._db = self._db, None
-        if database is not None:
+        for path in [*self._copies] if database is None else [*self._copies, self.path]:
             try:
-                status = os.stat(self.path)
+                status = os.stat(path)
                 _inherited.add((status.st_dev, status.st_ino))
             except OSError:
                 pass  # it is not there any more
+        self._copies.clear()
+        if database is not None:
             # Neither used nor closed in a child, as SQLite asks: closing could end the parent's log. So it is kept from
             # ever being collected, with its descriptors.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))

@@ -261,6 +261,8 @@ class Store:
         """For whoever was refused."""
         if self._error is not None:
             return f"and its spool cannot be used: {self._error}"
+        if not self._ready:
+            return "and its spool is still being opened: more than waits for that has no room"
         if self._tail_size() + self._bytes >= self._spool.max_bytes:
             return f"and so is its spool ({self._spool.max_bytes} bytes)"
         return "and its spool has no room for this record now"
