@@ -16,6 +16,8 @@ import os
 import weakref
 from typing import Protocol, runtime_checkable
 
+from gevent._hub_local import get_hub_if_exists
+
 from .errors import logger
 
 __all__ = ["Forkable", "Holding", "track", "tracked"]
@@ -74,6 +76,11 @@ def _in_parent() -> None:
     _held.clear()  # before any of them is let go: another thread that waits to fork holds it then
     for thing in reversed(held):
         thing.after_fork_in_parent()
+    # A child that goes on with its copy of the loop before that is initialised anew may read away what wakes this one
+    # from other threads, such as the disk's; libev would never be woken by any of them again. So the two part here.
+    hub = get_hub_if_exists()
+    if hub is not None and hub.loop is not None:
+        hub.loop.reinit()
 
 
 def _in_child() -> None:

@@ -1163,14 +1163,13 @@ def test_a_child_adopts_what_its_parent_left(folder: Path, mode: Any) -> None:
         receiver.start()
 
         def parent() -> None:
-            reading, writing = os.pipe()
+            me = os.getpid()
             client = Client(nobody, spool=Spool(folder / "audit-{pid}.db", mode=mode), queue_size=1)
             send_all(client, range(5))
             eventually(lambda: client.stats().spooled >= 4)
             if os.fork() == 0:
                 signal.alarm(120)
-                os.close(writing)
-                os.read(reading, 1)  # until the parent is dead
+                eventually(lambda: os.getppid() != me, "the parent is dead")
                 child()
             assert client.close(0) == []
             client = Client(nobody, spool=Spool(folder / "audit-{pid}.db", mode=mode), queue_size=1)
