@@ -114,7 +114,7 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit listen --unix /tmp/audit.sock
   geventaudit listen --tcp 127.0.0.1:24224 --output received.jsonl""",
     )
-    file(_add_address(listen, "listen on"))
+    file(_add_address(listen, "listen on", address=_host_and_port))
     file(
         listen.add_argument(
             "--output",
@@ -217,17 +217,6 @@ def _service_tree_id(text: str) -> str:
         raise argparse.ArgumentTypeError(f"must be a UUID and not the nil UUID, got {text!r}") from None
 
 
-def _add_address(
-    parser: argparse.ArgumentParser, what: str, path: Callable[[str], str] = _socket_path
-) -> argparse.Action:
-    either = parser.add_mutually_exclusive_group()
-    address = _host_and_port if what == "listen on" else _peer
-    either.add_argument("--tcp", metavar="HOST:PORT", type=address, help=f"{what} this TCP address")
-    return either.add_argument(
-        "--unix", metavar="PATH", type=path, help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
-    )
-
-
 def _host_and_port(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -245,6 +234,19 @@ def _peer(text: str) -> tuple[str, int]:
     if not port:  # which asks for a free one, where somebody listens
         raise argparse.ArgumentTypeError(f"must be HOST:PORT with a port above 0, got {text!r}")
     return host, port
+
+
+def _add_address(
+    parser: argparse.ArgumentParser,
+    what: str,
+    path: Callable[[str], str] = _socket_path,
+    address: Callable[[str], tuple[str, int]] = _peer,
+) -> argparse.Action:
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--tcp", metavar="HOST:PORT", type=address, help=f"{what} this TCP address")
+    return either.add_argument(
+        "--unix", metavar="PATH", type=path, help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
+    )
 
 
 def _seconds(text: str) -> float:

@@ -426,7 +426,7 @@ class DomainSocket(_SocketConnection):
     :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
     :param strict: refuse a path where a directory on the way, that of a link too, is writable for everybody and has no
         sticky bit.
-    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
+    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit does (Fluentd over TCP only).
     :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
     :param batch_records: records that may share an acknowledgement, when they are there anyway.
     :raises ValueError, TypeError: for parameters that cannot be.
