@@ -20,7 +20,7 @@ from geventaudit import (
     Record,
     TargetResource,
 )
-from geventaudit.wire import encode
+from geventaudit.encoder.encoding import encode
 
 __all__ = [
     "CALLERS",

@@ -1,14 +1,13 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-The life of a record is told by the modules in this order: ``records``, ``schemas``, ``wire``, ``compiled``,
-``connections``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``,
+The life of a record is told by the modules in this order: ``records``, ``schemas``, ``encoder``, ``compiled``,
+``transport``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``,
 ``pipeline``, ``base``, ``client``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail.
 """
 
 from .backoff import Backoff
 from .base import BaseClient
 from .client import Client
-from .connections import TCP, Connection, DomainSocket, NoOp
 from .errors import (
     AuditError,
     ClientClosedError,
@@ -38,6 +37,7 @@ from .records import (
 from .schemas import MsgSchema, RecordSchema
 from .spool import Spool
 from .stats import Stats
+from .transport.sockets import TCP, Connection, DomainSocket, NoOp
 from .version import __version__
 
 __all__ = [

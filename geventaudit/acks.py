@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 
-from .wire import AckDecoder, bundle, tag_bytes
+from .encoder.encoding import AckDecoder, bundle, tag_bytes
 
 __all__ = ["AckWindow"]
 

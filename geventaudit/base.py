@@ -6,14 +6,14 @@ from typing import cast
 
 from gevent.event import Event
 
-from . import wire
-from .connections import Connection, check_connection, let_go
+from .encoder import encoding as wire
 from .errors import ClientClosedError, ConnectionFailedError
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
 from .records import Msg
 from .schemas import RecordSchema
 from .stats import Rejection
+from .transport.sockets import Connection, check_connection, let_go
 
 __all__ = ["BaseClient"]
 

@@ -24,9 +24,9 @@ from gevent.event import Event
 from .agent import Agent, Received, Refused
 from .backoff import Backoff
 from .client import Client
-from .connections import TCP, Connection, DomainSocket, usual_path
 from .demo import demo
 from .doctor import Outcome, examine
+from .encoder.encoding import Encoder
 from .errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
 from .json_schema import json_schema
 from .lines import MAX_LINE_BYTES, followed, lines
@@ -34,8 +34,8 @@ from .records import Msg, OperationResult
 from .schemas import MsgSchema, by_record, service_tree_uuid
 from .shown import json_of, line_of, printable
 from .terminal import Colour, CommandError, Progress, coloured
+from .transport.sockets import TCP, Connection, DomainSocket, usual_path
 from .version import __version__
-from .wire import Encoder
 
 __all__ = ["main"]
 

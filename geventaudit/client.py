@@ -7,9 +7,8 @@ from typing import cast
 
 import gevent
 
-from . import wire
 from .backoff import Backoff
-from .connections import Connection, check_connection
+from .encoder import encoding as wire
 from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
 from .native import thread_ident
 from .notifications import NotificationKind
@@ -17,6 +16,7 @@ from .pipeline import BeforeSend, Pipeline, State, check_timeout
 from .records import Msg
 from .schemas import RecordSchema
 from .spool import Spool
+from .transport.sockets import Connection, check_connection
 
 __all__ = ["Client"]
 

@@ -22,7 +22,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeAlias
 
-from . import schemas, wire
+from . import schemas
+from .encoder import encoding as wire
 from .records import AuditType, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record, TargetResource
 from .schemas import MsgSchema, RecordSchema, fields_of_its_own, is_bare, validating_methods, ways_of_its_own
 from .values import MAX_VALUES, SCALARS, normal_form

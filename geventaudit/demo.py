@@ -15,7 +15,6 @@ import gevent
 from .agent import Agent, Received
 from .backoff import Backoff
 from .client import Client
-from .connections import DomainSocket
 from .records import (
     AuditType,
     CallerIdentity,
@@ -29,6 +28,7 @@ from .records import (
 )
 from .shown import line_of
 from .terminal import Progress
+from .transport.sockets import DomainSocket
 from .version import __version__
 
 __all__ = ["demo"]

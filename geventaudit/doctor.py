@@ -20,12 +20,12 @@ from enum import Enum
 
 import gevent
 
-from . import connections
-from .connections import TCP, DomainSocket, usual_path
+from .encoder.encoding import Encoder
 from .errors import ConnectionFailedError
 from .records import Heartbeat
+from .transport import sockets as connections
+from .transport.sockets import TCP, DomainSocket, usual_path
 from .version import __version__
-from .wire import Encoder
 
 __all__ = ["Finding", "Outcome", "examine"]
 

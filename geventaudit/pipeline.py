@@ -27,9 +27,9 @@ import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import fork, native, wire
+from . import fork, native
 from .compiled import Compiled
-from .connections import Connection
+from .encoder import encoding as wire
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
 from .native import thread_ident
 from .notifications import NotificationChannel, NotificationKind, Notifier
@@ -40,6 +40,7 @@ from .sender import Sender
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
 from .threads import Home, Inbox, pause
+from .transport.sockets import Connection
 from .version import __version__
 
 __all__ = ["Pipeline", "State", "check_timeout", "live_clients"]

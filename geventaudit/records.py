@@ -1,7 +1,7 @@
 """What is said: records, messages, and the enumerations they use. Plain typed data, no rules.
 
 The rules (what is required, what is refused) are in :mod:`geventaudit.schemas`; the bytes are in
-:mod:`geventaudit.wire`.
+:mod:`geventaudit.encoder.encoding`.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from gevent.event import Event
 from .agent import Agent, Received, Refused
 from .backoff import Backoff
 from .client import Client
-from .connections import DomainSocket
 from .errors import show
 from .native import start_new_thread
 from .records import Msg, Record
 from .schemas import RecordSchema
 from .threads import Home, pause
+from .transport.sockets import DomainSocket
 
 __all__ = ["AuditAgent"]
 

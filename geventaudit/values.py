@@ -4,8 +4,8 @@
 ``int``, ``float``, ``bool``, ``None``, aware UTC ``datetime`` and MessagePack's own two value types, so that a decoded
 record equals the one that was accepted. All are of exactly these types: what a subclass does in its methods it does
 here, and never while a frame is being packed. Everything else is refused with its path, and so is what would hurt to
-carry: too deep, into itself, too much. Packing itself is :mod:`geventaudit.wire`'s; only the value types of msgpack are
-known here.
+carry: too deep, into itself, too much. Packing itself is :mod:`geventaudit.encoder.encoding`'s; only the value types of
+msgpack are known here.
 """
 
 from __future__ import annotations

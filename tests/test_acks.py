@@ -25,10 +25,10 @@ from geventaudit import (
     Heartbeat,
     Msg,
     NotificationKind,
-    wire,
 )
 from geventaudit.acks import AckWindow
 from geventaudit.agent import Agent
+from geventaudit.encoder import encoding as wire
 from geventaudit.sender import MAX_WINDOW_BYTES
 
 QUICK = Backoff(initial=0.01, maximum=0.05)

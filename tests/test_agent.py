@@ -14,8 +14,9 @@ import pytest
 from gevent import socket
 from helpers import SERVICE_TREE_ID, eventually, mapping, message
 
-from geventaudit import Diagnostic, Heartbeat, Msg, RecordSchema, ValidationError, wire
+from geventaudit import Diagnostic, Heartbeat, Msg, RecordSchema, ValidationError
 from geventaudit.agent import Agent, Received, Refused
+from geventaudit.encoder import encoding as wire
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ from geventaudit import (
     TargetResource,
     ValidationError,
     schemas,
-    wire,
 )
 from geventaudit.compiled import Compiled
+from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import Encoder, Packed
 from geventaudit.schemas import TargetResourceSchema, _Text
-from geventaudit.wire import Encoder, Packed
 
 ENCODER = Encoder(SERVICE_TREE_ID)
 RULES = MsgSchema()

@@ -15,7 +15,7 @@ from gevent import socket
 from helpers import descriptors, eventually, free_port
 
 from geventaudit import TCP, Connection, ConnectionFailedError, DomainSocket, NoOp
-from geventaudit import connections as connections_module
+from geventaudit.transport import sockets as connections_module
 
 
 @pytest.fixture(params=["unix", "tcp"])

@@ -17,8 +17,9 @@ import pytest
 from gevent import socket
 from helpers import Receiver, descriptors, eventually, first_arrivals, greenlets, message, receiving
 
-from geventaudit import TCP, Backoff, Client, DomainSocket, QueueFullError, wire
+from geventaudit import TCP, Backoff, Client, DomainSocket, QueueFullError
 from geventaudit.agent import Agent
+from geventaudit.encoder import encoding as wire
 from geventaudit.sender import MAX_BATCH_BYTES
 
 QUICK = Backoff(initial=0.005, maximum=0.05)

@@ -19,10 +19,10 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from helpers import free_port
 
-from geventaudit import connections
 from geventaudit.agent import Agent
 from geventaudit.cli import main
 from geventaudit.doctor import Outcome, examine
+from geventaudit.transport import sockets as connections
 
 Setup = contextlib.AbstractContextManager[list[str]]
 

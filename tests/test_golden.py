@@ -9,7 +9,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from geventaudit import MsgSchema, RecordSchema, ValidationError, wire
+from geventaudit import MsgSchema, RecordSchema, ValidationError
+from geventaudit.encoder import encoding as wire
 from geventaudit.schemas import canonical_address, service_tree_uuid
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,10 +13,10 @@ import geventaudit
 
 PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
-    "version", "errors", "native", "records", "values", "schemas", "json_schema", "filling", "wire", "compiled", "acks",
-    "handshake", "fork", "connections", "backoff", "notifications", "threads", "stats", "spoolfile", "spool", "store",
-    "sender", "operation", "pipeline", "base", "client", "agent", "testing", "__init__", "terminal", "lines", "doctor",
-    "shown", "demo", "cli", "__main__",
+    "version", "errors", "native", "records", "values", "schemas", "json_schema", "filling", "encoder/encoding",
+    "compiled", "acks", "handshake", "fork", "transport/sockets", "backoff", "notifications", "threads", "stats",
+    "spoolfile", "spool", "store", "sender", "operation", "pipeline", "base", "client", "agent", "testing", "__init__",
+    "terminal", "lines", "doctor", "shown", "demo", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -26,7 +26,8 @@ def imports_of(module: str) -> set[str]:
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom):
             if node.level and node.module:
-                found.add("." + node.module)
+                found.add("." + node.module.replace(".", "/"))
+                found.update(f".{node.module}/{alias.name}" for alias in node.names)
             elif node.level:
                 found.update("." + alias.name for alias in node.names)
             else:
@@ -37,7 +38,8 @@ def imports_of(module: str) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ORDER)
+    there = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
+    assert {name for name in there if "integrations" not in name} == {*ORDER, "encoder/__init__", "transport/__init__"}
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -48,7 +50,7 @@ def test_imports_point_upward(module: str) -> None:
 
 
 def test_only_the_wire_and_its_values_know_messagepack() -> None:
-    assert {module for module in ORDER if "msgpack" in imports_of(module)} == {"wire", "values"}
+    assert {module for module in ORDER if "msgpack" in imports_of(module)} == {"encoder/encoding", "values"}
     assert "import ExtType, Timestamp" in (PACKAGE / "values.py").read_text(), "its value types, not its packing"
 
 

@@ -12,8 +12,9 @@ from gevent import socket
 from helpers import eventually, message, receiving
 from test_acks import scripted
 
-from geventaudit import TCP, Backoff, Client, DomainSocket, NotificationKind, wire
+from geventaudit import TCP, Backoff, Client, DomainSocket, NotificationKind
 from geventaudit.agent import Agent
+from geventaudit.encoder import encoding as wire
 
 QUICK = Backoff(initial=0.005, maximum=0.02)
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import anything, messages, mutated_messages
 
-from geventaudit import Client, MsgSchema, NoOp, QueueFullError, ValidationError, wire
-from geventaudit.wire import Decoder, Frame
+from geventaudit import Client, MsgSchema, NoOp, QueueFullError, ValidationError
+from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import Decoder, Frame
 
 _schema = MsgSchema()
 

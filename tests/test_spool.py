@@ -39,8 +39,8 @@ from geventaudit import (
     SpoolError,
     native,
     spoolfile,
-    wire,
 )
+from geventaudit.encoder import encoding as wire
 from geventaudit.spoolfile import SpoolFile, TakenOver
 
 MODES = ["overflow", "always"]

@@ -17,7 +17,8 @@ from helpers import message
 from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
-from geventaudit import Client, Msg, NoOp, ValidationError, wire
+from geventaudit import Client, Msg, NoOp, ValidationError
+from geventaudit.encoder import encoding as wire
 from geventaudit.values import MAX_DEPTH, MAX_VALUES, normal_form
 
 

@@ -23,7 +23,7 @@ from helpers import eventually, message
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
 from geventaudit import agent as agent_module
 from geventaudit.agent import Agent, Received
-from geventaudit.wire import bundle, encode
+from geventaudit.encoder.encoding import bundle, encode
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"

@@ -21,11 +21,11 @@ from geventaudit import (
     Msg,
     OperationCategory,
     ValidationError,
-    wire,
 )
+from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import Decoder, decode, encode
 from geventaudit.errors import FrameError
 from geventaudit.values import MAX_VALUES
-from geventaudit.wire import Decoder, decode, encode
 
 EXAMPLE = {"TimeFormat": "DateTime"}
 

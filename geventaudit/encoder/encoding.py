@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgpack
 
-from .errors import FrameError, ValidationError, show
-from .records import (
+from ..errors import FrameError, ValidationError, show
+from ..records import (
     AuditType,
     CallerIdentity,
     CallerIdentityType,
@@ -36,8 +36,8 @@ from .records import (
     Record,
     TargetResource,
 )
-from .schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
-from .values import MAX_VALUES, exact_datetime
+from ..schemas import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
+from ..values import MAX_VALUES, exact_datetime
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",

@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_check
 import gevent
 from gevent.event import Event
 
-from . import fork, native
-from .acks import AckWindow
-from .errors import ConnectionFailedError, FrameError, logger, show
-from .handshake import ClientSide, HandshakeError, check_secret
-from .wire import pack, unpack_first
+from .. import fork, native
+from ..acks import AckWindow
+from ..encoder.encoding import pack, unpack_first
+from ..errors import ConnectionFailedError, FrameError, logger, show
+from ..handshake import ClientSide, HandshakeError, check_secret
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -1,0 +1,1 @@
+"""Open ways to the agent."""
