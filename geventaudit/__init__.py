@@ -1,8 +1,10 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-The life of a record is told by the modules in this order: ``records``, ``schemas``, ``encoder``, ``compiled``,
-``transport``, ``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``,
-``pipeline``, ``base``, ``client``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail.
+The life of a record is told in this order: ``records``, ``schema``, ``encoder``, ``protocol``, ``transport``,
+``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``, ``pipeline``, ``base``,
+``client``; those that are packages say in which order to read them. What gevent, threads and forks do to all of it is
+in ``runtime``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail; ``cli`` is the command
+line.
 """
 
 from .backoff import Backoff
@@ -34,10 +36,10 @@ from .records import (
     Record,
     TargetResource,
 )
-from .schemas import MsgSchema, RecordSchema
+from .schema.rules import MsgSchema, RecordSchema
 from .spool import Spool
 from .stats import Stats
-from .transport.sockets import TCP, Connection, DomainSocket, NoOp
+from .transport import TCP, Connection, DomainSocket, NoOp
 from .version import __version__
 
 __all__ = [

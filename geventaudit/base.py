@@ -10,10 +10,11 @@ from .encoder import encoding as wire
 from .errors import ClientClosedError, ConnectionFailedError
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State
+from .protocol.decoding import decode
 from .records import Msg
-from .schemas import RecordSchema
+from .schema.rules import RecordSchema
 from .stats import Rejection
-from .transport.sockets import Connection, check_connection, let_go
+from .transport import Connection, check_connection, let_go
 
 __all__ = ["BaseClient"]
 
@@ -78,7 +79,7 @@ class BaseClient(Pipeline):
             return []
         frames = self._sender.take_undelivered()
         self._counters.recovered += len(frames)
-        return [cast(Msg, wire.decode(frame)[0]) for frame in frames]
+        return [cast(Msg, decode(frame)[0]) for frame in frames]
 
     def reset(self, connection: Connection) -> None:
         """Go on with another open connection: what is undelivered (and was not recovered) goes first.

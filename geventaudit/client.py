@@ -10,13 +10,14 @@ import gevent
 from .backoff import Backoff
 from .encoder import encoding as wire
 from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
-from .native import thread_ident
 from .notifications import NotificationKind
 from .pipeline import BeforeSend, Pipeline, State, check_timeout
+from .protocol.decoding import decode
 from .records import Msg
-from .schemas import RecordSchema
+from .runtime.native import thread_ident
+from .schema.rules import RecordSchema
 from .spool import Spool
-from .transport.sockets import Connection, check_connection
+from .transport import Connection, check_connection
 
 __all__ = ["Client"]
 
@@ -164,6 +165,6 @@ class Client(Pipeline):
         self._tell(NotificationKind.CONNECTION_LOST, error)
 
     def _set_aside(self, frame: bytes, strikes: int) -> None:
-        msg = cast(Msg, wire.decode(frame)[0])
+        msg = cast(Msg, decode(frame)[0])
         error = ConnectionFailedError(f"the agent hung up on one record {strikes} times in a row; it is given up")
         self._tell(NotificationKind.DROPPED, error, (msg,))

@@ -13,7 +13,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
-from . import native
 from .errors import show
 from .records import (
     CallerIdentity,
@@ -23,6 +22,7 @@ from .records import (
     Record,
     TargetResource,
 )
+from .runtime import native
 
 __all__ = ["FILLED_KEY", "UNKNOWN", "UNKNOWN_ADDRESS", "fill_unknown"]
 

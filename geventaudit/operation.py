@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from .errors import show
 from .records import AuditType, CallerIdentity, Msg, OperationResult, Record, TargetResource
-from .values import MAX_DEPTH
+from .schema.values import MAX_DEPTH
 
 __all__ = ["Operation"]
 

@@ -27,20 +27,21 @@ import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import fork, native
-from .compiled import Compiled
 from .encoder import encoding as wire
+from .encoder.compiled import Compiled
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
-from .native import thread_ident
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .operation import Operation
+from .protocol.decoding import decode
 from .records import AuditType, Heartbeat, Msg, Record
-from .schemas import MsgSchema, RecordSchema, by_record
+from .runtime import fork, native
+from .runtime.native import thread_ident
+from .runtime.threads import Home, Inbox, pause
+from .schema.rules import MsgSchema, RecordSchema, by_record
 from .sender import Sender
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
-from .threads import Home, Inbox, pause
-from .transport.sockets import Connection
+from .transport import Connection
 from .version import __version__
 
 __all__ = ["Pipeline", "State", "check_timeout", "live_clients"]
@@ -217,7 +218,7 @@ class Pipeline:
             raise
 
     def _send_from_elsewhere(self, msg: Msg | Mapping[str, Any], timeout: float | None) -> None:
-        """``send`` in a native thread that is not the client's own; see :mod:`geventaudit.threads`."""
+        """``send`` in a native thread that is not the client's own; see :mod:`geventaudit.runtime.threads`."""
         self._check_accepting()
         frame = self._frame_of(msg, self._encoder.twin())
         if frame is None:
@@ -442,7 +443,7 @@ class Pipeline:
         self._move_to(State.CLOSED)
         _running.discard(self)
         try:
-            self._undelivered = [cast(Msg, wire.decode(frame)[0]) for frame in frames]
+            self._undelivered = [cast(Msg, decode(frame)[0]) for frame in frames]
             if frames:
                 error = ClientClosedError(f"closed before {len(frames)} records were delivered")
                 self._tell(NotificationKind.DROPPED, error, tuple(self._undelivered))

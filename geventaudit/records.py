@@ -1,7 +1,7 @@
 """What is said: records, messages, and the enumerations they use. Plain typed data, no rules.
 
-The rules (what is required, what is refused) are in :mod:`geventaudit.schemas`; the bytes are in
-:mod:`geventaudit.encoder.encoding`.
+The rules (what is required, what is refused) are in :mod:`geventaudit.schema.rules`; the bytes are in
+:mod:`geventaudit.encoder.encoding` and :mod:`geventaudit.protocol.decoding`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = [
     "AuditType",
@@ -19,6 +19,7 @@ __all__ = [
     "CallerIdentityType",
     "Diagnostic",
     "Heartbeat",
+    "Message",
     "Msg",
     "OperationCategory",
     "OperationResult",
@@ -241,3 +242,6 @@ class Diagnostic:
 
     def __hash__(self) -> int:
         return hash(Diagnostic)
+
+
+Message: TypeAlias = Msg | Heartbeat | Diagnostic

@@ -21,10 +21,10 @@ from gevent.event import Event
 from gevent.queue import Empty, Full, Queue
 
 from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, as_connection_error, logger, show
+from .runtime.threads import Home, Inbox
 from .spool import Spool
 from .stats import Counters
-from .threads import Home, Inbox
-from .transport.sockets import Connection, let_go
+from .transport import Connection, let_go
 
 if TYPE_CHECKING:
     from gevent.lock import BoundedSemaphore

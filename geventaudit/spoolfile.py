@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from itertools import islice
 from urllib.parse import quote
 
-from . import fork, native
 from .errors import SpoolError, show
+from .runtime import fork, native
 
 __all__ = ["Loaded", "Row", "SpoolFile", "TakenOver"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .threads import Inbox
+from .runtime.threads import Inbox
 
 __all__ = ["Counters", "Rejection", "Stats"]
 

@@ -27,13 +27,13 @@ import gevent
 from gevent.event import Event
 from gevent.queue import Full, Queue
 
-from . import fork, native
 from .backoff import Backoff
 from .errors import ClientClosedError, SpoolError
 from .notifications import NotificationKind
+from .runtime import fork, native
+from .runtime.threads import Home, pause
 from .spool import Spool
 from .stats import Counters
-from .threads import Home, pause
 
 if TYPE_CHECKING:  # SQLite is loaded when the first Spool is made
     from .spoolfile import Loaded, Row, SpoolFile, TakenOver

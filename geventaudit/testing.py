@@ -24,11 +24,11 @@ from .agent import Agent, Received, Refused
 from .backoff import Backoff
 from .client import Client
 from .errors import show
-from .native import start_new_thread
 from .records import Msg, Record
-from .schemas import RecordSchema
-from .threads import Home, pause
-from .transport.sockets import DomainSocket
+from .runtime.native import start_new_thread
+from .runtime.threads import Home, pause
+from .schema.rules import RecordSchema
+from .transport import DomainSocket
 
 __all__ = ["AuditAgent"]
 

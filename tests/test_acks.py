@@ -22,20 +22,22 @@ from geventaudit import (
     Backoff,
     Client,
     DomainSocket,
+    FrameError,
     Heartbeat,
     Msg,
     NotificationKind,
 )
-from geventaudit.acks import AckWindow
 from geventaudit.agent import Agent
-from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import encode
+from geventaudit.protocol.acks import AckWindow, ack_of
+from geventaudit.protocol.decoding import Decoder
 from geventaudit.sender import MAX_WINDOW_BYTES
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 
 
 def frames(count: int, kind: AuditType = AuditType.CONTROL_PLANE) -> list[bytes]:
-    return [wire.encode(Msg(kind, message(n).record), 5) for n in range(count)]
+    return [encode(Msg(kind, message(n).record), 5) for n in range(count)]
 
 
 def unpack(data: bytes) -> list[Any]:
@@ -46,7 +48,7 @@ def unpack(data: bytes) -> list[Any]:
 
 def test_frames_of_one_tag_share_a_message() -> None:
     window = AckWindow(batch_records=3)
-    beat = wire.encode(Heartbeat(), 7)
+    beat = encode(Heartbeat(), 7)
     written = unpack(window.written([*frames(4), beat, *frames(1, AuditType.DATA_PLANE)], now=1.0))
     assert [(tag, len(entries)) for tag, entries, _ in written] == [
         ("AsmAuditCP", 3), ("AsmAuditCP", 1), ("AsmAuditHB", 1), ("AsmAuditDP", 1),
@@ -63,8 +65,8 @@ def test_frames_of_one_tag_share_a_message() -> None:
 def test_unknown_doubled_and_unordered_acks_are_harmless() -> None:
     window = AckWindow(batch_records=2)
     chunks = [option["chunk"] for _, _, option in unpack(window.written(frames(6), now=1.0))]
-    acks = [wire.ack_of(chunk) for chunk in chunks]
-    window.feed(acks[1] + wire.ack_of("stranger") + acks[1])
+    acks = [ack_of(chunk) for chunk in chunks]
+    window.feed(acks[1] + ack_of("stranger") + acks[1])
     assert window.delivered == 0
     for byte in acks[0]:
         window.feed(bytes([byte]))
@@ -74,13 +76,13 @@ def test_unknown_doubled_and_unordered_acks_are_harmless() -> None:
     window.feed(acks[2])
     assert (window.delivered, window.waiting_since()) == (6, None)
     for _ in range(1000):
-        window.feed(wire.ack_of("stranger"))
+        window.feed(ack_of("stranger"))
     assert len(window._early) == 0
 
 
 @pytest.mark.parametrize("answer", [b"\xc1", msgpack.packb({"nack": "x"}), msgpack.packb([1]), b"\xa1\xff", b"HTTP"])
 def test_what_is_no_ack(answer: bytes) -> None:
-    with pytest.raises(wire.FrameError):
+    with pytest.raises(FrameError):
         AckWindow(1).feed(answer)
 
 
@@ -155,12 +157,12 @@ def test_an_agent_that_never_acks_is_reported_as_what_it_is(socket_path: str) ->
 
 def test_an_agent_that_stops_acking(socket_path: str) -> None:
     def ack_once(sock: Any) -> None:
-        decoder = wire.Decoder()
+        decoder = Decoder()
         acked = False
         while data := sock.recv(65536):
             for frame in decoder.feed(data):
                 if not acked:
-                    sock.sendall(wire.ack_of(frame.chunk or ""))
+                    sock.sendall(ack_of(frame.chunk or ""))
                 acked = True
 
     with scripted(socket_path, ack_once) as made:

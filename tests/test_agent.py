@@ -16,7 +16,7 @@ from helpers import SERVICE_TREE_ID, eventually, mapping, message
 
 from geventaudit import Diagnostic, Heartbeat, Msg, RecordSchema, ValidationError
 from geventaudit.agent import Agent, Received, Refused
-from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import encode
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def frame(number: int = 0, option: Any = None, **changes: Any) -> bytes:
 
 def test_messages_of_all_kinds(agent: Agent, got: list[Received]) -> None:
     with connect(agent) as sock:
-        sock.sendall(wire.encode(message(), 7, SERVICE_TREE_ID))
-        sock.sendall(wire.encode(Heartbeat("a", "b", "c", "d", "TCP"), 8))
-        sock.sendall(wire.encode(Diagnostic(), 9))
+        sock.sendall(encode(message(), 7, SERVICE_TREE_ID))
+        sock.sendall(encode(Heartbeat("a", "b", "c", "d", "TCP"), 8))
+        sock.sendall(encode(Diagnostic(), 9))
         eventually(lambda: len(got) == 3)
     assert got[0] == Received(message(), 7, SERVICE_TREE_ID)
     assert [type(each.message) for each in got] == [Msg, Heartbeat, Diagnostic]

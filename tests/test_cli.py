@@ -21,8 +21,8 @@ from gevent.os import tp_read
 from helpers import eventually, free_port, mapping
 
 from geventaudit import Msg, __version__
-from geventaudit import lines as file_lines
 from geventaudit.agent import Agent
+from geventaudit.cli import lines as file_lines
 
 GOOD = {"Type": "ControlPlane", "Record": mapping()}
 BAD = {"Type": "ControlPlane", "Record": mapping(OperationName="")}
@@ -336,7 +336,7 @@ def test_examples_in_the_help_can_be_parsed(name: str, capsys: pytest.CaptureFix
 
 def test_the_schema_is_printed() -> None:
     from geventaudit import MsgSchema
-    from geventaudit.json_schema import json_schema
+    from geventaudit.schema.json_schema import json_schema
 
     status, out, err = run("schema")
     assert (status, err) == (0, "")
@@ -505,7 +505,7 @@ def at_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
 
 
 def test_colours_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from geventaudit.terminal import coloured
+    from geventaudit.cli.terminal import coloured
 
     doctor = ("doctor", "--unix", "/nonexistent")
     assert "\x1b[31mFAILED \x1b[0m /nonexistent" in at_a_terminal("-m", "geventaudit", *doctor)[1]

@@ -37,12 +37,12 @@ from geventaudit import (
     RecordSchema,
     TargetResource,
     ValidationError,
-    schemas,
 )
-from geventaudit.compiled import Compiled
-from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.compiled import Compiled
 from geventaudit.encoder.encoding import Encoder, Packed
-from geventaudit.schemas import TargetResourceSchema, _Text
+from geventaudit.protocol.decoding import decode
+from geventaudit.schema import rules
+from geventaudit.schema.rules import TargetResourceSchema
 
 ENCODER = Encoder(SERVICE_TREE_ID)
 RULES = MsgSchema()
@@ -136,8 +136,8 @@ def _short(value: str) -> None:
 
 
 class OwnValidator(RecordSchema):
-    operation_name = _Text(required=True, validate=_short)
-    caller_agent = _Text(required=True, validate=[_short, validate.NoneOf(["x"])])
+    operation_name = rules.Text(required=True, validate=_short)
+    caller_agent = rules.Text(required=True, validate=[_short, validate.NoneOf(["x"])])
     custom_data = fields.Dict(load_default=dict, validate=validate.Length(max=2))
     operation_categories = fields.List(fields.String(), required=True, validate=validate.Length(max=2))
 
@@ -233,7 +233,7 @@ class WithLimit(RecordSchema):
 
 
 class Brittle(RecordSchema):
-    operation_name = _Text(required=True, validate=lambda value: [None][len(value) - 5])
+    operation_name = rules.Text(required=True, validate=lambda value: [None][len(value) - 5])
 
 
 SCHEMAS: dict[str, Callable[[], RecordSchema]] = {
@@ -433,7 +433,7 @@ def test_a_field_of_the_users_is_called_once_for_a_good_record() -> None:
     seen: list[Any] = []
 
     class Counting(RecordSchema):
-        operation_name = _Text(required=True, validate=seen.append)
+        operation_name = rules.Text(required=True, validate=seen.append)
 
     with Client(NoOp, schema=Counting()) as client:
         client.send(message())
@@ -476,7 +476,7 @@ def _refuses(*_: Any, **__: Any) -> None:
     raise marshmallow.ValidationError("refused by the user")
 
 
-class _RefusingText(_Text):
+class _RefusingText(rules.Text):
     def _deserialize(self, *_: Any, **__: Any) -> Any:
         _refuses()
 
@@ -518,7 +518,7 @@ def test_what_is_changed_below_a_field_counts_and_only_there(what: str) -> None:
 
 
 def test_a_field_that_was_replaced_in_an_instance_counts() -> None:
-    changed, short = RecordSchema(), _Text(required=True, validate=validate.Length(max=3))
+    changed, short = RecordSchema(), rules.Text(required=True, validate=validate.Length(max=3))
     changed._bind_field("operation_name", short)
     changed.fields["operation_name"] = changed.load_fields["operation_name"] = short
     with Client(NoOp, schema=changed) as client:
@@ -549,7 +549,7 @@ def test_what_can_be_read_only_once_is_read_once(custom_data: Any) -> None:
                 target_resources={"Sub": names}, caller_access_levels=(each for each in "xy"), custom_data=custom_data
             )
         )
-        msg, _ = wire.decode(frames[0])
+        msg, _ = decode(frames[0])
         assert isinstance(msg, Msg)
         assert [each.name for each in msg.record.target_resources["Sub"]] == ["a", "b"]
         assert msg.record.caller_access_levels == ["x", "y"]
@@ -558,14 +558,14 @@ def test_what_can_be_read_only_once_is_read_once(custom_data: Any) -> None:
 def test_what_comes_again_is_found_out_in_bounded_time() -> None:
     tangle: list[Any] = []
     tangle += [tangle] * 100
-    assert not schemas.comes_again(tangle)
-    assert schemas.comes_again([CallerIdentity("a", "b"), "a", {"b": (1, None)}])
-    assert not schemas.comes_again({"a": [iter(())]})
+    assert not rules.comes_again(tangle)
+    assert rules.comes_again([CallerIdentity("a", "b"), "a", {"b": (1, None)}])
+    assert not rules.comes_again({"a": [iter(())]})
 
 
 def test_a_hook_before_sending_sees_the_defaults_of_the_users_schema() -> None:
     class WithDefault(RecordSchema):
-        operation_access_level = _Text(load_default="Contributor")
+        operation_access_level = rules.Text(load_default="Contributor")
 
     kept: list[Msg] = []
     with Client(NoOp, schema=WithDefault(), before_send=lambda msg: kept.append(msg) or msg) as client:
@@ -691,10 +691,10 @@ def test_validators_with_equal_names_are_all_asked() -> None:
 
 
 def test_long_addresses_are_not_remembered() -> None:
-    before = schemas._canonical_address.cache_info().currsize
+    before = rules._canonical_address.cache_info().currsize
     for number in range(10):
-        assert schemas.canonical_address(f"fe80::1%{number}" + "z" * 1000)[0].endswith("z")
-    assert schemas._canonical_address.cache_info().currsize == before
+        assert rules.canonical_address(f"fe80::1%{number}" + "z" * 1000)[0].endswith("z")
+    assert rules._canonical_address.cache_info().currsize == before
 
 
 def test_another_thread_may_change_a_record_meanwhile() -> None:
@@ -722,7 +722,7 @@ def test_another_thread_may_change_a_record_meanwhile() -> None:
             for _ in range(20_000):
                 frame = client._compiled.frame_of(Msg(AuditType.CONTROL_PLANE, record), 1.0, client._encoder.pack)
                 if frame is not None:
-                    wire.decode(frame)
+                    decode(frame)
     finally:
         sys.setswitchinterval(interval)
         stop.append(True)

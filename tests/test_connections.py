@@ -15,7 +15,7 @@ from gevent import socket
 from helpers import descriptors, eventually, free_port
 
 from geventaudit import TCP, Connection, ConnectionFailedError, DomainSocket, NoOp
-from geventaudit.transport import sockets as connections_module
+from geventaudit.transport import unix
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -296,7 +296,7 @@ def test_a_full_backlog_is_waited_for(socket_path: str) -> None:
 
 def test_the_usual_path(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     usual = (str(folder / "asa.socket"), str(folder / "plain.socket"))
-    monkeypatch.setattr(connections_module, "_MDSD_SOCKETS", usual)
+    monkeypatch.setattr(unix, "MDSD_SOCKETS", usual)
     with pytest.raises(ConnectionFailedError, match=r"plain\.socket"):
         DomainSocket()
     Path(usual[0]).touch()

@@ -19,13 +19,14 @@ from helpers import Receiver, descriptors, eventually, first_arrivals, greenlets
 
 from geventaudit import TCP, Backoff, Client, DomainSocket, QueueFullError
 from geventaudit.agent import Agent
-from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import encode
+from geventaudit.protocol.decoding import Decoder
 from geventaudit.sender import MAX_BATCH_BYTES
 
 QUICK = Backoff(initial=0.005, maximum=0.05)
 RESTARTS = 20
 RECORDS = int(os.environ.get("GEVENTAUDIT_RECORDS", "100000"))
-FRAME_BYTES = len(wire.encode(message(RECORDS), time.time()))
+FRAME_BYTES = len(encode(message(RECORDS), time.time()))
 
 
 def client_of(receiver: Receiver, **options: Any) -> Client:
@@ -220,7 +221,7 @@ def test_random_faults_of_a_hostile_agent(folder: Path) -> None:
 
     def serve(sock: Any) -> None:
         nonlocal faults
-        decoder = wire.Decoder()
+        decoder = Decoder()
         limit = chance.choice([0, 10, 1000, 30_000, 200_000]) if faults < 100 else 1 << 60
         faults += 1
         read = 0

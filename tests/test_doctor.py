@@ -19,10 +19,10 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from helpers import free_port
 
+from geventaudit import transport
 from geventaudit.agent import Agent
+from geventaudit.agent.doctor import Outcome, examine
 from geventaudit.cli import main
-from geventaudit.doctor import Outcome, examine
-from geventaudit.transport import sockets as connections
 
 Setup = contextlib.AbstractContextManager[list[str]]
 
@@ -195,12 +195,12 @@ def wants_a_key(folder: Path) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def no_defaults(folder: Path) -> Iterator[list[str]]:
-    usual = connections._MDSD_SOCKETS
-    connections._MDSD_SOCKETS = (str(folder / "a.sock"), str(folder / "b.sock"))
+    usual = transport.unix.MDSD_SOCKETS
+    transport.unix.MDSD_SOCKETS = (str(folder / "a.sock"), str(folder / "b.sock"))
     try:
         yield []
     finally:
-        connections._MDSD_SOCKETS = usual
+        transport.unix.MDSD_SOCKETS = usual
 
 
 @contextlib.contextmanager
@@ -334,7 +334,7 @@ def test_all_is_well_over_tcp_and_at_an_abstract_address() -> None:
 
 def test_the_default_that_exists_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = str(folder / "first.sock"), str(folder / "second.sock")
-    monkeypatch.setattr(connections, "_MDSD_SOCKETS", (first, second))
+    monkeypatch.setattr(transport.unix, "MDSD_SOCKETS", (first, second))
     with Agent(second, lambda received: None):
         findings = list(examine(timeout=5.0))
     assert [(each.outcome, each.text) for each in findings[:2]] == [

@@ -17,7 +17,8 @@ import pytest
 from gevent import socket, subprocess
 from helpers import eventually, message, receiving
 
-from geventaudit import BaseClient, Client, ConnectionFailedError, NoOp, fork, native
+from geventaudit import BaseClient, Client, ConnectionFailedError, NoOp
+from geventaudit.runtime import fork, native
 
 EACH = int(os.environ.get("GEVENTAUDIT_FORK_RECORDS", "5000"))
 KINDS = [

@@ -10,8 +10,9 @@ import msgpack
 import pytest
 
 from geventaudit import MsgSchema, RecordSchema, ValidationError
-from geventaudit.encoder import encoding as wire
-from geventaudit.schemas import canonical_address, service_tree_uuid
+from geventaudit.encoder.encoding import encode
+from geventaudit.protocol.decoding import decode
+from geventaudit.schema.rules import canonical_address, service_tree_uuid
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = json.loads((GOLDEN / "frames.json").read_text())
@@ -60,23 +61,23 @@ def test_frame_of_a_record(entry: dict[str, Any]) -> None:
             MsgSchema().load(data)
         return
     msg = MsgSchema().load(data)
-    frame = wire.encode(msg, entry["unix_time"], service_tree_id)
+    frame = encode(msg, entry["unix_time"], service_tree_id)
     assert in_order(unpack(frame)) == in_order(unpack(bytes.fromhex(entry["frame_hex"])))
 
 
 @pytest.mark.parametrize("entry", [e for e in FRAMES if e["valid"] is None], ids=names)
 def test_frame_of_heartbeat_and_diagnostic(entry: dict[str, Any]) -> None:
     golden = bytes.fromhex(entry["frame_hex"])
-    message, time = wire.decode(golden)
+    message, time = decode(golden)
     assert time == entry["unix_time"]
-    assert in_order(unpack(wire.encode(message, time))) == in_order(unpack(golden))
+    assert in_order(unpack(encode(message, time))) == in_order(unpack(golden))
 
 
 @pytest.mark.parametrize("entry", [e for e in FRAMES if e["valid"] and "floats" not in e["name"]], ids=names)
 def test_golden_frames_decode_to_what_was_loaded(entry: dict[str, Any]) -> None:
     _, record = input_of(entry)
     loaded = MsgSchema().load({"Type": entry["type"], "Record": record})
-    assert wire.decode(bytes.fromhex(entry["frame_hex"])) == (loaded, entry["unix_time"])
+    assert decode(bytes.fromhex(entry["frame_hex"])) == (loaded, entry["unix_time"])
 
 
 # The field that the reference's error text is about, by a word of it.

@@ -13,7 +13,7 @@ from marshmallow import fields, validate
 from strategies import messages
 
 from geventaudit import CallerIdentityType, Msg, MsgSchema, OperationCategory, RecordSchema
-from geventaudit.json_schema import json_schema
+from geventaudit.schema.json_schema import json_schema
 
 RULES = MsgSchema()
 SCHEMA = json_schema(RULES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -12,57 +13,107 @@ import pytest
 import geventaudit
 
 PACKAGE = Path(geventaudit.__file__).parent
+# Dotted, as below geventaudit; a package stands where its __init__.py does, and "" is geventaudit's own.
 ORDER = [
-    "version", "errors", "native", "records", "values", "schemas", "json_schema", "filling", "encoder/encoding",
-    "compiled", "acks", "handshake", "fork", "transport/sockets", "backoff", "notifications", "threads", "stats",
-    "spoolfile", "spool", "store", "sender", "operation", "pipeline", "base", "client", "agent", "testing", "__init__",
-    "terminal", "lines", "doctor", "shown", "demo", "cli", "__main__",
+    "version", "errors", "runtime", "runtime.native", "runtime.fork", "runtime.threads", "records",
+    "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
+    "encoder", "encoder.encoding", "encoder.compiled",
+    "protocol", "protocol.decoding", "protocol.acks", "protocol.handshake",
+    "transport.connection", "transport.sockets", "transport.unix", "transport.tcp", "transport.noop", "transport",
+    "backoff", "notifications", "stats", "spoolfile", "spool", "store", "sender", "operation", "pipeline", "base",
+    "client", "agent.server", "agent", "agent.doctor", "agent.shown", "testing", "",
+    "cli.terminal", "cli.lines", "cli.demo", "cli", "__main__",
 ]  # fmt: skip
+PACKAGES = ["agent", "cli", "encoder", "protocol", "runtime", "schema", "transport"]
+
+
+def path_of(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
 def imports_of(module: str) -> set[str]:
-    """The modules of the package that *module* imports, and the names of others."""
+    """The modules of the package that *module* imports, each with a dot before it, and the names of others."""
+    path = path_of(module)
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom):
-            if node.level and node.module:
-                found.add("." + node.module.replace(".", "/"))
-                found.update(f".{node.module}/{alias.name}" for alias in node.names)
-            elif node.level:
-                found.update("." + alias.name for alias in node.names)
-            else:
-                found.add(str(node.module).split(".")[0])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].relative_to(PACKAGE).parts  # raises where it reaches out
+            source = ".".join([*folder, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}".removeprefix(".")
+                found.add("." + (inner if path_of(inner).exists() else source))
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
         elif isinstance(node, ast.Import):
             found.update(alias.name.split(".")[0] for alias in node.names)
     return found
 
 
 def test_every_module_has_its_place() -> None:
-    there = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
-    assert {name for name in there if "integrations" not in name} == {*ORDER, "encoder/__init__", "transport/__init__"}
+    there = {name_of(path) for path in PACKAGE.rglob("*.py") if "integrations" not in path.parts}
+    assert there == set(ORDER)
+    assert len(ORDER) == len(there)
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", ORDER, ids=lambda module: module or "geventaudit")
 def test_imports_point_upward(module: str) -> None:
+    """The packages as well as their modules: none imports from one that comes after it."""
     inside = {name[1:] for name in imports_of(module) if name.startswith(".")}
+    assert inside <= set(ORDER), "of the package, and not by its name"
     below = inside & set(ORDER[ORDER.index(module) :])
     assert not below, f"{module} imports what comes after it: {below}"
+    assert "geventaudit" not in imports_of(module), "inside the package, imports are relative"
+
+
+def test_a_package_is_one_stretch_of_the_order() -> None:
+    """So there is no cycle of packages either."""
+    stretches = [name for name, _ in groupby(ORDER, key=lambda module: module.partition(".")[0])]
+    assert len(stretches) == len(set(stretches)), stretches
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is_in_a_few_lines(package: str) -> None:
+    text = ast.get_docstring(ast.parse(path_of(package).read_text()))
+    assert text is not None
+    assert len(text.splitlines()) <= 10
+    assert "Read ``" in text, "in which order"
+
+
+def test_each_module_can_be_the_first_that_is_imported() -> None:
+    names = [f"geventaudit.{module}".rstrip(".") for module in ORDER if module != "__main__"]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    for loaded in [each for each in sys.modules if each.partition('.')[0] == 'geventaudit']:\n"
+        "        del sys.modules[loaded]\n"
+        "    importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=60)
 
 
 def test_only_the_wire_and_its_values_know_messagepack() -> None:
-    assert {module for module in ORDER if "msgpack" in imports_of(module)} == {"encoder/encoding", "values"}
-    assert "import ExtType, Timestamp" in (PACKAGE / "values.py").read_text(), "its value types, not its packing"
+    assert {module for module in ORDER if "msgpack" in imports_of(module)} == {
+        *("encoder.encoding", "protocol.decoding", "schema.values")
+    }
+    assert "import ExtType, Timestamp" in path_of("schema.values").read_text(), "its value types, not its packing"
 
 
 def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
     """And what translates the rules, by the kinds of their fields."""
-    assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {"schemas", "errors", "json_schema"}
+    assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {
+        *("errors", "schema.json_schema", "schema.rules")
+    }
 
 
 def test_dependencies_are_the_three() -> None:
     """But for what makes the command line nicer, where it is there."""
     allowed = {*sys.stdlib_module_names, "gevent", "msgpack", "marshmallow"}
-    nicer = {"terminal": {"tqdm"}, "cli": {"shtab"}}
+    nicer = {"cli.terminal": {"tqdm"}, "cli": {"shtab"}}
     for module in ORDER:
         outside = {name for name in imports_of(module) if not name.startswith(".")}
         assert outside <= allowed | nicer.get(module, set()), module

@@ -12,9 +12,10 @@ from gevent import socket
 from helpers import eventually, message, receiving
 from test_acks import scripted
 
-from geventaudit import TCP, Backoff, Client, DomainSocket, NotificationKind
+from geventaudit import TCP, Backoff, Client, DomainSocket, FrameError, NotificationKind
 from geventaudit.agent import Agent
-from geventaudit.encoder import encoding as wire
+from geventaudit.protocol.acks import ack_of
+from geventaudit.protocol.decoding import Decoder
 
 QUICK = Backoff(initial=0.005, maximum=0.02)
 
@@ -28,7 +29,7 @@ class Picky:
         self.hang_ups = 0
 
     def __call__(self, sock: Any) -> None:
-        decoder = wire.Decoder()
+        decoder = Decoder()
         while data := sock.recv(65536):
             for frame in decoder.feed(data):
                 for entry in frame.entries if frame.tag == "AsmAuditCP" else []:
@@ -38,7 +39,7 @@ class Picky:
                         return
                     self.numbers.append(number)
                 if frame.chunk:
-                    sock.sendall(wire.ack_of(frame.chunk))
+                    sock.sendall(ack_of(frame.chunk))
 
 
 @pytest.mark.parametrize("acks", [False, True], ids=["without acks", "with acks"])
@@ -95,7 +96,7 @@ def test_an_agent_that_reads_some_and_restarts_blames_nobody(socket_path: str) -
     def a_few(sock: Any) -> None:
         nonlocal rounds
         rounds += 1
-        decoder = wire.Decoder()
+        decoder = Decoder()
         taken = 0
         while taken < 3 and (data := sock.recv(100)):
             for frame in decoder.feed(data):
@@ -139,13 +140,13 @@ def test_a_frame_that_is_too_long_for_the_agent(socket_path: str) -> None:
     numbers: list[int] = []
 
     def limited(sock: Any) -> None:
-        decoder = wire.Decoder(max_frame_bytes=1 << 20)
+        decoder = Decoder(max_frame_bytes=1 << 20)
         while data := sock.recv(65536):
             try:
                 for frame in decoder.feed(data):
                     if frame.tag == "AsmAuditCP":
                         numbers.append(frame.entries[0].body["CustomData"]["n"])
-            except wire.FrameError:
+            except FrameError:
                 return
 
     with scripted(socket_path, limited):
@@ -209,7 +210,7 @@ def test_an_agent_that_hangs_up_on_heartbeats_blames_no_record(socket_path: str)
     got: list[int] = []
 
     def no_heartbeats(sock: Any) -> None:
-        decoder = wire.Decoder()
+        decoder = Decoder()
         while data := sock.recv(65536):
             for frame in decoder.feed(data):
                 if frame.tag == "AsmAuditHB":

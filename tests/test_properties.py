@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import anything, messages, mutated_messages
 
-from geventaudit import Client, MsgSchema, NoOp, QueueFullError, ValidationError
-from geventaudit.encoder import encoding as wire
-from geventaudit.encoder.encoding import Decoder, Frame
+from geventaudit import Client, FrameError, MsgSchema, NoOp, QueueFullError, ValidationError
+from geventaudit.encoder.encoding import encode
+from geventaudit.protocol.decoding import Decoder, Frame, decode, message_of
 
 _schema = MsgSchema()
 
@@ -22,18 +22,18 @@ _schema = MsgSchema()
 @given(messages, st.integers(-(2**40), 2**40), st.none() | st.uuids().filter(lambda each: each.int))
 def test_what_the_schema_accepts_comes_back_equal(msg: Any, time: int, service_tree_id: Any) -> None:
     loaded = _schema.load(msg)
-    frame = wire.encode(loaded, time, service_tree_id)
-    decoded, decoded_time = wire.decode(frame)
+    frame = encode(loaded, time, service_tree_id)
+    decoded, decoded_time = decode(frame)
     assert (decoded, decoded_time) == (loaded, time)
     assert _schema.load(decoded) == loaded, "the normal form is its own normal form"
-    assert wire.encode(decoded, time, service_tree_id) == frame
+    assert encode(decoded, time, service_tree_id) == frame
 
 
 @given(messages)
 def test_the_normal_form_encodes_like_the_record_itself(msg: Any) -> None:
     """A receiver sees the same, whichever of the two is encoded; the record's custom data has to be plain for it."""
     msg.record.custom_data = {}
-    assert wire.encode(msg, 5) == wire.encode(_schema.load(msg), 5)
+    assert encode(msg, 5) == encode(_schema.load(msg), 5)
 
 
 @given(messages)
@@ -43,7 +43,7 @@ def test_a_mapping_by_wire_names_is_the_same_message(msg: Any) -> None:
 
 @given(messages)
 def test_text_for_datetimes_leaves_no_extension(msg: Any) -> None:
-    frame = wire.encode(_schema.load(msg), 5, datetimes="text")
+    frame = encode(_schema.load(msg), 5, datetimes="text")
     extensions: list[Any] = []
     msgpack.unpackb(frame, strict_map_key=False, timestamp=0, ext_hook=lambda *args: extensions.append(args))
     assert not extensions
@@ -52,7 +52,7 @@ def test_text_for_datetimes_leaves_no_extension(msg: Any) -> None:
 
 @given(st.lists(messages, max_size=4), st.lists(st.integers(1, 400), max_size=20))
 def test_a_stream_is_the_same_however_it_is_cut(msgs: list[Any], cuts: list[int]) -> None:
-    frames = [wire.encode(_schema.load(msg), 7) for msg in msgs]
+    frames = [encode(_schema.load(msg), 7) for msg in msgs]
     stream, decoder, got = b"".join(frames), Decoder(), list[Frame]()
     for size in [*cuts, len(stream)]:
         got += decoder.feed(stream[:size])
@@ -68,19 +68,19 @@ def test_garbage_is_frames_or_a_frame_error(data: bytes) -> None:
     try:
         for frame in decoder.feed(data):
             for entry in frame.entries:
-                wire.message_of(frame.tag, entry.body)
-    except wire.FrameError as error:
+                message_of(frame.tag, entry.body)
+    except FrameError as error:
         assert 0 <= error.offset <= len(data)
 
 
 @given(messages, st.data())
 def test_a_broken_frame_decodes_or_is_a_frame_error(msg: Any, data: st.DataObject) -> None:
-    frame = bytearray(wire.encode(_schema.load(msg), 7))
+    frame = bytearray(encode(_schema.load(msg), 7))
     position = data.draw(st.integers(0, len(frame) - 1))
     frame[position] = data.draw(st.integers(0, 255))
     try:
-        wire.decode(bytes(frame))
-    except wire.FrameError as error:
+        decode(bytes(frame))
+    except FrameError as error:
         assert str(error)
 
 

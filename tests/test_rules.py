@@ -1,4 +1,4 @@
-"""The rules of schemas.py, and how their errors read."""
+"""The rules of schema/rules.py, and how their errors read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from geventaudit import (
     ValidationError,
 )
 from geventaudit.records import __all__ as record_names
-from geventaudit.schemas import _canonical_address, canonical_address
+from geventaudit.schema.rules import _canonical_address, canonical_address
 
 
 def messages_of(data: Any, schema: RecordSchema | None = None) -> Any:

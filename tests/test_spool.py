@@ -37,10 +37,11 @@ from geventaudit import (
     QueueFullError,
     Spool,
     SpoolError,
-    native,
     spoolfile,
 )
-from geventaudit.encoder import encoding as wire
+from geventaudit.encoder.encoding import encode
+from geventaudit.protocol.decoding import decode
+from geventaudit.runtime import native
 from geventaudit.spoolfile import SpoolFile, TakenOver
 
 MODES = ["overflow", "always"]
@@ -301,7 +302,7 @@ def test_a_record_that_the_agent_never_takes_is_among_the_rejected(folder: Path)
     ((_, at, reason, frame),) = rows(folder / "s.db", "rejected")
     assert at > 0
     assert "hung up" in reason
-    assert wire.decode(frame)[0].record.custom_data == {"n": 3}  # type: ignore[union-attr]
+    assert decode(frame)[0].record.custom_data == {"n": 3}  # type: ignore[union-attr]
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -484,7 +485,7 @@ def test_orphans_are_adopted_by_exactly_one(folder: Path) -> None:
     """Five processes died; four that live begin at once."""
     for number in range(5):
         with a_file(folder / f"audit-{99999990 + number}.db") as file:
-            frames = [wire.encode(message(number * 100 + n), 0.0) for n in range(100)]
+            frames = [encode(message(number * 100 + n), 0.0) for n in range(100)]
             file.write([(number * 1000 + n + 1, frame) for n, frame in enumerate(frames)], 0)
     with receiving(folder) as receiver:
         receiver.start()
@@ -512,7 +513,7 @@ def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monke
         client.send(message(0))
         assert client.flush(10)
         with a_file(folder / "audit-99999999.db") as file:
-            file.write([(5, wire.encode(message(1), 0.0))], 0)
+            file.write([(5, encode(message(1), 0.0))], 0)
             client.send(message(2))
             assert client.flush(10)
             gevent.sleep(0.2)
@@ -530,7 +531,7 @@ def test_an_orphan_is_not_to_blame_for_the_file_it_goes_to(folder: Path, monkeyp
         assert client.flush(10)
         with locked(folder / f"audit-{os.getpid()}.db"):
             with a_file(folder / "audit-99999999.db") as file:
-                file.write([(n, wire.encode(message(n), 0.0)) for n in range(1, 100)], 0)
+                file.write([(n, encode(message(n), 0.0)) for n in range(1, 100)], 0)
             eventually(lambda: "now: database is locked" in " ".join(told(client, NotificationKind.SPOOL_FAILED)))
         eventually(lambda: sorted(set(receiver.numbers())) == list(range(100)), "it is taken over a while later")
         assert list(folder.glob("*.damaged-*")) == []
@@ -545,11 +546,11 @@ def limit(file: SpoolFile, pages: int) -> None:
 def fill(path: Path, numbers: range, first: int = 1) -> None:
     """Rows of these *numbers*, whose ``seq`` begins at *first*."""
     with a_file(path) as file:
-        file.write([(first + place, wire.encode(message(number), 0.0)) for place, number in enumerate(numbers)], 0)
+        file.write([(first + place, encode(message(number), 0.0)) for place, number in enumerate(numbers)], 0)
 
 
 def numbers_in(path: Path) -> list[Any]:
-    return [wire.decode(frame)[0].record.custom_data["n"] for _, _, frame in rows(path)]  # type: ignore[union-attr]
+    return [decode(frame)[0].record.custom_data["n"] for _, _, frame in rows(path)]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("first", [None, 10**6])
@@ -712,7 +713,7 @@ def test_flush_waits_for_what_is_adopted_meanwhile(folder: Path, monkeypatch: py
         with gate:
             monkeypatch.setattr(SpoolFile, "adopt", adopt_behind_gate)
             with a_file(folder / "audit-99999999.db") as file:
-                file.write([(n, wire.encode(message(n), 0.0)) for n in range(1000, 4000)], 0)
+                file.write([(n, encode(message(n), 0.0)) for n in range(1000, 4000)], 0)
             eventually(lambda: waiting)
             client.send(message(100))  # goes to the disk behind what is adopted
             flushed = gevent.spawn(lambda: client.flush(60) and client.stats().delivered)
@@ -978,7 +979,7 @@ def test_a_write_that_fails_while_closing_is_not_forgotten(folder: Path) -> None
         with locked(folder / "spool.db"):
             send_all(client, range(100, 300))
             left = client.close(0.0)
-        kept = [wire.decode(row[2])[0] for row in rows(folder / "spool.db")]
+        kept = [decode(row[2])[0] for row in rows(folder / "spool.db")]
         numbers = {msg.record.custom_data["n"] for msg in [*left, *kept]}  # type: ignore[union-attr, index]
         assert numbers == set(range(300)), "each is here or there"
         assert client.stats().kept + client.stats().dropped == 300
@@ -1069,7 +1070,7 @@ def test_closing_before_all_is_taken_from_a_damaged_file(
     left = client.close(0.0)
     stats = client.stats()
     assert (stats.accepted, stats.kept + stats.dropped) == (11, 11)
-    kept = {wire.decode(row[2])[0].record.custom_data["n"] for row in rows(folder / "s.db")}  # type: ignore[union-attr]
+    kept = {decode(row[2])[0].record.custom_data["n"] for row in rows(folder / "s.db")}  # type: ignore[union-attr]
     if times == 1:
         assert (stats.kept, left, kept) == (11, [], set(range(11)))
     else:

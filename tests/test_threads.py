@@ -29,12 +29,11 @@ from geventaudit import (
     QueueFullError,
     Spool,
     ValidationError,
-    fork,
-    native,
 )
 from geventaudit.agent import Agent
+from geventaudit.runtime import fork, native
+from geventaudit.runtime.threads import Home, Inbox
 from geventaudit.store import Store
-from geventaudit.threads import Home, Inbox
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 _start_new_thread: Any = monkey.get_original("_thread", "start_new_thread")

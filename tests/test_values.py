@@ -18,8 +18,8 @@ from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
 from geventaudit import Client, Msg, NoOp, ValidationError
-from geventaudit.encoder import encoding as wire
-from geventaudit.values import MAX_DEPTH, MAX_VALUES, normal_form
+from geventaudit.protocol.decoding import decode
+from geventaudit.schema.values import MAX_DEPTH, MAX_VALUES, normal_form
 
 
 class Level(enum.IntEnum):
@@ -192,6 +192,6 @@ def test_subclasses_of_values_run_no_code_while_a_frame_is_packed(datetimes: Any
         client._accept = lambda frame, timeout: frames.append(frame)  # type: ignore[method-assign]
         gevent.joinall([gevent.spawn(client.send, message(custom_data=data)) for number in range(5)], raise_error=True)
         for frame in frames:
-            msg, _ = wire.decode(frame)
+            msg, _ = decode(frame)
             assert isinstance(msg, Msg)
             assert list(msg.record.custom_data) == ["later", "instant", "extension"]

@@ -21,7 +21,6 @@ from gevent.event import Event
 from helpers import eventually, message
 
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
-from geventaudit import agent as agent_module
 from geventaudit.agent import Agent, Received
 from geventaudit.encoder.encoding import bundle, encode
 
@@ -464,7 +463,7 @@ NOTHING = b"\xdd\x00\x0f\xff\xff" + b"\x90" * ((1 << 20) - 1)
 
 def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded, all of them are ended, and the honest client is not affected."""
-    monkeypatch.setattr(agent_module, "MAX_UNFINISHED_BYTES", 32 << 20)
+    monkeypatch.setattr("geventaudit.agent.server.MAX_UNFINISHED_BYTES", 32 << 20)
     with Agent(("127.0.0.1", 0), got.append, max_frame_bytes=8 << 20, stall_timeout=0.5) as agent:
         before = memory()
         peers = [gevent.spawn(hostile_peer, KINDS[n % len(KINDS)], agent) for n in range(20)]
@@ -538,9 +537,9 @@ def test_whoever_is_killed_comes_to_an_end(
     stubborn: bool, monkeypatch: pytest.MonkeyPatch, got: list[Received]
 ) -> None:
     """Also when handing over takes long: stop() neither waits for all that was read, nor raises."""
-    monkeypatch.setattr("geventaudit.agent._TURN_SECONDS", -1.0)  # a pause behind each message
-    monkeypatch.setattr("geventaudit.agent._LAST_SECONDS", 0.05)
-    monkeypatch.setattr("geventaudit.agent._KILL_SECONDS", 0.2 if stubborn else 30.0)
+    monkeypatch.setattr("geventaudit.agent.server._TURN_SECONDS", -1.0)  # a pause behind each message
+    monkeypatch.setattr("geventaudit.agent.server._LAST_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.agent.server._KILL_SECONDS", 0.2 if stubborn else 30.0)
     free = Event()
 
     def take(received: Received) -> None:

@@ -22,10 +22,12 @@ from geventaudit import (
     OperationCategory,
     ValidationError,
 )
-from geventaudit.encoder import encoding as wire
-from geventaudit.encoder.encoding import Decoder, decode, encode
+from geventaudit.encoder.encoding import encode, text_packer
 from geventaudit.errors import FrameError
-from geventaudit.values import MAX_VALUES
+from geventaudit.protocol import decoding
+from geventaudit.protocol.acks import ack_of
+from geventaudit.protocol.decoding import Decoder, decode
+from geventaudit.schema.values import MAX_VALUES
 
 EXAMPLE = {"TimeFormat": "DateTime"}
 
@@ -196,13 +198,13 @@ def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
 
 def test_values_that_unfold_are_refused_before_they_do() -> None:
     """Three megabytes of arrays that hold nothing would take two hundred."""
-    few: list[Any] = [[]] * (wire._MAX_ITEMS // 8)
+    few: list[Any] = [[]] * (decoding._MAX_ITEMS // 8)
     (frame,) = Decoder().feed(frame_with(body={"CustomData": [few] * 7}))
     assert len(frame.entries) == 1
     many: list[Any] = [[few] * 9, [[{}] * len(few)] * 9, [{n: {} for n in range(len(few))}] * 5]
     for bad in many:
         (frame,) = Decoder().feed(frame_with(body={"CustomData": bad}))
-        with pytest.raises(FrameError, match=f"more than {wire._MAX_ITEMS} values"):
+        with pytest.raises(FrameError, match=f"more than {decoding._MAX_ITEMS} values"):
             list(frame.unpack())
 
 
@@ -220,7 +222,7 @@ def test_what_send_accepts_can_be_unpacked() -> None:
 
 def test_what_a_larger_frame_held_comes_back() -> None:
     """Nothing that was accepted may be lost for being much."""
-    levels = [f"{n:06x}" for n in range(wire._MAX_ITEMS + 1)]
+    levels = [f"{n:06x}" for n in range(decoding._MAX_ITEMS + 1)]
     much = message(caller_access_levels=levels)
     assert decode(encode(much, 0, max_frame_bytes=8 << 20)) == (much, 0)
 
@@ -262,7 +264,7 @@ def test_decode_gives_plain_types() -> None:
     assert type(msg.type) is AuditType
     assert msg == message()
     assert msg.record == record()
-    assert wire.ack_of("x") == msgpack.packb({"ack": "x"})
+    assert ack_of("x") == msgpack.packb({"ack": "x"})
 
 
 def test_a_frame_error_survives_pickling() -> None:
@@ -274,7 +276,7 @@ def test_a_frame_error_survives_pickling() -> None:
 
 @given(st.text(max_size=80) | st.text("a\u00e9\u20ac", min_size=50, max_size=300))
 def test_texts_are_packed_as_msgpack_does(text: str) -> None:
-    pack_text = wire.text_packer(b"<", empty=True, blank=True)
+    pack_text = text_packer(b"<", empty=True, blank=True)
     try:
         expected = b"<" + msgpack.packb(text)
     except UnicodeEncodeError:
@@ -289,7 +291,7 @@ def test_texts_are_packed_as_msgpack_does(text: str) -> None:
     [(True, True, []), (False, True, [""]), (True, False, ["", " "]), (False, False, ["", " "])],
 )
 def test_texts_that_may_not_be_packed(empty: bool, blank: bool, refused: list[str]) -> None:
-    pack_text = wire.text_packer(b"", empty=empty, blank=blank)
+    pack_text = text_packer(b"", empty=empty, blank=blank)
     for text in ("", " ", "a", " a"):
         if text in refused:
             with pytest.raises(ValueError, match="blank"):

@@ -5,8 +5,8 @@ implementation, which the golden data in ``tests/golden`` records, and a few tha
 enumeration value outside the members, no unspecified address in any spelling, no ``null`` for a list.
 
 Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates,
-identities sorted by their kind, the address in its canonical spelling, custom data as :mod:`geventaudit.values`
-describes. What is loaded is never changed.
+identities sorted by their kind, the address in its canonical spelling, custom data as
+:mod:`geventaudit.schema.values` describes. What is loaded is never changed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import marshmallow
 from marshmallow import fields, validates_schema
 from marshmallow.exceptions import SCHEMA
 
-from .errors import ValidationError, show
-from .records import (
+from ..errors import ValidationError, show
+from ..records import (
     AuditType,
     CallerIdentity,
     CallerIdentityType,
@@ -43,13 +43,21 @@ from .records import (
 from .values import MAX_VALUES, SCALARS, normal_form, surrogate_problem
 
 __all__ = [
+    "BLANK",
     "NEEDS_DESCRIPTION",
     "SENDABLE",
     "TYPE_NAMES",
+    "Address",
     "CallerIdentitySchema",
+    "CustomData",
+    "Groups",
+    "Items",
+    "Member",
     "MsgSchema",
     "RecordSchema",
     "TargetResourceSchema",
+    "Text",
+    "Type",
     "canonical_address",
     "comes_again",
     "default_of",
@@ -80,7 +88,7 @@ _IDENTITY_NUMBERS = {member: number for number, member in enumerate(CallerIdenti
 _T = TypeVar("_T")
 
 # Unicode White_Space. str.isspace() differs: it has U+001C to U+001F besides, which are not in it.
-_BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*")
+BLANK = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*")
 
 _REQUIRED = "is required"
 _EMPTY = "must not be empty"
@@ -182,7 +190,7 @@ def _of_its_own(inner: fields.Field[Any]) -> fields.Field[Any]:
 _BELOW = {"inner", "key", "items"}  # what fields that have others call them
 
 
-class _Text(fields.Field[str]):
+class Text(fields.Field[str]):
     """Text that UTF-8 can write; not empty where it is required."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -199,14 +207,14 @@ class _Text(fields.Field[str]):
         text: str = str.__str__(value)
         if self.required and not text:
             raise ValidationError(_EMPTY)
-        if not self.may_be_blank and _BLANK.fullmatch(text):
+        if not self.may_be_blank and BLANK.fullmatch(text):
             raise ValidationError(_BLANK_PROBLEM)
         if not text.isascii() and (problem := surrogate_problem(text)):
             raise ValidationError(problem)
         return text
 
 
-class _Member(fields.Field[StrEnum]):
+class Member(fields.Field[StrEnum]):
     """A member of an enumeration, or its name on the wire."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -229,7 +237,7 @@ class _Member(fields.Field[StrEnum]):
         return member
 
 
-class _Items(fields.Field[list[Any]]):
+class Items(fields.Field[list[Any]]):
     """A list (or tuple, or set where order means nothing), each item by the rules of *inner*."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -272,7 +280,7 @@ class _Items(fields.Field[list[Any]]):
         return result if self.order is None else self.order(result)
 
 
-class _Groups(fields.Field[dict[Any, Any]]):
+class Groups(fields.Field[dict[Any, Any]]):
     """A mapping of lists. Unlike marshmallow's Dict, its errors stand at the path that they have on the wire."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -330,7 +338,7 @@ class _Groups(fields.Field[dict[Any, Any]]):
         return result if self.order is None else dict(self.order(result))
 
 
-class _Address(fields.Field[str]):
+class Address(fields.Field[str]):
     """The caller's address: text or an ``ipaddress`` object; not unspecified, loopback or multicast."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -353,7 +361,7 @@ class _Address(fields.Field[str]):
         return text
 
 
-class _CustomData(fields.Field[dict[str, Any]]):
+class CustomData(fields.Field[dict[str, Any]]):
     """A mapping with text keys, of anything that MessagePack can carry; null is an empty one."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -367,7 +375,7 @@ class _CustomData(fields.Field[dict[str, Any]]):
         return normal_form(value)
 
 
-class _Type(fields.Field[AuditType]):
+class Type(fields.Field[AuditType]):
     """The type of a message: an AuditType, or its name in mappings."""
 
     default_error_messages = _COMMON_MESSAGES
@@ -461,18 +469,18 @@ class CallerIdentitySchema(_TypedSchema):
     """The rules of a :class:`~geventaudit.CallerIdentity`."""
 
     describes = CallerIdentity
-    identity = _Text(required=True)
-    description = _Text(required=True)
+    identity = Text(required=True)
+    description = Text(required=True)
 
 
 class TargetResourceSchema(_TypedSchema):
     """The rules of a :class:`~geventaudit.TargetResource`."""
 
     describes = TargetResource
-    name = _Text(required=True)
-    cluster = _Text()
-    data_center = _Text()
-    region = _Text()
+    name = Text(required=True)
+    cluster = Text()
+    data_center = Text()
+    region = Text()
 
 
 class RecordSchema(_TypedSchema):
@@ -487,26 +495,26 @@ class RecordSchema(_TypedSchema):
     """
 
     describes = Record
-    operation_name = _Text(required=True)
-    operation_categories = _Items(_Member(OperationCategory), order=sorted_categories, required=True)
-    operation_category_description = _Text()
-    operation_type = _Member(OperationType, load_default=OperationType.UNKNOWN)
-    operation_result = _Member(OperationResult, load_default=OperationResult.UNKNOWN)
-    operation_result_description = _Text()
-    operation_access_level = _Text(required=True)
-    caller_agent = _Text(required=True)
-    caller_ip_address = _Address(required=True)
-    caller_identities = _Groups(
-        _Member(CallerIdentityType),
-        _Items(fields.Nested(CallerIdentitySchema)),
+    operation_name = Text(required=True)
+    operation_categories = Items(Member(OperationCategory), order=sorted_categories, required=True)
+    operation_category_description = Text()
+    operation_type = Member(OperationType, load_default=OperationType.UNKNOWN)
+    operation_result = Member(OperationResult, load_default=OperationResult.UNKNOWN)
+    operation_result_description = Text()
+    operation_access_level = Text(required=True)
+    caller_agent = Text(required=True)
+    caller_ip_address = Address(required=True)
+    caller_identities = Groups(
+        Member(CallerIdentityType),
+        Items(fields.Nested(CallerIdentitySchema)),
         order=sorted_identities,
         required=True,
     )
-    caller_access_levels = _Items(_Text(may_be_blank=False), order=sorted_levels, required=True)
-    target_resources = _Groups(
-        _Text(may_be_blank=False), _Items(fields.Nested(TargetResourceSchema), may_be_empty=True), required=True
+    caller_access_levels = Items(Text(may_be_blank=False), order=sorted_levels, required=True)
+    target_resources = Groups(
+        Text(may_be_blank=False), Items(fields.Nested(TargetResourceSchema), may_be_empty=True), required=True
     )
-    custom_data = _CustomData(load_default=dict)
+    custom_data = CustomData(load_default=dict)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -554,7 +562,7 @@ class MsgSchema(_TypedSchema):
     """
 
     describes = Msg
-    type = _Type(required=True)
+    type = Type(required=True)
     record = _RecordField(RecordSchema, required=True, error_messages=_COMMON_MESSAGES)
 
     def __init__(self, *, record: RecordSchema | None = None, **kwargs: Any) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import gevent
 
-from .agent import Agent, Received
-from .backoff import Backoff
-from .client import Client
-from .records import (
+from ..agent import Agent, Received
+from ..agent.shown import line_of
+from ..backoff import Backoff
+from ..client import Client
+from ..records import (
     AuditType,
     CallerIdentity,
     CallerIdentityType,
@@ -26,10 +27,9 @@ from .records import (
     Record,
     TargetResource,
 )
-from .shown import line_of
+from ..transport import DomainSocket
+from ..version import __version__
 from .terminal import Progress
-from .transport.sockets import DomainSocket
-from .version import __version__
 
 __all__ = ["demo"]
 

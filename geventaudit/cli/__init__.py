@@ -2,6 +2,8 @@
 
 Exit status: 0 when all went well, 1 when messages were refused or not delivered, or when the doctor found what is
 wrong; 2 for bad arguments and for addresses that cannot be reached or listened on.
+
+Read ``terminal``, ``lines`` and ``demo`` first.
 """
 
 from __future__ import annotations
@@ -21,21 +23,20 @@ from typing import Any, NoReturn, TextIO
 import gevent
 from gevent.event import Event
 
-from .agent import Agent, Received, Refused
-from .backoff import Backoff
-from .client import Client
-from .demo import demo
-from .doctor import Outcome, examine
-from .encoder.encoding import Encoder
-from .errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
-from .json_schema import json_schema
-from .lines import MAX_LINE_BYTES, followed, lines
-from .records import Msg, OperationResult
-from .schemas import MsgSchema, by_record, service_tree_uuid
-from .shown import json_of, line_of, printable
+from ..agent import Agent, Received, Refused
+from ..agent.doctor import Outcome, examine
+from ..agent.shown import json_of, line_of, printable
+from ..backoff import Backoff
+from ..client import Client
+from ..encoder.encoding import Encoder
+from ..errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
+from ..records import Msg, OperationResult
+from ..schema.json_schema import json_schema
+from ..schema.rules import MsgSchema, by_record, service_tree_uuid
+from ..transport import TCP, Connection, DomainSocket, usual_path
+from ..version import __version__
+from . import demo, lines  # as modules: their functions would hide them here
 from .terminal import Colour, CommandError, Progress, coloured
-from .transport.sockets import TCP, Connection, DomainSocket, usual_path
-from .version import __version__
 
 __all__ = ["main"]
 
@@ -345,7 +346,7 @@ class _Tally:
         It ends where there is no room: each line that follows would wait as long, and leave a gap.
         """
         for self.line, line in numbered:
-            if line.strip() or len(line) > MAX_LINE_BYTES:
+            if line.strip() or len(line) > lines.MAX_LINE_BYTES:
                 self.begun += 1
                 try:
                     use(_parsed(line))
@@ -361,8 +362,8 @@ class _Tally:
 
 
 def _parsed(line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        raise ValidationError({"_schema": [f"longer than {MAX_LINE_BYTES} bytes"]})
+    if len(line) > lines.MAX_LINE_BYTES:
+        raise ValidationError({"_schema": [f"longer than {lines.MAX_LINE_BYTES} bytes"]})
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -371,7 +372,7 @@ def _parsed(line: bytes) -> Any:
 
 def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
     try:
-        yield from followed(path) if follow else lines(path)
+        yield from lines.followed(path) if follow else lines.lines(path)
     except OSError as error:
         raise _cannot_read(path, error) from None
 
@@ -510,7 +511,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     if arguments.records < 1:
         raise CommandError(f"argument --records: must be at least 1, got {arguments.records}")
-    done = _until_told(lambda: demo(arguments.records), signal.SIGINT)
+    done = _until_told(lambda: demo.demo(arguments.records), signal.SIGINT)
     if done is None:
         raise KeyboardInterrupt
     return 0 if done else 1

@@ -18,8 +18,8 @@ import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Queue
 
+from ..errors import ClientClosedError
 from . import fork, native
-from .errors import ClientClosedError
 
 __all__ = ["Home", "Inbox", "pause"]
 

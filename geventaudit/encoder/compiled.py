@@ -5,7 +5,7 @@ fields of a schema :class:`Compiled` writes the source of a function that checks
 pass. Whenever it is not sure that the message is valid, and what its frame is, it returns None, and the message is
 loaded and encoded as if there were no such function.
 
-It is sure of the plain case only: values of exactly the types that records have, and the fields of ``schemas`` as they
+It is sure of the plain case only: values of exactly the types that records have, and the fields of ``rules`` as they
 are there. A field of the user's own is called with what marshmallow calls it with, where all of that is plain, and once
 more by marshmallow where the function is not sure in the end: so it must not change what it is given, nor remember it.
 The rules then hold for what it returns. A schema with hooks on whole records, or with methods in place of
@@ -22,11 +22,11 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeAlias
 
-from . import schemas
-from .encoder import encoding as wire
-from .records import AuditType, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record, TargetResource
-from .schemas import MsgSchema, RecordSchema, fields_of_its_own, is_bare, validating_methods, ways_of_its_own
-from .values import MAX_VALUES, SCALARS, normal_form
+from ..records import AuditType, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record, TargetResource
+from ..schema import rules
+from ..schema.rules import MsgSchema, RecordSchema, fields_of_its_own, is_bare, validating_methods, ways_of_its_own
+from ..schema.values import MAX_VALUES, SCALARS, normal_form
+from . import encoding
 
 __all__ = ["Compiled"]
 
@@ -50,7 +50,7 @@ class Compiled:
     *pack* is the encoder's: each thread brings its own.
     """
 
-    def __init__(self, schema: MsgSchema, encoder: wire.Encoder) -> None:
+    def __init__(self, schema: MsgSchema, encoder: encoding.Encoder) -> None:
         self.frame_of: Callable[[Any, float, Pack], bytes | None] = lambda message, unix_time, pack: None
         try:
             writer = _Writer(schema, encoder)
@@ -64,10 +64,10 @@ class Compiled:
 
 
 def _address_packer(before: bytes) -> Pack:
-    pack_text = wire.text_packer(before, empty=False, blank=False)
+    pack_text = encoding.text_packer(before, empty=False, blank=False)
 
     def pack(value: Any) -> bytes:
-        text, forbidden = schemas.canonical_address(str(value))
+        text, forbidden = rules.canonical_address(str(value))
         if forbidden:
             raise ValueError(forbidden)
         return pack_text(text)
@@ -81,9 +81,9 @@ class _Writer:
     Pieces of the frame are collected, and added together where the next block begins or ends.
     """
 
-    def __init__(self, schema: MsgSchema, encoder: wire.Encoder) -> None:
+    def __init__(self, schema: MsgSchema, encoder: encoding.Encoder) -> None:
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"floor": math.floor, "packed_time": wire.Packed(wire.pack)}
+        self.names: dict[str, Any] = {"floor": math.floor, "packed_time": encoding.Packed(encoding.pack)}
         self._indent = ""
         self._pieces: list[str] = []
         self._before = b""  # the constant bytes that come next
@@ -100,7 +100,7 @@ class _Writer:
             own |= self._called
         if own:
             raise TypeError(f"it has its own {', '.join(sorted(own))}")
-        self._body = wire.record_body(_EXAMPLE, encoder.service_tree_id)
+        self._body = encoding.record_body(_EXAMPLE, encoder.service_tree_id)
         # A value takes a byte at the least: no shorter frame holds more values than custom data may.
         self._max_bytes = min(encoder.max_frame_bytes, MAX_VALUES)
 
@@ -142,7 +142,7 @@ class _Writer:
         if isinstance(packed, dict):
             packed = {each: before + end for each, end in packed.items()}
         else:
-            packed = wire.Packed(packed(before))
+            packed = encoding.Packed(packed(before))
         name = self._name("packed_" + value.replace("(", "_").rstrip(")"), packed)
         self._pieces.append(f"{name}[{value}]")
 
@@ -163,11 +163,11 @@ class _Writer:
                     self._line(f"if type(message) is not {self._name('Msg', Msg)}: {others}")
                     self._line("kind, record = message.type, message.record")
                     self._unsure_if(f"type(kind) is not {self._name('AuditType', AuditType)}")
-                sendable = schemas.SENDABLE.items()
-                heads = {text if by_name else kind: wire.envelope(kind)[0] for text, kind in sendable}
+                sendable = rules.SENDABLE.items()
+                heads = {text if by_name else kind: encoding.envelope(kind)[0] for text, kind in sendable}
                 self._read_record()
                 self._write_body(f"{self._name(f'heads_for_{name}', heads)}[kind], packed_time[floor(unix_time)]")
-                self._before += wire.envelope(AuditType.DATA_PLANE)[1]
+                self._before += encoding.envelope(AuditType.DATA_PLANE)[1]
                 self._add_pieces()
                 self._line("frame = b''.join(parts)")
                 self._line(f"return frame if len(frame) <= {self._max_bytes} else None")
@@ -179,7 +179,7 @@ class _Writer:
         if self._called:
             self._line(f"record = {self._name('as_mapping', self._record._as_mapping)}(record)")
             # They may be called once more, by marshmallow: so only where they get the same again.
-            self._unsure_if(f"not {self._name('comes_again', schemas.comes_again)}(record)")
+            self._unsure_if(f"not {self._name('comes_again', rules.comes_again)}(record)")
         for name, field in self._record.load_fields.items():
             if name in self._called:
                 load = self._name(f"load_{name}", field.deserialize)
@@ -191,14 +191,14 @@ class _Writer:
             asked = (
                 f"{self._name(f'validates_{number}', method)}({name}, data_key={self._record.fields[name].data_key!r})"
             )
-            self._unsure_if(f"{asked} is {self._name('missing', schemas.MISSING)}")
+            self._unsure_if(f"{asked} is {self._name('missing', rules.MISSING)}")
 
     def _read(self, owner: str, name: str, field: Any, by_name: bool) -> None:
         value = f"{owner}.{name}"
         if by_name and field.required:
             value = f"{owner}[{field.data_key!r}]"
         elif by_name:
-            value = f"{owner}.get({field.data_key!r}, {self._name(f'no_{name}', schemas.default_of(field))})"
+            value = f"{owner}.get({field.data_key!r}, {self._name(f'no_{name}', rules.default_of(field))})"
         self._line(f"{name} = {value}")
 
     def _unsure_unless_of(self, schema: Any, value: str, by_name: bool) -> None:
@@ -212,8 +212,10 @@ class _Writer:
     def _write_body(self, head: str) -> None:
         """The frame up to the end of its body; each value by the stock's field, whose rules hold in any case."""
         by_key = {field.data_key: name for name, field in self._stock.fields.items()}
-        first = b"".join(wire.pack(key) + wire.pack(value) for key, value in self._body.items() if key not in by_key)
-        fuller, barer = (wire.map_header(len(self._body) - missing) + first for missing in (0, 1))
+        first = b"".join(
+            encoding.pack(key) + encoding.pack(value) for key, value in self._body.items() if key not in by_key
+        )
+        fuller, barer = (encoding.map_header(len(self._body) - missing) + first for missing in (0, 1))
         self._unsure_if("type(custom_data) is not dict")
         self._line("custom_data = custom_data.copy()")  # as with all containers: another thread may change it meanwhile
         self._line(f"parts = [{head}, {fuller!r} if custom_data else {barer!r}]")
@@ -221,15 +223,15 @@ class _Writer:
         for key in (key for key in self._body if key in by_key):
             if by_key[key] == "custom_data":
                 with self._block("if custom_data:"):
-                    self._pieces += [repr(wire.pack(key)), "b''"]
+                    self._pieces += [repr(encoding.pack(key)), "b''"]
                     self._add_pieces()
                     self._line("place = len(parts) - 1")
                 continue
-            self._before += wire.pack(key)
+            self._before += encoding.pack(key)
             mapped = self._by_name and by_key[key] not in self._called
             self._write(self._stock.fields[by_key[key]], by_key[key], self._body[key], mapped)
-        for description, (name, value) in schemas.NEEDS_DESCRIPTION.items():
-            among = "==" if isinstance(self._stock.fields[name], schemas._Member) else "in"
+        for description, (name, value) in rules.NEEDS_DESCRIPTION.items():
+            among = "==" if isinstance(self._stock.fields[name], rules.Member) else "in"
             self._unsure_if(f"not {description} and {self._name(value.name, value)} {among} {name}")
         scalars, normal = self._name("SCALARS", SCALARS), self._name("normal_form", normal_form)
         unless_plain = f"if type(key) is not str or type(value) not in {scalars}:"
@@ -243,18 +245,18 @@ class _Writer:
         """Check the local *value* by *field*, and add what it is on the wire."""
         if not is_bare(field):
             raise TypeError(f"{value} has more rules than those of {type(field).__name__}")
-        if isinstance(field, schemas._Text):
+        if isinstance(field, rules.Text):
             self._unsure_if(f"type({value}) is not str")
-            self._look_up(value, partial(wire.text_packer, empty=not field.required, blank=field.may_be_blank))
-        elif isinstance(field, schemas._Member):
+            self._look_up(value, partial(encoding.text_packer, empty=not field.required, blank=field.may_be_blank))
+        elif isinstance(field, rules.Member):
             enum = self._name(field.enum.__name__, field.enum)
             self._unsure_if(f"type({value}) is not {enum} and type({value}) is not str")
-            self._look_up(value, {member: wire.pack(text) for text, member in field.by_value.items()})
-        elif isinstance(field, schemas._Address):
+            self._look_up(value, {member: encoding.pack(text) for text, member in field.by_value.items()})
+        elif isinstance(field, rules.Address):
             kinds = self._name("address_kinds", {str, IPv4Address, IPv6Address})
             self._unsure_if(f"type({value}) is not str and type({value}) not in {kinds}")
             self._look_up(value, _address_packer)
-        elif isinstance(field, schemas._Items):
+        elif isinstance(field, rules.Items):
             lists = self._name(f"kinds_of_{value}", {tuple} if field.order is None else {tuple, set, frozenset})
             self._unsure_if(f"type({value}) is not list and type({value}) not in {lists}")
             if field.order is not None:  # equals of other types are to have no say in what comes once
@@ -264,17 +266,17 @@ class _Writer:
             self._line(f"{'' if field.order is None else 'else: '}{value} = [*{value}]")
             if not field.may_be_empty:
                 self._unsure_if(f"not {value}")
-            self._look_up(f"len({value})", lambda before: lambda size: before + wire.array_header(size))
+            self._look_up(f"len({value})", lambda before: lambda size: before + encoding.array_header(size))
             with self._block(f"for one_of_{value} in {value}:"):
                 self._write(field.inner, f"one_of_{value}", example[0], mapped)
-        elif isinstance(field, schemas._Groups):
+        elif isinstance(field, rules.Groups):
             self._unsure_if(f"type({value}) is not dict")
             self._line(f"{value} = {value}.copy()")
             self._unsure_if(f"not {value}")
             pairs = f"{value}.items()"
             if field.order is not None:
                 pairs = f"{self._name(field.order.__name__, field.order)}({value}) if len({value}) > 1 else {pairs}"
-            self._look_up(f"len({value})", lambda before: lambda size: before + wire.map_header(size))
+            self._look_up(f"len({value})", lambda before: lambda size: before + encoding.map_header(size))
             with self._block(f"for kind_of_{value}, group_of_{value} in {pairs}:"):
                 self._write(field.key, f"kind_of_{value}", None, mapped)
                 self._write(field.items, f"group_of_{value}", next(iter(example.values())), mapped)
@@ -283,7 +285,7 @@ class _Writer:
             parts = {each.data_key: (name, each) for name, each in field.schema.fields.items()}
             for key in example:
                 self._read(value, *parts[key], mapped)
-            self._before += wire.map_header(len(example))
+            self._before += encoding.map_header(len(example))
             for key in example:
-                self._before += wire.pack(key)
+                self._before += encoding.pack(key)
                 self._write(parts[key][1], parts[key][0], example[key], mapped)

@@ -20,12 +20,11 @@ from enum import Enum
 
 import gevent
 
-from .encoder.encoding import Encoder
-from .errors import ConnectionFailedError
-from .records import Heartbeat
-from .transport import sockets as connections
-from .transport.sockets import TCP, DomainSocket, usual_path
-from .version import __version__
+from ..encoder.encoding import Encoder
+from ..errors import ConnectionFailedError
+from ..records import Heartbeat
+from ..transport import TCP, DomainSocket, unix, usual_path
+from ..version import __version__
 
 __all__ = ["Finding", "Outcome", "examine"]
 
@@ -88,7 +87,7 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
 
 
 def _default_paths() -> Iterator[Finding]:
-    for path in connections._MDSD_SOCKETS:
+    for path in unix.MDSD_SOCKETS:
         there = os.path.exists(path)
         yield Finding(Outcome.OK if there else Outcome.NOTE, f"{path}: {'exists' if there else 'not to be found'}")
 
@@ -111,7 +110,7 @@ def _place(path: str) -> Iterator[Finding]:
         )
     yield Finding(Outcome.OK, f"{path} is a socket: {about}")
     try:
-        connections._check_directories(path, path)
+        unix.check_directories(path, path)
     except ConnectionFailedError as error:
         yield Finding(Outcome.NOTE, str(error), "take the others' right to write away: chmod o-w, or chmod +t")
     if not os.access(path, os.W_OK, effective_ids=True):

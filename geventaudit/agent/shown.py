@@ -7,9 +7,9 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from .agent import Received
-from .records import Heartbeat, Msg
-from .schemas import MsgSchema
+from ..records import Heartbeat, Msg
+from ..schema.rules import MsgSchema
+from .server import Received
 
 __all__ = ["json_of", "line_of", "printable"]
 

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from msgpack import ExtType, Timestamp
 
-from .errors import ValidationError, show
+from ..errors import ValidationError, show
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
 

@@ -16,8 +16,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .encoder.encoding import pack
-from .values import surrogate_problem
+from ..encoder.encoding import pack
+from ..schema.values import surrogate_problem
 
 __all__ = ["AgentSide", "ClientSide", "HandshakeError", "check_secret"]
 

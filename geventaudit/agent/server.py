@@ -22,12 +22,13 @@ from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from .encoder.encoding import Decoder, Entry, Frame, ack_of, message_of, unpack_first
-from .errors import FrameError, ValidationError, logger, show
-from .handshake import AgentSide, HandshakeError, check_secret
-from .records import AuditType, Diagnostic, Heartbeat, Msg
-from .schemas import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
-from .transport.sockets import check_context, check_seconds, checked_address
+from ..errors import FrameError, ValidationError, logger, show
+from ..protocol.acks import ack_of
+from ..protocol.decoding import Decoder, Entry, Frame, message_of, unpack_first
+from ..protocol.handshake import AgentSide, HandshakeError, check_secret
+from ..records import AuditType, Diagnostic, Heartbeat, Msg
+from ..schema.rules import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
+from ..transport.connection import check_context, check_seconds, checked_address
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -11,9 +11,10 @@ import os
 from collections import deque
 from collections.abc import Sequence
 
-from .encoder.encoding import AckDecoder, bundle, tag_bytes
+from ..encoder.encoding import bundle, pack, tag_bytes
+from .decoding import AckDecoder
 
-__all__ = ["AckWindow"]
+__all__ = ["AckWindow", "ack_of"]
 
 
 class AckWindow:
@@ -68,3 +69,8 @@ class AckWindow:
     def waiting_since(self) -> float | None:
         """When the oldest message that is not acknowledged was written; None when all are."""
         return self._open[0][2] if self._open else None
+
+
+def ack_of(chunk: str) -> bytes:
+    """What an agent answers to a frame with that ``chunk``."""
+    return pack({"ack": chunk})

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from gevent._hub_local import get_hub_if_exists
 
-from .errors import logger
+from ..errors import logger
 
 __all__ = ["Forkable", "Holding", "track", "tracked"]
 

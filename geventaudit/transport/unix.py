@@ -1,0 +1,152 @@
+"""Connections over a Unix socket, and who may listen there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _constants
+import stat
+import struct
+import time
+from typing import Any
+
+import gevent
+
+from ..errors import ConnectionFailedError, show
+from .connection import check_seconds
+from .sockets import SocketConnection, acks_asked, new_socket
+
+__all__ = ["MDSD_SOCKETS", "DomainSocket", "check_directories", "usual_path"]
+
+MDSD_SOCKETS = ("/var/run/mdsd/asa/default_fluent.socket", "/var/run/mdsd/default_fluent.socket")
+
+_MAX_LINKS = 40  # as the kernel's
+
+
+class DomainSocket(SocketConnection):
+    """A connection over a Unix stream socket.
+
+    :param path: the agent's socket. Without one, the first of mdsd's two usual paths that exists, or the second.
+    :param timeout: seconds that connecting may take.
+    :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
+        ever.
+    :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
+    :param strict: refuse a path where a directory on the way, that of a link too, is writable for everybody and has no
+        sticky bit.
+    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit does (Fluentd over TCP only).
+    :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
+    :param batch_records: records that may share an acknowledgement, when they are there anyway.
+    :raises ValueError, TypeError: for parameters that cannot be.
+    :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
+    """
+
+    name = "UnixDomainSocket"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float | None = 10.0,
+        write_timeout: float | None = 15.0,
+        require_ack: bool = False,
+        ack_timeout: float = 60.0,
+        batch_records: int = 64,
+        peer_uid: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        check_seconds("timeout", timeout, or_none=True)
+        check_seconds("write_timeout", write_timeout, or_none=True)
+        acks = acks_asked(require_ack, ack_timeout, batch_records)
+        if not isinstance(path, str | os.PathLike | None):
+            raise TypeError(f"path must be text or a Path, such as {MDSD_SOCKETS[0]!r}, got {show(path)}")
+        if path == "":
+            raise ValueError(f"path must not be empty: give the agent's socket, such as {MDSD_SOCKETS[0]!r}")
+        if peer_uid is not None and (isinstance(peer_uid, bool) or not isinstance(peer_uid, int) or peer_uid < 0):
+            raise TypeError(
+                f"peer_uid must be the number of a user, such as pwd.getpwnam(name).pw_uid, got {show(peer_uid)}"
+            )
+        self.path = usual_path() if path is None else os.fspath(path)
+        sock = new_socket(_constants.AF_UNIX)
+        try:
+            where = f"unix:{self.path}"
+            if strict:
+                check_directories(self.path, where)
+            _connect_unix(sock, self.path, timeout)
+            if peer_uid is not None:
+                _check_peer(sock, where, peer_uid)
+            super().__init__(sock, where, write_timeout, acks)
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+            sock.close()
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectionFailedError(f"unix:{self.path}: could not connect: {reason}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    def peer(self) -> tuple[int, int]:
+        """The agent's process number, 0 where this process cannot see it, and the number of its user (Linux)."""
+        return _peer_of(self._sock)
+
+
+def usual_path() -> str:
+    return next((path for path in MDSD_SOCKETS if os.path.exists(path)), MDSD_SOCKETS[-1])
+
+
+def _peer_of(sock: Any) -> tuple[int, int]:
+    process, user, _ = struct.unpack("iII", sock.getsockopt(_constants.SOL_SOCKET, _constants.SO_PEERCRED, 12))
+    return process, user
+
+
+def _check_peer(sock: Any, where: str, uid: int) -> None:
+    """Refuse an agent of another user: whoever may make a file in that place may listen there."""
+    _, theirs = _peer_of(sock)
+    if theirs != uid:
+        raise ConnectionFailedError(f"{where}: refused: the agent runs as user {theirs}, not {uid}")
+
+
+def check_directories(path: str, where: str) -> None:
+    """Refuse a path where anybody can put something else in the place of one of its parts: a link on the way, too.
+
+    So it is gone as the kernel goes it, and not from where it ends, as the directories of a link are not on that way.
+    """
+    folder = "/"
+    ahead = os.path.join(os.getcwd(), path).split("/")[::-1]
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", ".", ".."):
+            folder = os.path.dirname(folder) if part == ".." else folder
+            continue
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise ConnectionFailedError(
+                f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
+                "so anybody can put a socket of their own there"
+            )
+        inner = os.path.join(folder, part)
+        if not stat.S_ISLNK(os.lstat(inner).st_mode):
+            folder = inner
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(inner)
+        ahead += target.split("/")[::-1]
+        folder = "/" if target.startswith("/") else folder
+
+
+def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
+    """Connect *sock*, also to an agent whose backlog is full: the kernel says "try again" then and gives no event."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock.settimeout(0.0)
+    pause = 0.001
+    while True:
+        code = sock.connect_ex(path)
+        if code == 0:
+            return
+        if code not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(code, os.strerror(code))
+        if deadline is not None and time.monotonic() + pause > deadline:
+            raise OSError(errno.ETIMEDOUT, f"the agent accepted nobody for {timeout} seconds")
+        gevent.sleep(pause)
+        pause = min(pause * 2, 0.1)
