@@ -1,15 +1,14 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-The life of a record is told in this order: ``records``, ``schema``, ``encoder``, ``protocol``, ``transport``,
-``backoff``, ``notifications``, ``stats``, ``spool``, ``store``, ``sender``, ``operation``, ``pipeline``, ``base``,
-``client``; those that are packages say in which order to read them. What gevent, threads and forks do to all of it is
-in ``runtime``. The receiving end is ``agent``; ``testing`` is for the tests of an audit trail; ``cli`` is the command
-line.
+Read the modules from below: ``records``, ``schema``, ``encoder``, ``protocol``, ``transport``, ``backoff``,
+``notifications``, ``stats``, ``spool``, ``delivery``, ``lifecycle``, ``audit_client``, ``client``; a package says in
+which order to read its modules. ``runtime`` knows what gevent, threads and forks do to all of it. The receiving end is
+``agent``; ``testing`` is for the tests of an audit trail; ``cli`` is the command line.
 """
 
+from .audit_client import AuditClient, live_clients
 from .backoff import Backoff
-from .base import BaseClient
-from .client import Client
+from .client import BaseClient, Client
 from .errors import (
     AuditError,
     ClientClosedError,
@@ -18,11 +17,11 @@ from .errors import (
     QueueFullError,
     SpoolError,
     ValidationError,
+    WouldBlockError,
 )
 from .filling import fill_unknown
 from .notifications import Notification, NotificationChannel, NotificationKind
 from .operation import Operation
-from .pipeline import live_clients
 from .records import (
     AuditType,
     CallerIdentity,
@@ -38,12 +37,13 @@ from .records import (
 )
 from .schema.rules import MsgSchema, RecordSchema
 from .spool import Spool
-from .stats import Stats
+from .stats import Rejection, Stats
 from .transport import TCP, Connection, DomainSocket, NoOp
 from .version import __version__
 
 __all__ = [
     "TCP",
+    "AuditClient",
     "AuditError",
     "AuditType",
     "Backoff",
@@ -71,11 +71,13 @@ __all__ = [
     "QueueFullError",
     "Record",
     "RecordSchema",
+    "Rejection",
     "Spool",
     "SpoolError",
     "Stats",
     "TargetResource",
     "ValidationError",
+    "WouldBlockError",
     "__version__",
     "fill_unknown",
     "live_clients",

@@ -22,7 +22,7 @@ class Backoff:
     __slots__ = ("initial", "jitter", "maximum", "multiplier")
 
     def __init__(
-        self, initial: float = 1.0, maximum: float = 60.0, multiplier: float = 2.0, jitter: float = 0.5
+        self, initial: float = 0.1, maximum: float = 5.0, multiplier: float = 2.0, jitter: float = 0.5
     ) -> None:
         for name, number in (
             ("initial", initial), ("maximum", maximum), ("multiplier", multiplier), ("jitter", jitter)

@@ -1,34 +1,38 @@
-"""The smart client: a factory for connections, whose failures are handled here."""
+"""The clients: :class:`Client` asks a factory for connections, :class:`BaseClient` has one from the caller."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from functools import partial
 
-import gevent
-
+from .audit_client import AuditClient, BeforeSend
 from .backoff import Backoff
-from .encoder import encoding as wire
-from .errors import ClientClosedError, ConnectionFailedError, as_connection_error, show
-from .notifications import NotificationKind
-from .pipeline import BeforeSend, Pipeline, State, check_timeout
-from .protocol.decoding import decode
+from .delivery.connector import FactoryConnector, GivenConnector
+from .encoder.encoding import DEFAULT_MAX_FRAME_BYTES, Datetimes
+from .errors import ClientClosedError, ConnectionFailedError, show
+from .lifecycle import State, check_may_wait
+from .notifications import Notifier
+from .protocol.decoding import decoded
 from .records import Msg
-from .runtime.native import thread_ident
+from .runtime import forks
+from .runtime.clock import check_timeout
+from .runtime.hub_thread import NoAnswerError
 from .schema.rules import RecordSchema
 from .spool import Spool
-from .transport import Connection, check_connection
+from .stats import Counters, Rejection
+from .transport import Connection, check_connection, release
 
-__all__ = ["Client"]
+__all__ = ["BaseClient", "Client"]
 
 
-class Client(Pipeline):
+class Client(AuditClient):
     """Sends to an agent that comes and goes. Construct it anywhere, at any time: nothing starts before it is needed.
 
     :param factory: called without arguments for each connection, in a greenlet of the client's; returns an open one, or
         raises.
     :param backoff: the delays between attempts. They begin anew after a connection that delivered something or lived
-        longer than the initial delay; an agent that accepts and hangs up at once is one that fails.
+        longer than the initial delay; an agent that accepts and hangs up at once is one that fails. An agent that
+        returns to its Unix socket is connected to at once.
     :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
     :param queue_size: records that may wait to be written; at least 1.
     :param heartbeat_interval: seconds from one heartbeat to the next.
@@ -36,10 +40,10 @@ class Client(Pipeline):
     :param max_frame_bytes: a record that needs more is refused.
     :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
     :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
-        or None to leave it out. A message given as a mapping comes as a Msg too; values that are not what they should
-        be are in it as they are. What the hook raises becomes a ValidationError.
+        or None to leave it out. A message given as a mapping comes as a Msg too; invalid values are in it as they are.
+        An exception that the hook raises becomes a ValidationError.
     :param spool: a disk behind the queue; None for none.
-    :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
+    :raises ValueError, TypeError, ValidationError: an argument is invalid.
     """
 
     def __init__(
@@ -51,8 +55,8 @@ class Client(Pipeline):
         queue_size: int = 2048,
         heartbeat_interval: float = 1800.0,
         schema: RecordSchema | None = None,
-        max_frame_bytes: int = wire.DEFAULT_MAX_FRAME_BYTES,
-        datetimes: wire.Datetimes = "extension",
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        datetimes: Datetimes = "extension",
         before_send: BeforeSend | None = None,
         spool: Spool | None = None,
     ) -> None:
@@ -60,7 +64,12 @@ class Client(Pipeline):
             raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
         if not isinstance(backoff, Backoff | None):
             raise TypeError(f"backoff must be a Backoff, such as Backoff(initial=2.0), got {show(backoff)}")
+        counters, notifier = Counters(), Notifier()
+        self._connector = FactoryConnector(factory, Backoff() if backoff is None else backoff, counters, notifier)
         super().__init__(
+            self._connector,
+            counters,
+            notifier,
             service_tree_id=service_tree_id,
             queue_size=queue_size,
             heartbeat_interval=heartbeat_interval,
@@ -70,101 +79,139 @@ class Client(Pipeline):
             before_send=before_send,
             spool=spool,
         )
-        self._factory = factory
-        self._backoff = Backoff() if backoff is None else backoff
-        self._failures = 0  # in a row
-        self._last_error: ConnectionFailedError | None = None
 
     def connect(self, timeout: float = 10.0) -> None:
-        """Wait until there is a connection; for those who want to fail at start-up rather than wait for the agent.
+        """Wait until there is a connection, to fail at start-up rather than to wait for the agent.
 
-        The client goes on trying afterwards, whatever this says.
+        The client goes on trying afterwards in any case.
 
         :param timeout: seconds; attempts are made according to the backoff meanwhile.
         :raises ConnectionFailedError: there is none after that time; it says why the last attempt failed.
+        :raises WouldBlockError: in the hub, unless there is a connection.
         :raises ClientClosedError: the client is closing or closed.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
         check_timeout(timeout)
-        if thread_ident() != self._home.ident:
-
-            def connected() -> bool:
-                self.connect(timeout)
-                return True
-
-            if not self._home.run(connected, timeout, otherwise=False):
-                raise ConnectionFailedError(f"the client's own thread did not answer within {timeout} s")
-            return
-        if self._state in (State.NEW, State.RUNNING):
-            happened = self._running_sender().connected_or_over.wait(timeout)
-            if self._state is State.RUNNING:
-                if happened:
-                    return
-                cause = self._last_error
-                raise ConnectionFailedError(
-                    f"no connection within {timeout} s" + (f"; the last attempt: {cause}" if cause else "")
-                ) from cause
-        raise ClientClosedError(f"the client is {self._state.value}")
-
-    def after_fork_in_child(self) -> None:
-        """In a forked child: start anew, with a connection of its own at the first ``send``."""
-        super().after_fork_in_child()
-        self._failures = 0
-        self._last_error = None
-
-    def _connect(self) -> Connection:
-        while True:
-            if self._failures:
-                gevent.sleep(self._backoff.delay(self._failures))
-            made = self._attempt()
-            if self._state is State.CLOSED:  # just now: the kill of this greenlet is on its way
-                if not isinstance(made, BaseException):
-                    made.close()
-                raise gevent.GreenletExit
-            if isinstance(made, KeyboardInterrupt | SystemExit):
-                raise made
-            if isinstance(made, BaseException):
-                self._failures += 1
-                self._counters.connect_failures += 1
-                self._last_error = as_connection_error(made, "the factory failed")
-                self._tell(NotificationKind.CONNECT_FAILED, self._last_error)
-            else:
-                self._tell(NotificationKind.CONNECTED)
-                return made
-
-    def _attempt(self) -> Connection | BaseException:
-        """Call the factory, in a greenlet of its own.
-
-        What is raised there is a failed attempt, even a GreenletExit, and what is raised here is meant for the sender.
-        """
-        wanted = True
-
-        def call() -> Connection | BaseException:
+        forks.check()
+        life = self._life
+        if not life.thread.is_current():
             try:
-                connection = self._factory()
-                check_connection(connection, "the factory must return")
-            except BaseException as error:
-                return error
-            if not wanted:  # the factory has swallowed the kill
-                connection.close()
-            return connection
+                life.thread.call(partial(self.connect, timeout), timeout, lambda result: None)
+                return
+            except NoAnswerError:
+                raise ConnectionFailedError(f"the client's own thread did not answer within {timeout} s") from None
+        life.check_accepting()
+        if life.sender is None or not life.sender.is_connected:
+            check_may_wait("connect()")
+        connected = life.start().connected_or_over.wait(timeout)
+        life.check_accepting()
+        if not connected:
+            cause = self._connector.last_error
+            raise ConnectionFailedError(
+                f"no connection within {timeout} s" + (f"; the last attempt: {cause}" if cause else "")
+            ) from cause
 
-        attempt = gevent.spawn(call)
+
+class BaseClient(AuditClient):
+    """Sends over one open connection. When it breaks, the client says so and accepts nothing until it is given another.
+
+    :param connection: open; the client closes it.
+    :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
+    :param queue_size: records that may wait to be written; at least 1.
+    :param heartbeat_interval: seconds from one heartbeat to the next.
+    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
+    :param max_frame_bytes: a record that needs more is refused.
+    :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param before_send: sees each message before it is validated and returns the one to send, or None to leave it out.
+    :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        service_tree_id: object | None = None,
+        queue_size: int = 2048,
+        heartbeat_interval: float = 1800.0,
+        schema: RecordSchema | None = None,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        datetimes: Datetimes = "extension",
+        before_send: BeforeSend | None = None,
+    ) -> None:
+        _check(connection)
+        notifier = Notifier()
+        self._connector = GivenConnector(connection, notifier)
+        super().__init__(
+            self._connector,
+            Counters(),
+            notifier,
+            service_tree_id=service_tree_id,
+            queue_size=queue_size,
+            heartbeat_interval=heartbeat_interval,
+            schema=schema,
+            max_frame_bytes=max_frame_bytes,
+            datetimes=datetimes,
+            before_send=before_send,
+        )
+
+    @property
+    def error(self) -> ConnectionFailedError | None:
+        """The reason for which the connection broke; None while it is in order."""
+        return self._connector.error
+
+    def _check_accepting(self) -> None:
+        super()._check_accepting()
+        error = self._connector.error
+        if error is not None:
+            self._counters.reject(Rejection.BROKEN)
+            raise ConnectionFailedError(str(error)) from error
+
+    def recover(self) -> list[Msg]:
+        """Hand back the accepted messages that were not delivered, in their order. Each is handed back once.
+
+        None while the connection is in order: they are still being delivered then.
+        """
+        forks.check()
+        life = self._life
+        if self._connector.error is None or life.outbox is None or life.state is not State.RUNNING:
+            return []
+        numbered = life.outbox.take_all()
+        self._counters.recovered += len(numbered)
+        life.outbox.settle_all()
+        return decoded(frame for _, frame in numbered)
+
+    def reset(self, connection: Connection) -> None:
+        """Go on with another open connection: what is undelivered (and was not recovered) goes first.
+
+        :raises ClientClosedError: the client is closing or closed; *connection* is closed too.
+        :raises TypeError: *connection* is none.
+        """
+        _check(connection)
+        forks.check()
+        life = self._life
         try:
-            return attempt.get()
-        except BaseException:
-            wanted = False
-            if attempt.ready() and not isinstance(attempt.value, BaseException | None):
-                attempt.value.close()
-            attempt.kill()
+            life.check_accepting()
+        except ClientClosedError:
+            connection.close()
             raise
+        replaced = self._connector.give(connection)
+        if replaced is not None:
+            replaced.close()
+        if life.sender is not None and life.outbox is not None:
+            life.outbox.refuse(None)
+            life.sender.renew()
+            life.sender.ensure_running()
 
-    def _lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> None:
-        self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1
-        self._last_error = error
-        self._tell(NotificationKind.CONNECTION_LOST, error)
+    def close(self, timeout: float | None = 20.0) -> list[Msg]:
+        undelivered = super().close(timeout)
+        if self.is_closed:
+            unused, self._connector.given = self._connector.given, None
+            if unused is not None:
+                release(unused)
+        return undelivered
 
-    def _set_aside(self, frame: bytes, strikes: int) -> None:
-        msg = cast(Msg, decode(frame)[0])
-        error = ConnectionFailedError(f"the agent hung up on one record {strikes} times in a row; it is given up")
-        self._tell(NotificationKind.DROPPED, error, (msg,))
+    close.__doc__ = AuditClient.close.__doc__
+
+
+def _check(connection: Connection) -> None:
+    check_connection(connection, "connection must be", "; a factory is for Client")

@@ -8,6 +8,7 @@
           +-- QueueFullError            no room on the queue; the message is still the caller's
           |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has the file
           +-- ClientClosedError         the client is closing or closed
+          +-- WouldBlockError           the call would have to wait where nothing may wait: in the hub
           +-- ConnectionFailedError     no connection to the agent, or it broke
           +-- FrameError                bytes that are not a frame of this protocol
 """
@@ -32,6 +33,7 @@ __all__ = [
     "QueueFullError",
     "SpoolError",
     "ValidationError",
+    "WouldBlockError",
     "as_connection_error",
     "logger",
     "show",
@@ -115,8 +117,27 @@ class ClientClosedError(AuditError):
     """The client is closing or closed and takes no more messages."""
 
 
+class WouldBlockError(AuditError):
+    """A call would have to wait where nothing may wait, and has changed nothing.
+
+    ``flush()``, ``connect()`` and ``close()`` raise it in the hub, where the signal handlers of an idle process run,
+    and in a greenlet of the library's own. Spawn a greenlet for the call: ``gevent.spawn(client.close, 5.0)``.
+    """
+
+
 class ConnectionFailedError(AuditError):
-    """No connection could be made, or it broke. The text names the address and the cause."""
+    """No connection could be made, or it broke. The text names the address and the cause.
+
+    :param path: the agent's Unix socket, if connecting to it failed. The client watches that path until it is connected
+        again.
+    :param agent_had_read: True if the agent is known to have read from the connection before it hung up. Only then may
+        a record be suspected to be the cause.
+    """
+
+    def __init__(self, *arguments: object, path: str | None = None, agent_had_read: bool = False) -> None:
+        super().__init__(*arguments)
+        self.path = path
+        self.agent_had_read = agent_had_read
 
 
 def as_connection_error(error: BaseException, what: str) -> ConnectionFailedError:

@@ -1,9 +1,8 @@
-"""What the library tells the application about itself, without ever waiting for it to listen.
+"""Notifications: events in the life of a client, for the application, without waiting for a reader.
 
-``Channel.put`` waits for a reader, so nothing here calls it from a greenlet. Notifications go into a bounded backlog;
-a reader who comes takes from there, and readers who already wait are handed theirs by a callback of the hub, where
-``put`` does not wait. No greenlet has to stand between, so none has to be stopped, and what was unread when the client
-closed can still be read.
+``Channel.put`` waits for a reader, so no greenlet calls it here. Notifications go into a bounded backlog. A reader that
+comes takes from there; readers that wait are served by a callback of the hub, where ``put`` does not wait. No greenlet
+stands between, so none has to be stopped, and notifications can still be read after the client is closed.
 """
 
 from __future__ import annotations
@@ -11,16 +10,23 @@ from __future__ import annotations
 from collections import deque
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import gevent
+from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Channel
 
+from .errors import logger
 from .records import Msg
+from .runtime.clock import monotonic
 
 __all__ = ["BACKLOG", "Notification", "NotificationChannel", "NotificationKind", "Notifier"]
 
 BACKLOG = 64
 """Notifications that wait for a reader; of more, the oldest are forgotten and counted."""
+
+LIMIT_SECONDS = 1.0
+"""Seconds between two notifications of a kind that is rate-limited."""
 
 
 class NotificationKind(StrEnum):
@@ -66,7 +72,7 @@ class Notification(NamedTuple):
 
 
 if TYPE_CHECKING:
-    _Channel = Channel[Any]
+    _Channel = Channel[Notification]
 else:
     _Channel = Channel  # older gevents have no subscript for it
 
@@ -74,7 +80,7 @@ else:
 class NotificationChannel(_Channel):
     """The gevent Channel of a client's notifications.
 
-    Iterating it yields :class:`Notification` objects and ends when the client is closed and all were read.
+    Iterating over it yields :class:`Notification` objects, and ends when the client is closed and all were read.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -82,39 +88,49 @@ class NotificationChannel(_Channel):
         self._notifier = notifier
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """The next notification, or ``StopIteration`` (the class, as gevent's queues have it) at the end.
+        """Return the next :class:`Notification`, or ``StopIteration`` (the class, as in gevent's queues) at the end.
 
-        :param timeout: seconds to wait for one; None for ever.
-        :raises gevent.queue.Empty: when there was none in that time.
+        :param timeout: seconds to wait for one; None for no limit.
+        :raises gevent.queue.Empty: there was none in that time.
         """
         item = self._notifier.next_item()
         return super().get(block, timeout) if item is None else item
 
+    def __next__(self) -> Notification:
+        item = self.get()
+        if item is StopIteration:
+            raise StopIteration
+        return cast(Notification, item)
+
 
 class Notifier:
-    """Takes notifications at once and keeps the newest until somebody reads them. For one hub."""
+    """Takes notifications at once, keeps the newest until they are read, and writes them to the log.
+
+    For one hub. The thread of that hub is the only one that calls it.
+    """
 
     def __init__(self) -> None:
         self._backlog: deque[Notification] = deque()
         self._channel: NotificationChannel | None = None
-        self._ended = False
+        self._has_ended = False
+        self._limited: dict[NotificationKind, tuple[float, int]] = {}  # when last, and how many not since
 
     def channel(self) -> NotificationChannel:
-        """The channel; always the same."""
+        """Return the channel; always the same."""
         if self._channel is None:
             self._channel = NotificationChannel(self)
         return self._channel
 
-    def tell(
+    def notify(
         self,
         kind: NotificationKind,
         error: BaseException | None = None,
         undelivered: tuple[Msg, ...] = (),
         missed: int = 0,
     ) -> None:
-        """Keep one notification for whoever reads. Never waits, never switches to another greenlet.
+        """Keep one notification for the readers, and log it. Never waits, never switches to another greenlet.
 
-        It takes the place of the newest one that nobody has read when that is of the same kind and carries no messages.
+        It replaces the newest one that was not read, if that is of the same kind and carries no messages.
         """
         newest = self._backlog[-1] if self._backlog else None
         if newest is not None and newest.kind is kind and not newest.undelivered:
@@ -125,27 +141,49 @@ class Notifier:
             self._backlog[0] = self._backlog[0]._replace(missed=self._backlog[0].missed + oldest.missed + 1)
         self._backlog.append(Notification(datetime.now(UTC), kind, error, undelivered, missed))
         self._serve_waiting_readers()
+        if gevent.getcurrent() is get_hub_if_exists():  # a log handler may wait, and in the hub nothing may
+            gevent.spawn(_log, kind, error)
+        else:
+            _log(kind, error)
+
+    def notify_rate_limited(self, kind: NotificationKind, error: BaseException) -> None:
+        """Notify at most once a second of what may come with every message. The next one counts those in between."""
+        now = monotonic()
+        last, missed = self._limited.get(kind, (-LIMIT_SECONDS, 0))
+        if now - last < LIMIT_SECONDS:
+            self._limited[kind] = (last, missed + 1)
+            return
+        self._limited[kind] = (now, 0)
+        self.notify(kind, error, missed=missed)
 
     def forget(self) -> None:
-        """In a forked child: what was told, was told to the parent."""
+        """Forget all notifications, in a forked child: they are the parent's."""
         self._backlog.clear()
+        self._limited.clear()
 
     def end(self) -> None:
-        """Nothing more comes: readers get what is left, then the end."""
-        self._ended = True
+        """Let readers get the rest, then the end."""
+        self._has_ended = True
         self._serve_waiting_readers()
 
     def next_item(self) -> Any:
-        """What a reader gets now; None when it has to wait."""
+        """Return the next item for a reader; None if the reader has to wait."""
         if self._backlog:
             return self._backlog.popleft()
-        return StopIteration if self._ended else None
+        return StopIteration if self._has_ended else None
 
     def _serve_waiting_readers(self) -> None:
         if self._channel is not None and self._channel.getters and self._channel.hub.loop is not None:
             self._channel.hub.loop.run_callback(self._hand_out, self._channel)
 
     def _hand_out(self, channel: NotificationChannel) -> None:
-        """In the hub: give waiting readers what there is."""
+        """Give waiting readers the next items, in the hub."""
         while channel.getters and (item := self.next_item()) is not None:
             channel.put(item)
+
+
+def _log(kind: NotificationKind, error: BaseException | None) -> None:
+    if error is None:
+        logger().info("%s", kind.value)
+    else:
+        logger().warning("%s: %s", kind.value, error)

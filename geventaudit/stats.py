@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import NamedTuple
-
-from .runtime.threads import Inbox
 
 __all__ = ["Counters", "Rejection", "Stats"]
 
 
-class Rejection:
-    """Why ``send`` did not accept a message: the keys of :attr:`Stats.rejected`."""
+class Rejection(StrEnum):
+    """The reasons for which ``send`` does not accept a message: the keys of :attr:`Stats.rejected`."""
 
     INVALID = "invalid"
     """It breaks the rules (:class:`~geventaudit.ValidationError`)."""
@@ -44,9 +43,8 @@ class Stats(NamedTuple):
     """Known to be taken by the agent, as far as the kind of connection can know."""
     resent: int = 0
     """Written because a connection broke before they were known to be delivered over it."""
-    rejected: Mapping[str, int] = {}
-    """Not taken by ``send``, by reason: ``invalid``, ``queue_full``, ``spool``, ``closed``, ``broken``,
-    ``left_out``."""
+    rejected: Mapping[Rejection, int] = {}
+    """Not accepted by ``send``, by :class:`Rejection`."""
     dropped: int = 0
     """Accepted, and given up when the client closed."""
     recovered: int = 0
@@ -79,11 +77,30 @@ class Stats(NamedTuple):
     """Whether the client is at work and has no connection, now."""
 
 
-class Counters:
-    """The numbers that only grow, while they grow."""
+class _Count:
+    """A number that threads and signal handlers may increase at the same time: the step is one call in C."""
+
+    __slots__ = ("_count",)
 
     def __init__(self) -> None:
-        self.accepted = 0
+        self._count = itertools.count()
+
+    def increase(self) -> None:
+        next(self._count)
+
+    @property
+    def value(self) -> int:
+        return int(repr(self._count)[len("count(") : -1])
+
+
+class Counters:
+    """The numbers of a client that only grow. Apart from ``reject``, only the delivery changes them, in the hub."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Set all numbers to 0, also in a forked child."""
         self.written = 0
         self.delivered = 0
         self.resent = 0
@@ -96,26 +113,19 @@ class Counters:
         self.connect_failures = 0
         self.heartbeats = 0
         self.heartbeats_dropped = 0
-        self.rejected: Counter[str] = Counter()
+        self._rejected = {reason: _Count() for reason in Rejection}
 
-    @property
-    def taken(self) -> int:
-        """Records that became the sender's to deliver."""
-        return self.accepted + self.adopted
-
-    @property
-    def settled(self) -> int:
-        """Records that are no longer the sender's to deliver."""
-        return self.delivered + self.unsent
+    def reject(self, reason: Rejection) -> None:
+        """Count a refusal. From any thread."""
+        self._rejected[reason].increase()
 
     @property
     def unsent(self) -> int:
-        """Records that are no longer the sender's to deliver, and were not delivered."""
+        """Records that were given up, handed back or left in the spool."""
         return self.dropped + self.recovered + self.kept
 
     def snapshot(
         self,
-        inbox: Inbox,
         *,
         queued: int = 0,
         in_flight: int = 0,
@@ -124,14 +134,17 @@ class Counters:
         connected: bool = False,
         degraded: bool = False,
     ) -> Stats:
-        """All numbers as they are now, with what other threads did."""
-        handed_over = len(inbox)
+        """Return all numbers as they are now.
+
+        ``accepted`` is the sum of the places that a record can be in, so that ``send`` has nothing to count.
+        """
+        settled = self.delivered + self.unsent
         return Stats(
-            accepted=self.accepted + handed_over,
+            accepted=settled + queued + in_flight + spooled - self.adopted,
             written=self.written,
             delivered=self.delivered,
             resent=self.resent,
-            rejected=dict(self.rejected + Counter(inbox.rejected)),
+            rejected={reason: count.value for reason, count in self._rejected.items() if count.value},
             dropped=self.dropped,
             recovered=self.recovered,
             adopted=self.adopted,
@@ -141,7 +154,7 @@ class Counters:
             connect_failures=self.connect_failures,
             heartbeats=self.heartbeats,
             heartbeats_dropped=self.heartbeats_dropped,
-            queued=queued + handed_over,
+            queued=queued,
             in_flight=in_flight,
             in_flight_bytes=in_flight_bytes,
             spooled=spooled,

@@ -25,8 +25,8 @@ from .backoff import Backoff
 from .client import Client
 from .errors import show
 from .records import Msg, Record
+from .runtime.hub_thread import HubThread, Waiter
 from .runtime.native import start_new_thread
-from .runtime.threads import Home, pause
 from .schema.rules import RecordSchema
 from .transport import DomainSocket
 
@@ -180,7 +180,9 @@ class AuditAgent:
         for client in self._clients:
             stats = client.stats()
             if stats.rejected:
-                lines.append(f"refused by the client: {dict(stats.rejected)}")
+                lines.append(
+                    f"refused by the client: { {str(reason): count for reason, count in stats.rejected.items()} }"
+                )
             if waiting := stats.queued + stats.in_flight:
                 lines.append(f"accepted by the client and not delivered: {waiting}")
         return "".join(f"\n{line}" for line in lines)
@@ -237,16 +239,17 @@ class _Thread:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._home: Home | None = None
+        self._home: HubThread | None = None
         self._over: Event | None = None
         self._error: BaseException | None = None
         self._ended = False
+        waiter = Waiter()
         start_new_thread(self._run, ())
         deadline = time.monotonic() + _START_SECONDS
         while self._home is None and not self._ended:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the agent did not start within {_START_SECONDS} seconds")
-            pause(0.001)
+            waiter.wait(0.001)
         if self._error is not None:
             raise self._error
 
@@ -258,15 +261,16 @@ class _Thread:
         home = self._home
         if home is None or self._ended:
             raise RuntimeError("the agent does not run any more")
-        home.run(lambda: act(self._agent), None, otherwise=None)
+        home.call(lambda: act(self._agent), None)
 
     def end(self) -> None:
         """Stop the agent and wait for the end of the thread."""
         over = self._over
         if self._home is not None and over is not None:
-            self._home.call(over.set)
+            self._home.post(over.set)
+        waiter = Waiter()
         while not self._ended:
-            pause(0.001)
+            waiter.wait(0.001)
         if self._error is not None:
             raise self._error
 
@@ -274,7 +278,7 @@ class _Thread:
         try:
             self._over = Event()
             self._agent.start()
-            self._home = Home.here()
+            self._home = HubThread.current()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
                 pass
             self._agent.stop(timeout=0.0)

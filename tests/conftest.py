@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _a_busy_disk_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept when a client closes is what tests are about, not how fast a busy machine is."""
-    monkeypatch.setattr("geventaudit.store._CLOSE_SECONDS", 30.0)
+    monkeypatch.setattr("geventaudit.spool.store.CLOSE_SECONDS", 30.0)
 
 
 @pytest.fixture

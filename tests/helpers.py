@@ -100,7 +100,7 @@ def threads() -> int:
         while frame.f_back is not None:
             frame = frame.f_back
         began.append(frame.f_globals.get("__name__"))
-    return began.count("geventaudit.store")
+    return began.count("geventaudit.spool.disk")
 
 
 def free_port() -> int:

@@ -28,10 +28,10 @@ from geventaudit import (
     NotificationKind,
 )
 from geventaudit.agent import Agent
+from geventaudit.delivery.outbox import MAX_WINDOW_BYTES
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.acks import AckWindow, ack_of
 from geventaudit.protocol.decoding import Decoder
-from geventaudit.sender import MAX_WINDOW_BYTES
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 

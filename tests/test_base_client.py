@@ -236,9 +236,9 @@ def test_a_killed_sender_greenlet_is_a_broken_connection(agent: Agent, got: list
     with BaseClient(DomainSocket(socket_path)) as client:
         client.send(message(1))
         assert client.flush(10)
-        assert client._sender is not None
-        assert client._sender._greenlet is not None
-        client._sender._greenlet.kill()
+        assert client._life.sender is not None
+        assert client._life.sender._greenlet is not None
+        client._life.sender._greenlet.kill()
         broken(client)
         client.reset(DomainSocket(socket_path))
         client.send(message(2))

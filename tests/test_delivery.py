@@ -19,9 +19,9 @@ from helpers import Receiver, descriptors, eventually, first_arrivals, greenlets
 
 from geventaudit import TCP, Backoff, Client, DomainSocket, QueueFullError
 from geventaudit.agent import Agent
+from geventaudit.delivery.outbox import MAX_BATCH_BYTES
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import Decoder
-from geventaudit.sender import MAX_BATCH_BYTES
 
 QUICK = Backoff(initial=0.005, maximum=0.05)
 RESTARTS = 20

@@ -180,7 +180,7 @@ def test_what_is_not_used_is_not_loaded() -> None:
     """A service that is patched, connects and logs has most of them anyway."""
     program = (
         "import sys, geventaudit\n"
-        "for name in ('gevent.monkey', 'gevent.socket', 'logging', 'sqlite3', 'ssl', 'geventaudit.store'):\n"
+        "for name in ('gevent.monkey', 'gevent.socket', 'logging', 'sqlite3', 'ssl', 'geventaudit.spool.store'):\n"
         "    assert name not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

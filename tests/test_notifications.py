@@ -21,8 +21,8 @@ def read_all(notifier: Notifier) -> list[Any]:
 def test_read_later() -> None:
     notifier = Notifier()
     error = RuntimeError("x")
-    notifier.tell(Kind.CONNECT_FAILED, error)
-    notifier.tell(Kind.CONNECTED)
+    notifier.notify(Kind.CONNECT_FAILED, error)
+    notifier.notify(Kind.CONNECTED)
     first, second = read_all(notifier)
     assert (first.kind, first.error, first.missed) == (Kind.CONNECT_FAILED, error, 0)
     assert first.time.tzinfo is not None
@@ -38,9 +38,9 @@ def test_readers_who_wait_are_served_and_ended() -> None:
     readers = [gevent.spawn(lambda: got.extend(channel)) for _ in range(3)]
     gevent.sleep(0)
     for kind in (Kind.CONNECTED, Kind.CONNECTION_LOST, Kind.CONNECTED):
-        notifier.tell(kind)
+        notifier.notify(kind)
         gevent.sleep(0)
-    notifier.tell(Kind.CLOSED)
+    notifier.notify(Kind.CLOSED)
     notifier.end()
     gevent.joinall(readers, timeout=5, raise_error=True)
     assert all(reader.ready() for reader in readers)
@@ -52,7 +52,7 @@ def test_the_backlog_forgets_the_oldest_and_counts() -> None:
     notifier = Notifier()
     kinds = [Kind.CONNECTED, Kind.CONNECTION_LOST]
     for number in range(BACKLOG + 10):
-        notifier.tell(kinds[number % 2])
+        notifier.notify(kinds[number % 2])
     got = read_all(notifier)
     assert len(got) == BACKLOG
     assert got[0].missed == 10
@@ -61,9 +61,9 @@ def test_the_backlog_forgets_the_oldest_and_counts() -> None:
 
 def test_a_flood_of_one_kind_is_folded_into_the_newest() -> None:
     notifier = Notifier()
-    notifier.tell(Kind.CONNECTED)
+    notifier.notify(Kind.CONNECTED)
     for number in range(1000):
-        notifier.tell(Kind.QUEUE_FULL, RuntimeError(number))
+        notifier.notify(Kind.QUEUE_FULL, RuntimeError(number))
     connected, full = read_all(notifier)
     assert connected.missed == 0
     assert (str(full.error), full.missed) == ("999", 999)
@@ -72,7 +72,7 @@ def test_a_flood_of_one_kind_is_folded_into_the_newest() -> None:
 def test_messages_are_never_folded_away() -> None:
     notifier = Notifier()
     for number in range(3):
-        notifier.tell(Kind.DROPPED, None, (message(number),))
+        notifier.notify(Kind.DROPPED, None, (message(number),))
     assert [each.undelivered for each in read_all(notifier)] == [(message(n),) for n in range(3)]
 
 
@@ -82,5 +82,5 @@ def test_get_keeps_its_timeout() -> None:
         notifier.channel().get(timeout=0.01)
     with pytest.raises(Empty):
         notifier.channel().get(block=False)
-    notifier.tell(Kind.CONNECTED)
+    notifier.notify(Kind.CONNECTED)
     assert notifier.channel().get(block=False).kind is Kind.CONNECTED

@@ -492,7 +492,7 @@ def test_a_hook_that_raises_or_leaves_out() -> None:
 def test_refusals_are_told_of_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     with Client(NoOp) as client:
-        monkeypatch.setattr("geventaudit.pipeline.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("geventaudit.notifications.monotonic", lambda: now[0])
         for _ in range(100):
             with client.operation():
                 pass

@@ -21,6 +21,7 @@ import gevent
 import pytest
 from gevent import subprocess
 from gevent.threadpool import ThreadPool
+from geventaudit.spoolfile import SpoolFile, TakenOver
 from helpers import Receiver, eventually, first_arrivals, message, receiving
 from test_acks import scripted
 from test_poison import Picky
@@ -42,7 +43,6 @@ from geventaudit import (
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
 from geventaudit.runtime import native
-from geventaudit.spoolfile import SpoolFile, TakenOver
 
 MODES = ["overflow", "always"]
 KILLS = int(os.environ.get("GEVENTAUDIT_KILLS", "30"))

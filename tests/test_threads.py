@@ -15,6 +15,8 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey, subprocess
+from geventaudit.runtime.threads import Home, Inbox
+from geventaudit.store import Store
 from helpers import eventually, greenlets, message, receiving
 
 from geventaudit import (
@@ -32,8 +34,6 @@ from geventaudit import (
 )
 from geventaudit.agent import Agent
 from geventaudit.runtime import fork, native
-from geventaudit.runtime.threads import Home, Inbox
-from geventaudit.store import Store
 
 QUICK = Backoff(initial=0.01, maximum=0.05)
 _start_new_thread: Any = monkey.get_original("_thread", "start_new_thread")

@@ -740,7 +740,7 @@ def test_what_cannot_be_recorded_is_told_once_a_second() -> None:
             call(audited)
         told = channel.get(timeout=0)
         assert (told.kind, told.missed) == (NotificationKind.NOT_RECORDED, 0)
-        assert client._told[NotificationKind.NOT_RECORDED][1] == 49
+        assert client._notifier._limited[NotificationKind.NOT_RECORDED][1] == 49
         assert audited.counts.lost == 50
 
 

@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.flask needs flask: pip install 'geventaudit[flask]'"
     raise ModuleNotFoundError(needs) from error
 
-from geventaudit import BaseClient, Client
+from geventaudit import AuditClient
 
 from .wsgi import AuditMiddleware, facts_of
 
@@ -52,13 +52,13 @@ class Audit:
 
     def __init__(
         self,
-        client: Client | BaseClient,
+        client: AuditClient,
         app: Flask | None = None,
         *,
         user: Callable[[], str | None] | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(client, Client | BaseClient):
+        if not isinstance(client, AuditClient):
             hint = ": write Audit(client, app)" if isinstance(client, Flask) else ""
             raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
         if user is not None and not callable(user):

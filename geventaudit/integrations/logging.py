@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 
-from geventaudit import BaseClient, Client
+from geventaudit import AuditClient
 
 __all__ = ["AuditHandler"]
 
@@ -30,8 +30,8 @@ class AuditHandler(logging.Handler):
     :raises TypeError: *client* is none. A name in a configuration has to be written ``ext://package.module.client``.
     """
 
-    def __init__(self, client: Client | BaseClient, level: int | str = logging.NOTSET) -> None:
-        if not isinstance(client, Client | BaseClient):
+    def __init__(self, client: AuditClient, level: int | str = logging.NOTSET) -> None:
+        if not isinstance(client, AuditClient):
             hint = f": ext://{client} in a configuration" if isinstance(client, str) else ""
             raise TypeError(f"client must be a geventaudit client, got {client!r}{hint}")
         super().__init__(level)

@@ -18,12 +18,12 @@ except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.opentelemetry needs opentelemetry: pip install 'geventaudit[opentelemetry]'"
     raise ModuleNotFoundError(needs) from error
 
-from geventaudit import BaseClient, Client, Msg, Record, __version__
+from geventaudit import AuditClient, Msg, Record, __version__
 from geventaudit.integrations.metrics import COUNTERS, GAUGES, Metric
 
 __all__ = ["add_trace_context", "instrument"]
 
-_Clients = list[Client | BaseClient]
+_Clients = list[AuditClient]
 
 # A meter has an instrument once: whoever asks for it again is given the first, and its callbacks are ignored.
 _published: WeakKeyDictionary[MeterProvider, _Clients] = WeakKeyDictionary()
@@ -33,7 +33,7 @@ _published: WeakKeyDictionary[MeterProvider, _Clients] = WeakKeyDictionary()
 _published_globally: _Clients = []
 
 
-def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None = None) -> None:
+def instrument(client: AuditClient, meter_provider: MeterProvider | None = None) -> None:
     """Publish the client's figures: those of :mod:`geventaudit.integrations.metrics`, asked for at each collection.
 
     Of several clients with the same provider, the sums are published. A client is published, closed or not, for as long
@@ -42,7 +42,7 @@ def instrument(client: Client | BaseClient, meter_provider: MeterProvider | None
     :param meter_provider: None for the global one.
     :raises TypeError: for parameters that cannot be.
     """
-    if not isinstance(client, Client | BaseClient):
+    if not isinstance(client, AuditClient):
         hint = ": write instrument(client, meter_provider)" if isinstance(client, MeterProvider) else ""
         raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
     if not isinstance(meter_provider, MeterProvider | None):

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.prometheus needs prometheus_client: pip install 'geventaudit[prometheus]'"
     raise ModuleNotFoundError(needs) from error
 
-from geventaudit import BaseClient, Client
+from geventaudit import AuditClient
 from geventaudit.integrations.metrics import COUNTERS, GAUGES
 
 __all__ = ["AuditCollector"]
@@ -34,11 +34,11 @@ class AuditCollector(Collector):
     :raises TypeError: there is none, or something else.
     """
 
-    def __init__(self, *clients: Client | BaseClient) -> None:
+    def __init__(self, *clients: AuditClient) -> None:
         if not clients:
             raise TypeError("at least one client is needed: AuditCollector(client)")
         for each in clients:
-            if not isinstance(each, Client | BaseClient):
+            if not isinstance(each, AuditClient):
                 hint = ": write AuditCollector(*clients)" if isinstance(each, list | tuple) else ""
                 raise TypeError(f"each client must be a Client or a BaseClient, got {each!r}{hint}")
         self._clients = list(dict.fromkeys(clients))

@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventaudit import (
+    AuditClient,
     AuditError,
     AuditType,
-    BaseClient,
     CallerIdentity,
     CallerIdentityType,
-    Client,
     ClientClosedError,
     Msg,
     OperationResult,
@@ -157,7 +156,7 @@ class AuditMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        client: Client | BaseClient,
+        client: AuditClient,
         *,
         audit_type: AuditType = AuditType.CONTROL_PLANE,
         describe: Describe | None = None,
@@ -167,7 +166,7 @@ class AuditMiddleware:
         strict: bool = False,
     ) -> None:
         # In a request, it would be the request that fails.
-        if not isinstance(client, Client | BaseClient):
+        if not isinstance(client, AuditClient):
             raise TypeError(f"client must be a Client or a BaseClient, got {client!r}")
         if not callable(app):
             raise TypeError(f"app must be a WSGI application, got {app!r}")
@@ -307,7 +306,7 @@ class _HubWatch:
     none: after that, requests pay nothing for it.
     """
 
-    def __init__(self, client: Client | BaseClient) -> None:
+    def __init__(self, client: AuditClient) -> None:
         self._client = client
         self._asked: float | None = None  # when, by the monotonic clock
         self._process = 0
@@ -320,7 +319,7 @@ class _HubWatch:
             try:
                 # What nobody else needs is not public. A greenlet of this thread would say nothing: it is that hub, and
                 # often another thread's, that sends.
-                self._client._home.call(self._run)
+                self._client.call_soon(self._run)
             except ClientClosedError:  # its thread ended just now; the next request will be told so
                 self._has_run = True
 

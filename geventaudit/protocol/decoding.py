@@ -7,12 +7,12 @@ a stream as it comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import msgpack
 
-from ..errors import FrameError, show
+from ..errors import FrameError, logger, show
 from ..records import (
     AuditType,
     CallerIdentity,
@@ -29,7 +29,7 @@ from ..records import (
 )
 from ..schema.values import MAX_VALUES, exact_datetime
 
-__all__ = ["AckDecoder", "Decoder", "Entry", "Frame", "decode", "message_of", "unpack_first"]
+__all__ = ["AckDecoder", "Decoder", "Entry", "Frame", "decode", "decoded", "message_of", "unpack_first"]
 
 _MAX_ITEMS = 3 * MAX_VALUES  # in one entry from outside, nested ones too; no record of 1 MiB comes to so many
 _MAX_ENTRIES = 1 << 16  # of one frame
@@ -318,6 +318,17 @@ def decode(frame: bytes) -> tuple[Message, int]:
         raise FrameError(f"must have one entry, has {frames[0].size}")
     (entry,) = frames[0].unpack(len(frame))  # whatever was once accepted comes back
     return message_of(frames[0].tag, entry.body), math.floor(entry.time)
+
+
+def decoded(frames: Iterable[bytes]) -> list[Msg]:
+    """Return the messages in *frames*, which were accepted once. A frame that cannot be decoded is logged."""
+    messages = []
+    for frame in frames:
+        try:
+            messages.append(cast(Msg, decode(frame)[0]))
+        except Exception as error:  # it must not cost the others
+            logger().error("a frame of %d bytes cannot be decoded, and is not handed back: %s", len(frame), error)
+    return messages
 
 
 def message_of(tag: str, body: Mapping[Any, Any]) -> Message:

@@ -6,8 +6,8 @@ Read ``connection`` (what one is), ``sockets`` (what the next two share), ``unix
 
 from .connection import Connection, check_connection
 from .noop import NoOp
-from .sockets import let_go
+from .sockets import release
 from .tcp import TCP
 from .unix import DomainSocket, usual_path
 
-__all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "check_connection", "let_go", "usual_path"]
+__all__ = ["TCP", "Connection", "DomainSocket", "NoOp", "check_connection", "release", "usual_path"]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import gevent
@@ -15,10 +16,10 @@ import gevent
 from ..encoder.encoding import pack
 from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.acks import AckWindow
-from ..runtime import fork, native
+from ..runtime import forks, native
 from .connection import Closing, Connection, check_seconds
 
-__all__ = ["Acks", "SocketConnection", "acks_asked", "let_go", "new_socket"]
+__all__ = ["Acks", "SocketConnection", "acks_asked", "fork_safe", "new_socket", "release"]
 
 _HELO = pack(["HELO", 0])[:-1]
 
@@ -42,14 +43,12 @@ class SocketConnection(Closing):
 
     name: str
 
-    read_before_hang_up = False
-    """Whether the agent has read something and then hung up, rather than hung up without reading."""
-
     def __init__(self, sock: Any, where: str, write_timeout: float | None, acks: Acks | None) -> None:
         self._where = where
         self._ack_timeout = acks.timeout if acks else 0.0
         self._acks = AckWindow(acks.batch_records) if acks else None
-        self._read_some = False
+        self._read_some = False  # the agent is known to have read of the frames in flight
+        self._in_flight_from = 0  # where those begin, in bytes
         self._write_timeout = write_timeout
         self._sock = sock
         self._sock.settimeout(write_timeout)
@@ -59,7 +58,7 @@ class SocketConnection(Closing):
         self._delivered = 0  # frames
         self._closed = False
         self._believed_from = 0.0  # monotonic; nothing counts as delivered before
-        fork.track(self)
+        forks.register(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where}{' closed' if self._closed else ''}>"
@@ -70,6 +69,8 @@ class SocketConnection(Closing):
         :raises ConnectionFailedError: when the agent hung up, or took no byte for ``write_timeout`` seconds.
         """
         self._check_open()
+        if not self._is_in_flight():
+            self._read_some, self._in_flight_from = False, self._written
         if self._acks is not None:
             left = memoryview(self._acks.written(frames, time.monotonic()))
         else:
@@ -85,15 +86,14 @@ class SocketConnection(Closing):
                 self._written += sent
                 left = left[sent:]
                 if left and not self._read_some:
-                    self._read_some = self._taken() > 0
+                    self._read_some = self._taken() > self._in_flight_from
         except OSError as error:
             self.close()
             if _is_ours(error):
                 raise ConnectionFailedError(
                     f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
                 ) from error
-            self.read_before_hang_up = self._read_some
-            raise self._failure("could not write", error) from error
+            raise self._failure("could not write", error, self._read_some) from error
         except BaseException:
             # Whatever it was (a Timeout, a kill), part of a frame may be on the way: nothing can follow it.
             self.close()
@@ -128,6 +128,9 @@ class SocketConnection(Closing):
             return self._written
         return 0 if self._hang_up.seen() else self._written - held
 
+    def _is_in_flight(self) -> bool:
+        return bool(self._ends) if self._acks is None else self._acks.waiting_since() is not None
+
     def _held(self) -> int | None:
         return _held_by_kernel(self._sock.fileno())
 
@@ -147,16 +150,15 @@ class SocketConnection(Closing):
             except OSError as error:
                 if _is_ours(error):
                     continue  # the socket's timeout is meant for writing
-                self.read_before_hang_up = self._read_some
-                raise self._failure("broke", error) from error
+                raise self._failure("broke", error, self._read_some) from error
             if data and data.startswith(_HELO):
                 raise ConnectionFailedError(
                     f"{self._where}: the agent asks for a shared key (TCP(..., shared_key=...))"
                 )
             if data == b"":
                 # An agent that closes with something unread resets the connection, or leaves it untaken here.
-                self.read_before_hang_up = self._written > 0 and not self._closed and not self._held()
-                raise ConnectionFailedError(f"{self._where}: the agent hung up")
+                had_read = self._written > 0 and not self._closed and not self._held()
+                raise ConnectionFailedError(f"{self._where}: the agent hung up", agent_had_read=had_read)
             if self._acks is not None and data:
                 try:
                     self._acks.feed(data)
@@ -197,11 +199,12 @@ class SocketConnection(Closing):
         self.close()
 
     def _check_open(self) -> None:
+        forks.check()
         if self._closed:
             raise ConnectionFailedError(f"{self._where}: the connection is closed")
 
-    def _failure(self, what: str, error: OSError) -> ConnectionFailedError:
-        return ConnectionFailedError(f"{self._where}: {what}: {error.strerror or error}")
+    def _failure(self, what: str, error: OSError, agent_had_read: bool) -> ConnectionFailedError:
+        return ConnectionFailedError(f"{self._where}: {what}: {error.strerror or error}", agent_had_read=agent_had_read)
 
 
 def _is_ours(error: OSError) -> bool:
@@ -209,7 +212,7 @@ def _is_ours(error: OSError) -> bool:
     return isinstance(error, TimeoutError) and error.errno is None
 
 
-def let_go(connection: Connection) -> None:
+def release(connection: Connection) -> None:
     """Close *connection* when the hub that watched it is gone.
 
     gevent's own way would ask that hub to stop watching first. A loop that never runs again does not mind. A
@@ -221,9 +224,27 @@ def let_go(connection: Connection) -> None:
 
 
 def new_socket(family: int) -> Any:
-    from gevent.socket import socket  # by who connects; a service that is patched has it loaded
+    """Return a stream socket that a forked child does not use."""
+    from gevent.socket import socket  # loaded by the first connection; a service that is patched has it loaded
 
-    return socket(family, _constants.SOCK_STREAM)
+    return fork_safe(socket)(family, _constants.SOCK_STREAM)
+
+
+@cache
+def fork_safe(kind: type) -> Any:
+    """Return gevent's class of sockets *kind*, made safe for greenlets that go on in a forked child.
+
+    A greenlet that waits for the parent's socket may wake in the child, by an at-fork hook that switches. It must not
+    read, or write, for the parent.
+    """
+
+    class ForkSafe(kind):  # type: ignore[misc]
+        def _wait(self, *arguments: Any, **options: Any) -> Any:
+            result = super()._wait(*arguments, **options)
+            forks.check()
+            return result
+
+    return ForkSafe
 
 
 # -- the kernel's knowledge --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.decoding import unpack_first
 from ..protocol.handshake import ClientSide, HandshakeError, check_secret
 from .connection import check_context, check_seconds, checked_address
-from .sockets import SocketConnection, acks_asked, new_socket
+from .sockets import SocketConnection, acks_asked, fork_safe, new_socket
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -91,7 +91,7 @@ class TCP(SocketConnection):
                     # ssl was imported before. gevent's socket takes any context, also that of an unpatched ssl.
                     from gevent.ssl import SSLSocket
 
-                    sock = SSLSocket(
+                    sock = fork_safe(SSLSocket)(
                         sock=sock,
                         server_hostname=(server_hostname or host) if ssl.check_hostname or server_hostname else None,
                         do_handshake_on_connect=False,
@@ -149,9 +149,10 @@ def _connect_tcp(host: str, port: int, timeout: float | None) -> Any:
     try:
         family = _constants.AF_INET if ip_address(host).version == 4 else _constants.AF_INET6
     except ValueError:
-        from gevent.socket import create_connection
+        from gevent.socket import create_connection, socket
 
-        return create_connection((host, port), timeout)
+        made = create_connection((host, port), timeout)
+        return fork_safe(socket)(made.family, made.type, made.proto, fileno=made.detach())
     sock = new_socket(family)
     try:
         sock.settimeout(timeout)

@@ -78,7 +78,7 @@ class DomainSocket(SocketConnection):
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
             sock.close()
             reason = getattr(error, "strerror", None) or error
-            raise ConnectionFailedError(f"unix:{self.path}: could not connect: {reason}") from error
+            raise ConnectionFailedError(f"unix:{self.path}: could not connect: {reason}", path=self.path) from error
         except BaseException:
             sock.close()
             raise

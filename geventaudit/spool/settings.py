@@ -1,11 +1,11 @@
-"""What a user says of a spool: the disk behind the queue. At work it is a :class:`~geventaudit.store.Store`."""
+"""The settings of a spool, as a user gives them."""
 
 from __future__ import annotations
 
 import os
 from typing import Literal
 
-from .errors import show
+from ..errors import show
 
 __all__ = ["Spool"]
 
@@ -14,31 +14,30 @@ Synchronous = Literal["OFF", "NORMAL", "FULL"]
 
 
 class Spool:
-    """Where a client keeps what it cannot deliver yet; given to :class:`~geventaudit.Client` as ``spool``.
+    """A disk behind the queue of a :class:`~geventaudit.Client`, for records that cannot be delivered yet.
 
-    Nothing is opened before the client's first ``send`` or ``connect``. What an earlier client left in the file is sent
-    first, oldest first.
+    Constructing one opens nothing. Records that an earlier client left in the folder are sent first, oldest first.
 
     ===============  =======================  ==========================================  ==============================
     ``synchronous``  the process is killed    the machine loses power                     costs
     ===============  =======================  ==========================================  ==============================
-    ``"OFF"``        nothing on disk is lost  the file may be damaged (it is put aside,   nothing
-                                              and what can be read of it is sent)
-    ``"NORMAL"``     nothing on disk is lost  the last records may be lost, no more       a sync every few MB
+    ``"OFF"``        nothing on disk is lost  the last records may be lost or damaged     nothing
+    ``"NORMAL"``     nothing on disk is lost  the last records may be lost or damaged,    a sync for each 4 MiB
+                                              4 MiB at most
     ``"FULL"``       nothing on disk is lost  nothing on disk is lost, as far as the      a sync for each write, which
                                               disk keeps its word                         all waiting senders share
     ===============  =======================  ==========================================  ==============================
 
-    :param path: of the file, in a folder that exists. ``{pid}`` in its name stands for the process: each process then
-        has a file of its own (with gunicorn, say), and exactly one living process takes over what a dead one left.
-    :param max_bytes: of records in the spool; ``send`` raises :class:`~geventaudit.QueueFullError` when they and the
-        queue are full. The file may be a little larger.
-    :param mode: ``"overflow"``: what does not fit on the queue goes to disk, and what is undelivered when the client
-        closes is kept. ``"always"``: ``send`` returns when the record is on disk (other greenlets run meanwhile), and
-        it leaves the disk when it is delivered.
-    :param synchronous: what a record on disk survives; see above.
-    :raises TypeError, ValueError: for what cannot be.
-    :raises ImportError: this Python was built without SQLite.
+    :param path: names a folder. It is created, with access for this user only, if its parent exists. ``{pid}`` in its
+        name stands for the process identifier: each process then has a folder of its own (with gunicorn, say), and
+        exactly one living process sends the records that a dead one left.
+    :param max_bytes: of undelivered records in the folder; ``send`` raises :class:`~geventaudit.QueueFullError` when
+        they and the queue are full.
+    :param mode: ``"overflow"``: records that do not fit on the queue go to disk, and so do records that are undelivered
+        when the client closes. ``"always"``: ``send`` returns when the record is on disk (other greenlets run
+        meanwhile), and it leaves the disk when it is delivered.
+    :param synchronous: the guarantee for records on disk; see above.
+    :raises TypeError, ValueError: an argument is invalid.
     """
 
     __slots__ = ("max_bytes", "mode", "path", "synchronous")
@@ -50,15 +49,13 @@ class Spool:
         mode: Mode = "overflow",
         synchronous: Synchronous = "NORMAL",
     ) -> None:
-        from . import spoolfile  # noqa: F401  SQLite is loaded here, by who uses it, and not in the disk's thread
-
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise TypeError(f"path must be a text or a Path, got {show(path)}")
-        folder, name = os.path.split(os.fspath(path))
+        folder, name = os.path.split(os.fspath(path).rstrip("/"))
         if not name or "\0" in name:
-            raise ValueError(f"path must be the name of a file, got {show(path)}")
+            raise ValueError(f"path must be the name of a folder, got {show(path)}")
         if "{pid}" in folder or name.count("{pid}") > 1:
-            raise ValueError(f"path may have one {{pid}}, in the file's name, got {show(path)}")
+            raise ValueError(f"path may have one {{pid}}, in the folder's name, got {show(path)}")
         if "{" in name.replace("{pid}", ""):  # a misspelt one, which all processes would share
             raise ValueError(f"path may have no other braces than {{pid}}'s, got {show(path)}")
         if folder.startswith("~"):
@@ -73,6 +70,20 @@ class Spool:
         self.max_bytes = max_bytes
         self.mode = mode
         self.synchronous = synchronous
+
+    @property
+    def absolute_path(self) -> str:
+        """The path from the root, with ``{pid}`` if it has that."""
+        return os.path.abspath(os.fspath(self.path))
+
+    @property
+    def is_for_each_process(self) -> bool:
+        """True if each process has a folder of its own."""
+        return "{pid}" in os.fspath(self.path)
+
+    def folder_of_process(self, pid: int | None = None) -> str:
+        """Return the folder of the process with that identifier, or of this process."""
+        return self.absolute_path.replace("{pid}", str(os.getpid() if pid is None else pid))
 
     def __repr__(self) -> str:
         return f"Spool({self.path!r}, {self.max_bytes}, {self.mode!r}, {self.synchronous!r})"

@@ -1,0 +1,402 @@
+"""The common part of both clients: the way of a message into the outbox, and the list of all clients."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, cast
+
+import gevent
+
+from .delivery.connector import Connector
+from .delivery.heartbeats import Heartbeats
+from .encoder.compiled import Compiled
+from .encoder.encoding import Datetimes, Encoder
+from .errors import ClientClosedError, QueueFullError, SpoolError, ValidationError, logger, show
+from .lifecycle import Lifecycle, State, keep_alive
+from .notifications import NotificationChannel, NotificationKind, Notifier
+from .operation import Operation
+from .records import AuditType, Msg, Record
+from .runtime import forks
+from .runtime.clock import check_timeout
+from .runtime.hub_thread import NoAnswerError
+from .runtime.native import thread_ident
+from .schema.rules import MsgSchema, RecordSchema, by_record
+from .spool import Spool
+from .stats import Counters, Rejection, Stats
+
+__all__ = ["AuditClient", "BeforeSend", "live_clients"]
+
+BeforeSend = Callable[[Msg], Msg | None]
+
+# send() asks for them twice, and a member of a class takes longer to find.
+_CLOSING, _CLOSED = State.CLOSING, State.CLOSED
+
+_MANY_CLIENTS = 16  # live clients from one line of code that are taken for a mistake
+
+
+class AuditClient:
+    """The common part of :class:`~geventaudit.Client` and :class:`~geventaudit.BaseClient`.
+
+    Use it to ask for either: ``isinstance(client, AuditClient)``. It is not constructed by itself.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        counters: Counters,
+        notifier: Notifier,
+        *,
+        service_tree_id: object | None,
+        queue_size: int,
+        heartbeat_interval: float,
+        schema: RecordSchema | None,
+        max_frame_bytes: int,
+        datetimes: Datetimes,
+        before_send: BeforeSend | None,
+        spool: Spool | None = None,
+    ) -> None:
+        if not isinstance(queue_size, int) or queue_size < 1:
+            raise ValueError(f"queue_size must be a whole number of at least 1, got {show(queue_size)}")
+        if not isinstance(heartbeat_interval, int | float) or not heartbeat_interval > 0:
+            raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
+        if not isinstance(schema, RecordSchema | None):
+            raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
+        if before_send is not None and not callable(before_send):
+            raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
+        if not isinstance(spool, Spool | None):
+            raise TypeError(f"spool must be a Spool, got {show(spool)}")
+        self._schema = MsgSchema(record=schema)
+        # The rules themselves hold whatever a user's schema or its hooks make of a message.
+        self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
+        self._encoder = Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
+        self._compiled = Compiled(self._schema, self._encoder)
+        self._queue_size = queue_size
+        self._before_send = before_send
+        self._spool = spool
+        self._counters = counters
+        self._notifier = notifier
+        self._has_warned = False  # that records of other threads wait for the client's own
+        self._life = Lifecycle(
+            queue_size=queue_size,
+            spool=spool,
+            connector=connector,
+            heartbeats=Heartbeats(self._encoder, heartbeat_interval),
+            counters=counters,
+            notifier=notifier,
+        )
+        _clients.add(self)
+        _warn_of_many(self)
+
+    # -- messages in ---------------------------------------------------------------------------------------------------
+
+    def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
+        """Validate, encode and accept *msg*. It is written and delivered in the background.
+
+        :param msg: a message, or a mapping by wire names: ``{"Type": "ControlPlane", "Record": {...}}``.
+        :param timeout: seconds to wait for room on the queue; 0 does not wait, None has no limit. In the hub, as in a
+            signal handler of an idle process, nothing waits.
+        :raises ValidationError: the message breaks the rules.
+        :raises QueueFullError: there was no room (in that time), or no memory; the message is still the caller's. A
+            :class:`~geventaudit.SpoolError`, which is one, if the spool has to keep the message and cannot.
+        :raises ClientClosedError: the client is closing or closed, or the thread that constructed it has ended.
+        :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
+            accepted. A :class:`~geventaudit.Client` does not raise it.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds.
+        """
+        if timeout != 0.0:
+            check_timeout(timeout)
+        try:
+            if forks.under_way:
+                forks.check()
+            life = self._life
+            if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
+                self._check_accepting()
+            frame = self._frame_of(msg)
+            if frame is None:
+                self._counters.reject(Rejection.LEFT_OUT)
+            elif thread_ident() == life.thread.ident:
+                self._accept(frame, timeout)
+            else:
+                self._accept_from_other_thread(frame, timeout)
+        except (MemoryError, RecursionError) as error:
+            raise QueueFullError("there is not enough memory, or stack, to accept the message") from error
+
+    def operation(
+        self,
+        template: Msg | Record | Mapping[str, Any] | None = None,
+        /,
+        *,
+        audit_type: AuditType | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Return a context manager, or decorator, that sends one record when its block ends.
+
+        See :class:`~geventaudit.Operation`. Nothing is validated before the end, so that fields may be added inside.
+
+        :param template: what the record begins with: a record, a message, or a mapping by wire names as for ``send``.
+        :param audit_type: the type of the message: without it the template's, or else ``AuditType.CONTROL_PLANE``.
+        :param fields: fields of the record, by their names in :class:`~geventaudit.Record`; they go before the
+            template's.
+        :raises TypeError: for a name that is not a field of a record, or a template that is none.
+        :raises ValidationError: a mapping has not the form of a message.
+        """
+        if isinstance(template, Mapping):
+            template = self._schema.shape(template)
+        if isinstance(template, Msg):
+            audit_type = template.type if audit_type is None else audit_type
+            template = template.record
+        if not isinstance(template, Record | None):
+            raise TypeError(f"the template must be a Record, a Msg or a mapping, got {show(template)}")
+        record = (Record() if template is None else template).replace(**fields)
+        return Operation(self._send_or_report, AuditType.CONTROL_PLANE if audit_type is None else audit_type, record)
+
+    def _send_or_report(self, msg: Msg) -> Exception | None:
+        """Send, and report a refusal instead of raising it: the caller has other things to raise."""
+        try:
+            self.send(msg)
+        except Exception as error:
+            if type(error) is not QueueFullError:  # send() has notified of that
+                self.report(error)
+            return error
+        return None
+
+    def _accept(self, frame: bytes, timeout: float | None) -> None:
+        try:
+            # This checks once more whether to accept: a hook may have waited, and the client been closed, or the
+            # process forked, meanwhile.
+            self._check_accepting()
+            life = self._life
+            life.start()
+            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
+        except SpoolError:  # notified when it began
+            self._counters.reject(Rejection.SPOOL)
+            raise
+        except QueueFullError as error:
+            self._counters.reject(Rejection.QUEUE_FULL)
+            self._notifier.notify_rate_limited(NotificationKind.QUEUE_FULL, error)
+            raise
+        except ClientClosedError:
+            self._counters.reject(Rejection.CLOSED)
+            raise
+        except OSError as error:  # the process has no descriptor left for a hub
+            self._counters.reject(Rejection.QUEUE_FULL)
+            raise QueueFullError(f"the client could not start: {error}") from error
+
+    def _accept_from_other_thread(self, frame: bytes, timeout: float | None) -> None:
+        """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""
+        self._check_accepting()
+        life = self._life
+        try:
+            if self._spool is not None and self._spool.mode == "always":
+                self._accept_there(frame, timeout)
+                return
+            if not self._has_room() and timeout != 0.0:
+                self._accept_there(frame, timeout)
+                return
+            if not self._has_room():
+                raise QueueFullError(f"the queue is full ({self._queue_size} records)")
+            if life.state is State.NEW:
+                keep_alive(life)
+                self._warn_if_unused()
+            life.inbox.put(frame)
+            life.thread.post(life.wake)
+        except ClientClosedError:
+            self._counters.reject(Rejection.CLOSED)
+            raise
+        except QueueFullError as error:
+            self._counters.reject(Rejection.QUEUE_FULL)
+            self._post(partial(self._notifier.notify_rate_limited, NotificationKind.QUEUE_FULL, error))
+            raise
+
+    def _has_room(self) -> bool:
+        """Return True if another thread may hand over a record. The bound may be exceeded by the number of threads."""
+        life = self._life
+        queued = 0 if life.outbox is None or self._spool is not None else life.outbox.queue.qsize()
+        return queued + len(life.inbox) < self._queue_size
+
+    def _accept_there(self, frame: bytes, timeout: float | None) -> None:
+        """Accept *frame* in a greenlet of the client's own hub, which may wait there."""
+        try:
+            self._life.thread.call(partial(self._accept, frame, timeout), timeout)
+        except NoAnswerError:
+            raise QueueFullError("the client's own thread did not answer") from None
+
+    def _warn_if_unused(self) -> None:
+        if self._life.thread.hub is None and not self._has_warned:
+            self._has_warned = True
+            logger().warning(
+                "%r: its own thread, which constructed it, has not used it yet; records of other threads wait for that",
+                self,
+            )
+
+    def _check_accepting(self) -> None:
+        try:
+            self._life.check_accepting()
+        except ClientClosedError:
+            self._counters.reject(Rejection.CLOSED)
+            raise
+
+    def _frame_of(self, msg: Any) -> bytes | None:
+        """Return the frame of *msg*; None if ``before_send`` left it out.
+
+        :raises ValidationError: whatever is wrong with *msg*, and whatever a user's hook, schema or object raises (not
+            a gevent.Timeout or a kill: those are for the caller).
+        """
+        now = time.time()
+        try:
+            try:
+                if self._before_send is not None:
+                    msg = self._before_send(self._schema.shape(msg))
+                    if msg is None:
+                        return None
+                frame = self._compiled.frame_of(msg, now, self._encoder.pack)
+                if frame is not None:
+                    return frame
+                loaded = self._schema.load(msg)
+                if self._rules is not None:
+                    loaded = self._rules.load(loaded)
+                return self._encoder.encode(loaded, now)
+            except ValidationError as error:
+                raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
+            except Exception as error:
+                raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
+        except ValidationError:
+            self._counters.reject(Rejection.INVALID)
+            raise
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything accepted before this call is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :returns: True if it is delivered, as far as this kind of connection can know. Records that ``recover`` handed
+            back do not count, nor records of dead processes that a spool sends, nor, before the client closes, records
+            that had been dropped by then.
+        :raises WouldBlockError: in the hub, unless everything is delivered.
+        :raises ClientClosedError: the thread that constructed the client has ended, or its hub was destroyed.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds.
+        """
+        check_timeout(timeout)
+        forks.check()
+        return self._life.flush(timeout)
+
+    def close(self, timeout: float | None = 20.0) -> list[Msg]:
+        """Take no more messages, let the accepted ones drain, and close the connection. Idempotent.
+
+        When the thread that constructed the client has ended, or has destroyed its hub, nothing can be delivered any
+        more: then everything is kept in the spool, or handed back, at once.
+
+        :param timeout: seconds that draining may take; None for no limit. A spool may take a second more.
+        :returns: the messages that were neither delivered nor kept in a spool; each is handed back once. A disk that
+            does not answer in time may keep them all the same, and the next client sends them. In another thread than
+            the client's own, an empty list if that thread does not answer in time: call again.
+        :raises WouldBlockError: in the hub, unless nothing has to wait; nothing is closed. Spawn a greenlet for it.
+        :raises TypeError, ValueError: *timeout* is not a number of seconds; nothing is closed.
+        """
+        check_timeout(timeout)
+        forks.check()
+        return self._life.close(timeout)
+
+    def stats(self) -> Stats:
+        """Return the numbers of this client as they are now."""
+        forks.check()
+        return self._life.stats()
+
+    @property
+    def spool(self) -> Spool | None:
+        """The settings of the disk behind the queue; None without one."""
+        return self._spool
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the client is closed."""
+        return self._life.state is State.CLOSED
+
+    def notify(self) -> NotificationChannel:
+        """Return the channel of this client's notifications; always the same. See :class:`NotificationKind`."""
+        return self._notifier.channel()
+
+    def report(self, error: BaseException, *, recorded: bool = False) -> None:
+        """Notify, as ``NOT_RECORDED`` and in the log, that something went unrecorded.
+
+        For integrations, which must not raise into the application that they watch. Never waits. Thread-safe.
+        Rate-limited: reports that come more than once a second are counted in ``missed``.
+
+        :param error: the reason. The client itself notifies of a :class:`~geventaudit.QueueFullError`.
+        :param recorded: True if it was recorded without a part of it: notified as ``INCOMPLETE``.
+        """
+        kind = NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED
+        if self._life.thread.is_current():
+            self._notifier.notify_rate_limited(kind, error)
+        elif not self._post(partial(self._notifier.notify_rate_limited, kind, error)):
+            logger().warning("%s: %s", kind.value, error)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call *function* in a greenlet of the client's own hub. Thread-safe; never waits.
+
+        For integrations that have to serve a client in its own thread.
+
+        :raises ClientClosedError: the thread that constructed the client has ended, or its hub was destroyed.
+        """
+        self._life.thread.post(gevent.spawn, function)
+
+    def _post(self, function: Callable[[], object]) -> bool:
+        try:
+            self.call_soon(function)
+        except ClientClosedError:  # nothing is left that could read the channel
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._life.state.value}>"
+
+
+# -- all clients -------------------------------------------------------------------------------------------------------
+
+_clients: weakref.WeakSet[AuditClient] = weakref.WeakSet()
+_by_line: dict[tuple[str, int], weakref.WeakSet[AuditClient]] = {}
+_warned: set[tuple[str, int]] = set()
+
+
+def live_clients() -> list[AuditClient]:
+    """Return the clients of this process that are not closed, those included that never sent.
+
+    For code that ends a process. A forked child has those of its parent, which begin anew there. Starts nothing. In no
+    particular order.
+    """
+    while True:
+        try:
+            return [each for each in _clients if not each.is_closed]
+        except RuntimeError:  # another thread constructed one at this moment
+            continue
+
+
+def _warn_of_many(client: AuditClient) -> None:
+    """Warn once of a line of code that constructs one client after the other, as for each request, and closes none."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame = frame.f_back
+    line = frame.f_code.co_filename, frame.f_lineno
+    clients = _by_line.setdefault(line, weakref.WeakSet())
+    clients.add(client)
+    if len(clients) > _MANY_CLIENTS and line not in _warned:
+        live = sum(not each.is_closed for each in list(clients))
+        if live > _MANY_CLIENTS:
+            _warned.add(line)
+            logger().warning(
+                "%d live clients were constructed at %s:%d: make one for the process, or close each", live, *line
+            )

@@ -1,0 +1,226 @@
+"""Where connections come from: a factory that is asked again and again, or the one connection of a base client.
+
+After a failed attempt, the next follows when the backoff says so. If the agent's Unix socket could not be reached, the
+client looks at its path meanwhile: an agent that returns makes the file anew, and the client connects at once. A
+watcher of the loop would not do: libev's misses a file that is replaced within a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import gevent
+from gevent.event import Event
+
+from ..backoff import Backoff
+from ..errors import ConnectionFailedError, as_connection_error
+from ..notifications import NotificationKind, Notifier
+from ..runtime.clock import monotonic
+from ..stats import Counters
+from ..transport import Connection, check_connection
+
+__all__ = ["Connector", "FactoryConnector", "GivenConnector"]
+
+_WATCH_SECONDS = 0.05
+# Seconds before each attempt after the path has changed: at 0, 5, 10, 20, 40, 80 ms. The file appears at bind(), a
+# moment before listen().
+_QUICK = (0.0, 0.005, 0.005, 0.01, 0.02, 0.04)
+
+_Fingerprint: TypeAlias = tuple[int, int, int] | None
+
+
+class Connector(Protocol):
+    """What the sender needs to get connections."""
+
+    rejects: bool
+    """True if a record that makes the agent hang up may be given up."""
+    is_over: bool
+    """Set to True when no more connections are wanted."""
+
+    @property
+    def is_broken(self) -> bool:
+        """True if there will be no connection without the caller's help."""
+
+    def connect(self) -> Connection:
+        """Return the next open connection; wait for it if need be."""
+
+    def reset(self) -> None:
+        """Forget everything that belongs to the parent, in a forked child."""
+
+    def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
+        """Note that the connection broke, after *delivered* frames and *lived* seconds.
+
+        :returns: True if there will be another one without the caller's help.
+        """
+
+
+class FactoryConnector:
+    """The connections of a :class:`~geventaudit.Client`.
+
+    :param factory: returns an open connection, or raises.
+    """
+
+    rejects = True
+    is_broken = False
+
+    def __init__(
+        self, factory: Callable[[], Connection], backoff: Backoff, counters: Counters, notifier: Notifier
+    ) -> None:
+        self._factory = factory
+        self._backoff = backoff
+        self._counters = counters
+        self._notifier = notifier
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, also in a forked child."""
+        self.is_over = False
+        self.last_error: ConnectionFailedError | None = None
+        """The reason for which the last attempt failed, or the last connection broke."""
+        self._failures = 0  # in a row
+        self._path: str | None = None
+        self._seen: _Fingerprint = None
+        self._quick: deque[float] = deque()
+
+    def connect(self) -> Connection:
+        """See :meth:`Connector.connect`."""
+        while True:
+            self._wait()
+            made = self._attempt()
+            if self.is_over:  # the kill of this greenlet is on its way
+                if not isinstance(made, BaseException):
+                    made.close()
+                raise gevent.GreenletExit
+            if isinstance(made, KeyboardInterrupt | SystemExit):
+                raise made
+            if not isinstance(made, BaseException):
+                self._path = None
+                self._quick.clear()
+                self._notifier.notify(NotificationKind.CONNECTED)
+                return made
+            self._failures += 1
+            self._counters.connect_failures += 1
+            self.last_error = as_connection_error(made, "the factory failed")
+            self._watch(self.last_error)
+            self._notifier.notify(NotificationKind.CONNECT_FAILED, self.last_error)
+
+    def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
+        """See :meth:`Connector.lost`. A connection that delivered nothing and was short counts as a failed attempt."""
+        self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1
+        self.last_error = error
+        self._notifier.notify(NotificationKind.CONNECTION_LOST, error)
+        return True
+
+    def _watch(self, error: ConnectionFailedError) -> None:
+        if error.path != self._path:
+            self._path = error.path
+            was_absent = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOENT
+            self._seen = None if was_absent else _fingerprint(self._path)
+
+    def _wait(self) -> None:
+        """Wait until the next attempt is due."""
+        if self._quick:
+            gevent.sleep(self._quick.popleft())
+            return
+        due = monotonic() + (self._backoff.delay(self._failures) if self._failures else 0.0)
+        while (left := due - monotonic()) > 0:
+            gevent.sleep(left if self._path is None else min(left, _WATCH_SECONDS))
+            if self._path is None:
+                continue
+            seen, self._seen = self._seen, _fingerprint(self._path)
+            if self._seen is not None and self._seen != seen:
+                self._failures = 0
+                self._quick.extend(_QUICK[1:])
+                return
+
+    def _attempt(self) -> Connection | BaseException:
+        """Call the factory, in a greenlet of its own.
+
+        An exception that is raised there is a failed attempt, even a GreenletExit; one that is raised here is meant for
+        the sender.
+        """
+        is_wanted = True
+
+        def call() -> Connection | BaseException:
+            try:
+                connection = self._factory()
+                check_connection(connection, "the factory must return")
+            except BaseException as error:
+                return error
+            if not is_wanted:  # the factory has swallowed the kill
+                connection.close()
+            return connection
+
+        attempt = gevent.spawn(call)
+        try:
+            return attempt.get()
+        except BaseException:
+            is_wanted = False
+            if attempt.ready() and not isinstance(attempt.value, BaseException | None):
+                attempt.value.close()
+            attempt.kill()
+            raise
+
+
+class GivenConnector:
+    """The one connection of a :class:`~geventaudit.BaseClient`, whose failures are the caller's to handle."""
+
+    rejects = False
+
+    def __init__(self, connection: Connection, notifier: Notifier) -> None:
+        self.is_over = False
+        self.error: ConnectionFailedError | None = None
+        """The reason for which the connection broke; None while it is in order."""
+        self.given: Connection | None = connection
+        """The connection that the sender has not taken yet."""
+        self._notifier = notifier
+        self._is_given = Event()
+
+    @property
+    def is_broken(self) -> bool:
+        """See :attr:`Connector.is_broken`."""
+        return self.error is not None
+
+    def reset(self) -> None:
+        """Forget the connection, in a forked child: it is the parent's."""
+        self.is_over = False
+        self.given = None
+        self.error = ConnectionFailedError("the connection is the parent process's; reset() gives this one its own")
+        self._is_given = Event()
+
+    def give(self, connection: Connection) -> Connection | None:
+        """Let *connection* be the next, and return the one that it replaces, if that was not used."""
+        replaced, self.given = self.given, connection
+        self.error = None
+        self._is_given.set()
+        return replaced
+
+    def connect(self) -> Connection:
+        """See :meth:`Connector.connect`."""
+        while self.given is None:
+            self._is_given.clear()
+            self._is_given.wait()
+        connection, self.given = self.given, None
+        self._notifier.notify(NotificationKind.CONNECTED)
+        return connection
+
+    def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
+        """See :meth:`Connector.lost`."""
+        if self.given is not None:  # reset() has replaced it
+            return True
+        self.error = error
+        self._notifier.notify(NotificationKind.CONNECTION_LOST, error)
+        return False
+
+
+def _fingerprint(path: str | None) -> _Fingerprint:
+    """Return what changes when an agent makes its socket anew; None if there is no file."""
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns

@@ -1,0 +1,67 @@
+"""Frames that other native threads hand over to a client's hub, without a lock.
+
+A thread appends an entry and wakes the hub; the hub moves entries to the queue. The client closes the inbox before it
+empties it for the last time. So a thread looks at ``is_closed`` after its append: if it can still claim its own entry,
+the record is refused; if it cannot, the hub has the record.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..errors import ClientClosedError
+
+__all__ = ["HandedOver", "Inbox"]
+
+
+class HandedOver:
+    """One frame, and whose it is."""
+
+    __slots__ = ("_claims", "frame")
+
+    def __init__(self, frame: bytes) -> None:
+        self.frame = frame
+        self._claims: dict[str, str] = {}
+
+    def claim(self, claimant: str) -> bool:
+        """Return True if *claimant* is the first to claim this entry. The same claimant may ask again."""
+        # setdefault is atomic, since key and value are text.
+        return self._claims.setdefault("owner", claimant) == claimant
+
+
+class Inbox:
+    """The entries of one client, oldest first."""
+
+    def __init__(self) -> None:
+        self.entries: deque[HandedOver] = deque()
+        self.is_closed = False
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def put(self, frame: bytes) -> None:
+        """Hand over *frame*. From any thread.
+
+        :raises ClientClosedError: the inbox was closed, and nothing was accepted.
+        """
+        entry = HandedOver(frame)
+        self.entries.append(entry)
+        if self.is_closed and entry.claim("thread"):
+            self.remove(entry)
+            raise ClientClosedError("the client is closed")
+
+    def remove(self, entry: HandedOver) -> None:
+        """Remove *entry*, if it is still there. Entries are equal only to themselves."""
+        try:
+            self.entries.remove(entry)
+        except ValueError:
+            pass
+
+    def take_all(self) -> list[bytes]:
+        """Return the frames of all entries, and remove them. For the client, which has closed the inbox."""
+        frames = []
+        for entry in list(self.entries):
+            if entry.claim("hub"):
+                frames.append(entry.frame)
+            self.remove(entry)
+        return frames

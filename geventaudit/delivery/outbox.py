@@ -1,0 +1,407 @@
+"""The outbox: the one owner of undelivered frames in memory.
+
+::
+
+    other threads -> inbox --+
+                             v
+    send() ------------> queue (bound) -> window [ in flight | to send ] -> connection
+             |                                            ^ cursor
+             +---------> spool ------------^
+
+========================  ==================================================================  ==========================
+state                     place                                                               leaves by
+========================  ==================================================================  ==========================
+handed over by a thread   :attr:`Outbox.inbox`; while it is not empty, the hub's own frames   the sender moves it to the
+                          go behind it                                                        queue, up to the bound
+queued                    :attr:`Outbox.queue`, a gevent ``Queue``                            the sender takes a batch
+to send                   :attr:`Outbox.window`, behind the cursor                            the sender writes it
+in flight                 :attr:`Outbox.window`, before the cursor                            delivery pops it; a broken
+                                                                                              connection sets the cursor
+                                                                                              back to 0
+========================  ==================================================================  ==========================
+
+``send()`` may be entered again at any bytecode, by a signal handler or by ``__del__``. So frames are copied first and
+removed after: an interruption may duplicate a record, and never loses one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count, groupby, islice, repeat
+from typing import TYPE_CHECKING
+
+from gevent.event import Event
+from gevent.queue import Full, Queue
+
+from ..errors import QueueFullError, SpoolError
+from ..runtime.clock import Deadline
+from ..runtime.signal import Signal
+from ..runtime.workers import may_wait
+from ..spool.stream import Entry, Stream
+from ..stats import Counters
+from .inbox import Inbox
+
+if TYPE_CHECKING:
+    from gevent.lock import BoundedSemaphore
+
+    from ..notifications import Notifier
+    from ..spool import Spool
+    from ..spool.pending import Pending
+    from ..spool.store import Store
+
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox"]
+
+MAX_BATCH_BYTES = 1 << 16
+"""Frames are joined up to this many bytes (one frame more may begin below it) and written at once."""
+
+MAX_WINDOW_BYTES = 8 << 20
+"""No more is written while this many bytes are in flight. Bounds the memory that waits for acknowledgements."""
+
+_HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, which is never written again
+
+
+class Outbox:
+    """The undelivered frames of one client in one process. Constructed and used in the hub's thread.
+
+    :param inbox: what other threads hand over.
+    :param queue_size: records that may be queued.
+    :param spool: the settings of the disk behind the queue; None for none.
+    """
+
+    def __init__(
+        self, inbox: Inbox, queue_size: int, spool: Spool | None, counters: Counters, notifier: Notifier
+    ) -> None:
+        self.inbox = inbox
+        self.queue: Queue[bytes] = Queue(queue_size)
+        self.window: deque[Entry] = deque()
+        self.cursor = 0
+        """How many entries of the window, from the left, are in flight."""
+        self.in_flight_bytes = 0
+        self.stream = Stream()
+        """The numbers of this run's records."""
+        self.wake = Signal()
+        """Wakes the sender."""
+        self._counters = counters
+        self._room = Event()
+        self._turn: BoundedSemaphore | None = None  # held by the one greenlet that waits for room
+        self._refusal: Exception | None = None
+        self._to_resend = 0  # how many entries behind the cursor were written before
+        self._ahead: int | None = None  # where the first entry stood before bring_forward()
+        self._flushes: list[tuple[int, Event]] = []
+        self.store: Store | None = None
+        if spool is not None:
+            from ..spool.store import Memory, Store
+
+            memory = Memory(self.stream, self.window, self.queue)
+            self.store = Store(spool, memory, counters, notifier, self.wake, self._room)
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    def accept(self, frame: bytes, timeout: float | None) -> None:
+        """Accept *frame*, or raise; *timeout* seconds may pass until there is room (None: no limit).
+
+        In the hub, and in a worker, nothing waits.
+
+        :raises QueueFullError: there is no room; a SpoolError if the disk fails.
+        :raises ClientClosedError: the client was closed during the wait.
+        :raises Exception: the refusal that :meth:`refuse` was given during the wait.
+        """
+        pending = None
+        try:
+            # The sender is woken first: whatever fails afterwards, nothing was accepted.
+            self.wake.set()
+            if self.store is None and not self.inbox.entries:  # the common case, without further calls
+                self.queue.put(frame, False)
+                return
+            pending = self._put(frame)
+        except Full:
+            if (timeout is not None and timeout <= 0) or not may_wait():
+                raise self._full() from None
+            pending = self._put_when_there_is_room(frame, timeout)
+        if pending is not None and self.store is not None:
+            self.store.wait(pending)
+
+    def _put(self, frame: bytes) -> Pending | None:
+        """Put one of the hub's own frames behind all others. The order of the records is final then.
+
+        :returns: in mode ``always`` of a spool, an object to wait for.
+        :raises gevent.queue.Full: there is no room.
+        """
+        if self.inbox.entries:
+            if len(self.inbox) + self.queue.qsize() >= (self.queue.maxsize or 0):
+                raise Full
+            self.inbox.put(frame)
+            return None
+        return self._put_in_order(frame)
+
+    def _put_in_order(self, frame: bytes) -> Pending | None:
+        store = self.store
+        if store is None or store.is_passed:
+            try:
+                self.queue.put(frame, False)
+                return None
+            except Full:
+                if store is None:
+                    raise
+        if store.is_always and not may_wait():
+            raise SpoolError("the record has to be on disk before send() returns, and here nothing may wait")
+        pending = store.add(frame)
+        return pending if store.is_always else None
+
+    def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Pending | None:
+        """Let one greenlet after the other wait, in the order in which they came, so that none waits for ever.
+
+        Not with ``Queue.put(timeout=...)``: a frame could get onto the queue after the client was closed.
+        """
+        deadline = Deadline(timeout)
+        if self._turn is None:
+            from gevent.lock import BoundedSemaphore  # loads gevent.monkey, a tenth of what importing costs
+
+            self._turn = BoundedSemaphore(1)
+        turn = self._turn
+        if turn.acquire(timeout=timeout):
+            try:
+                while self._refusal is None:
+                    self._room.clear()
+                    try:
+                        return self._put(frame)
+                    except Full:
+                        if not self._room.wait(deadline.left()):
+                            break
+            finally:
+                turn.release()
+        if self._refusal is not None:
+            raise self._refusal
+        raise self._full(f" after {timeout} s")
+
+    def _full(self, wait: str = "") -> QueueFullError:
+        why = f" {self.store.why_full()}" if self.store is not None else ""
+        return QueueFullError(f"the queue is full ({self.queue.maxsize} records){why}{wait}")
+
+    def refuse(self, error: Exception | None) -> None:
+        """Refuse the records that wait for room, with *error*; None accepts again."""
+        self._refusal = error
+        self._room.set()
+
+    def move_inbox(self) -> None:
+        """Move what other threads handed over to the queue, up to the bound. Only the sender calls this."""
+        entries = self.inbox.entries
+        while entries:
+            entry = entries[0]
+            try:
+                if entry.claim("hub"):
+                    self._put_in_order(entry.frame)
+            except (Full, QueueFullError):
+                return
+            self.inbox.remove(entry)
+
+    # -- out -----------------------------------------------------------------------------------------------------------
+
+    def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
+        """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
+        if self.cursor == len(self.window):
+            self._fill(max_bytes)
+        batch: list[bytes] = []
+        size = 0
+        stop = None if most is None else self.cursor + most
+        for _, _, frame in islice(self.window, self.cursor, stop):
+            if size >= max_bytes:
+                break
+            batch.append(frame)
+            size += len(frame)
+        self.cursor += len(batch)
+        self.in_flight_bytes += size
+        resent = min(len(batch), self._to_resend)
+        self._to_resend -= resent
+        self._counters.resent += resent
+        return batch
+
+    def _fill(self, max_bytes: int) -> None:
+        """Take records into the window, from the oldest place that has some."""
+        if self.store is not None:
+            earlier = self.store.take_earlier(max_bytes)
+            if earlier is None:
+                return
+            if earlier:
+                self.window.extend(earlier)
+                return
+        frames: list[bytes] = []
+        for frame in islice(self.queue.queue, self.queue.qsize()):
+            if max_bytes <= 0:
+                break
+            frames.append(frame)
+            max_bytes -= len(frame)
+        if frames:
+            self.window.extend(zip(repeat(self.stream), count(self.stream.taken + 1), frames))
+            self.stream.taken += len(frames)
+            # One call in C: a signal handler cannot raise in the middle.
+            deque(islice(iter(self.queue.get_nowait, None), len(frames)), maxlen=0)
+        elif self.store is not None:
+            self.window.extend(self.store.take(max_bytes))
+        self._room.set()
+
+    def waiting(self, at_least: int) -> int:
+        """Return how many records can be written, from the window; take up to *at_least* into it."""
+        while len(self.window) - self.cursor < at_least:
+            before = len(self.window)
+            self._fill(1)
+            if len(self.window) == before:
+                break
+        return len(self.window) - self.cursor
+
+    def bring_forward(self, place: int) -> None:
+        """Let the record at *place* behind the next one be the next. Nothing is in flight."""
+        entry = self.window[place]
+        del self.window[place]
+        self.window.appendleft(entry)
+        self._ahead = place
+
+    def add_heartbeat(self) -> None:
+        """Note that a heartbeat is in flight, behind all others that are."""
+        self.window.insert(self.cursor, _HEARTBEAT)
+        self.cursor += 1
+
+    def settle(self, amount: int) -> int:
+        """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
+        delivered = list(islice(self.window, amount))
+        records = 0
+        for stream, group in groupby(delivered, key=_stream_of):
+            if stream is not _HEARTBEAT[0]:
+                numbers = [number for _, number, _ in group]
+                records += len(numbers)
+                for first, last in _runs(numbers):
+                    stream.settle(first, last)
+        self.in_flight_bytes -= sum(len(frame) for _, _, frame in delivered)
+        self.cursor -= len(delivered)
+        for _ in delivered:
+            self.window.popleft()
+        if delivered:
+            self._ahead = None
+            self._after_settling()
+        return records
+
+    def reject_first(self, reason: str) -> bytes:
+        """Remove the oldest record in flight, which is given up, and return its frame."""
+        stream, number, frame = self.window[0]
+        self._counters.dropped += 1
+        if self.store is not None:
+            self.store.reject(frame, reason)
+        stream.settle(number, number)
+        self.in_flight_bytes -= len(frame)
+        self.cursor -= 1
+        self.window.popleft()
+        self._after_settling()
+        return frame
+
+    def rewind(self) -> int:
+        """Set the cursor back: all in flight is to be sent again, in the old order. Return the heartbeats dropped."""
+        heartbeats = 0
+        if self.cursor:
+            in_flight = [entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT]
+            heartbeats = self.cursor - len(in_flight)
+            rest = list(islice(self.window, self.cursor, None))
+            self._to_resend += len(in_flight)
+            self.cursor = 0
+            self.in_flight_bytes = 0
+            if heartbeats:
+                self.window.clear()
+                self.window.extend(in_flight + rest)
+        if self._ahead is not None and self.window:
+            entry = self.window.popleft()
+            self.window.insert(self._ahead, entry)
+        self._ahead = None
+        return heartbeats
+
+    # -- all of it -----------------------------------------------------------------------------------------------------
+
+    @property
+    def first_in_flight(self) -> Entry | None:
+        """The oldest record in flight."""
+        return next((entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT), None)
+
+    @property
+    def in_flight(self) -> int:
+        """Records in flight."""
+        return self.cursor - sum(entry is _HEARTBEAT for entry in islice(self.window, self.cursor))
+
+    @property
+    def queued(self) -> int:
+        """Records that wait to be written, in memory."""
+        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
+
+    @property
+    def spooled(self) -> int:
+        """Records in the spool and not in memory."""
+        return 0 if self.store is None else self.store.waiting
+
+    @property
+    def last_accepted(self) -> int:
+        """The number of the last record of this run."""
+        behind = 0 if self.store is None else self.store.waiting_of_this_run
+        return self.stream.taken + self.queue.qsize() + behind + len(self.inbox)
+
+    def add_flush(self, flush: tuple[int, Event]) -> None:
+        """Set the event when all records up to the number are settled."""
+        self._flushes.append(flush)
+
+    def remove_flush(self, flush: tuple[int, Event]) -> None:
+        """Forget a flush."""
+        self._flushes.remove(flush)
+
+    def end_flushes(self) -> None:
+        """Let all pending flushes end."""
+        for _, event in self._flushes:
+            event.set()
+
+    def _after_settling(self) -> None:
+        if self.store is not None:
+            self.store.settled()
+        for number, event in self._flushes:
+            if self.stream.settled >= number:
+                event.set()
+
+    def take_all(self) -> list[tuple[int, bytes]]:
+        """Remove all frames of this run, and return them with their numbers. Others stay in the spool."""
+        self.rewind()
+        numbered = [(number, frame) for stream, number, frame in self.window if stream is self.stream]
+        frames = list(self.queue.queue)
+        numbered += zip(count(self.stream.taken + 1), frames)
+        self.stream.taken += len(frames)
+        self.window.clear()
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        handed_over = self.inbox.take_all()
+        if self.store is not None:
+            self.store.add_last(handed_over)
+        else:
+            numbered += zip(count(self.stream.taken + 1), handed_over)
+            self.stream.taken += len(handed_over)
+        return numbered
+
+    def settle_all(self) -> None:
+        """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
+        self.stream.settle(self.stream.settled + 1, self.stream.taken)
+        self._after_settling()
+
+    def give_up(self, seconds: float) -> tuple[list[bytes], BaseException | None]:
+        """Remove all frames, and keep them in the spool. From any thread, if the hub was destroyed.
+
+        :param seconds: the time that the disk may take; it has a second at least.
+        :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
+        """
+        others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
+        numbered = self.take_all()
+        if self.store is None:
+            return [frame for _, frame in numbered], None
+        return self.store.persist(numbered, others, seconds)
+
+
+def _stream_of(entry: Entry) -> Stream:
+    return entry[0]
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Return the first and last number of each run of consecutive *numbers*."""
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return [(numbers[0], numbers[-1])]
+    return [(number, number) for number in numbers]

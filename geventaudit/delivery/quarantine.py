@@ -1,0 +1,247 @@
+"""The quarantine: finds the record that makes the agent hang up, and never mistakes a dying agent for one.
+
+Pure: no I/O and no clock; the sender reports events and asks for the next step.
+
+A record is rejected only on evidence: the agent hung up on it three times in a row, then took another *record* and hung
+up on this one over the same connection. An agent that dies on every record, whatever the reason, takes no other record
+first, so it never costs one.
+
+=========  =====================================  =====================================  ==============================
+phase      what is sent                           leaves to                              when
+=========  =====================================  =====================================  ==============================
+NORMAL     batches; after a hang-up, the records  PROBE                                  three hang-ups in a row on the
+           that were in flight go one by one                                             same first record, the suspect
+PROBE      one other record, alone; the suspect,  TRIAL                                  the agent took the other record
+           once all others were tried             PROBE, with the following record       the connection broke before
+                                                  NORMAL; the suspect is cleared         it was delivered
+TRIAL      the suspect, alone                     NORMAL; the suspect is rejected        the agent hung up on it
+                                                  NORMAL; the suspect is cleared         it was delivered
+                                                  PROBE, with the same record            the connection broke otherwise
+=========  =====================================  =====================================  ==============================
+
+A record counts as taken when it is delivered and the connection is still open ``TAKEN_SECONDS`` later: an agent that
+reads and dies has not taken it. A heartbeat proves nothing.
+
+A connection is stalled when a record that was sent alone is not delivered within ``STALL_SECONDS``, in any phase. Then
+batches are sent: only a write that does not end can show that the agent is stuck. A stalled connection rejects no
+record. The suspect stays the suspect if nothing is delivered, and is cleared if something is. After each
+stall the quarantine waits twice as long, up to ``MAX_STALL_SECONDS``, so that an agent that is slow to hang up on a
+record is found out too.
+
+A cleared suspect arrives after the record that was sent before it in PROBE. So does a record that was tried in PROBE
+and not delivered. No other record arrives late.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+__all__ = ["STRIKES", "Disconnect", "Phase", "Quarantine", "Step"]
+
+STRIKES = 3
+"""Hang-ups in a row on the same first record that make it a suspect under test."""
+
+TAKEN_SECONDS = 0.2
+"""Seconds that a connection must stay open after a record was delivered, for the record to count as taken."""
+
+ALONE = 16
+"""Records that go one by one before 2, 4, 8, ... are sent at once."""
+
+STALL_SECONDS = 5.0
+"""Seconds without a delivery after which records are sent in batches again."""
+
+MAX_STALL_SECONDS = 80.0
+"""The longest such time. Longer than the 60 seconds within which an agent must acknowledge."""
+
+
+class Phase(Enum):
+    """What the quarantine does."""
+
+    NORMAL = "normal"
+    PROBE = "probe"
+    TRIAL = "trial"
+
+
+class Step(Enum):
+    """What may be written next."""
+
+    BATCH = "batch"
+    """As many records as fit."""
+    ONE = "one"
+    """The next record, alone."""
+    SOME = "some"
+    """The next :attr:`Quarantine.some` records."""
+    PROBE = "probe"
+    """The record at :attr:`Quarantine.probe` behind the next one, alone."""
+    NOTHING = "nothing"
+    """Nothing before the record in flight is delivered, or taken."""
+
+
+class Disconnect(NamedTuple):
+    """The state in which a connection broke. Deliveries are reported first."""
+
+    first: object | None
+    """The first record in flight; None if there was none. Compared by identity."""
+    in_flight: int
+    """The records in flight."""
+    delivered: int
+    """The records that were delivered over this connection, without heartbeats."""
+    agent_had_read: bool
+    """True if the agent hung up and is known to have read some of the first record in flight. To have read only earlier
+    records is not enough: that would blame the suspect for an agent that died before."""
+
+
+class Quarantine:
+    """The state machine of one client; see the module."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.NORMAL
+        self.serial_remaining = 0
+        """Records that are to be delivered one by one, the one in flight included."""
+        self.failed_connections = 0
+        """Connections in a row over which nothing was delivered."""
+        self.suspect: object | None = None
+        self.strikes = 0
+        """Hang-ups in a row on the suspect."""
+        self.probe = 1
+        """The record behind the suspect that is sent ahead of it; 1 is the following one, 0 the suspect itself."""
+        self._is_written = False  # in this phase and over this connection, a record was written alone
+        self._delivered_at: float | None = None  # when the probe was delivered
+        # When the wait for a delivery began. None after a write, until the next step: a write may take long.
+        self._waits_since: float | None = None
+        self._stall_seconds = STALL_SECONDS
+        self._is_stalled = False
+        self._in_a_row = 0  # records that were delivered over this connection, while records go one by one
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if heartbeats may be sent: no record is under suspicion, or the connection is stalled."""
+        if self._is_stalled:
+            return True
+        return self.phase is Phase.NORMAL and not self.serial_remaining and self.suspect is None
+
+    @property
+    def some(self) -> int:
+        """How many of the records that were in flight are sent at once: more and more, the more were delivered."""
+        return 1 << min(self._in_a_row // ALONE, 10)
+
+    def on_connect(self, now: float) -> None:
+        """Note a new connection, at *now* in monotonic seconds."""
+        if self.phase is Phase.TRIAL:  # the proof holds for the connection that took the other record
+            self.phase = Phase.PROBE
+        self._is_written = self._is_stalled = False
+        self._in_a_row = 0
+        self._delivered_at = None
+        self._waits_since = now
+
+    def next_step(self, in_flight: int, waiting: int, now: float) -> Step:
+        """Return the next step. Call this again after each event, and after :meth:`seconds_to_wait`.
+
+        :param in_flight: records in flight over this connection.
+        :param waiting: records that wait to be sent, the suspect included. May stop counting at :attr:`probe` + 1.
+        """
+        self._note_time(in_flight, now)
+        if self._is_stalled:
+            return Step.BATCH
+        if self.phase is Phase.NORMAL:
+            if not self.serial_remaining:
+                return Step.BATCH
+            if in_flight:
+                return Step.NOTHING
+            return Step.ONE if self.some == 1 else Step.SOME
+        if in_flight or self._is_written:
+            return Step.NOTHING
+        if self.phase is Phase.TRIAL:
+            return Step.ONE
+        # The round includes the suspect: it may be good by now, and all others poison.
+        self.probe %= max(waiting, 1)
+        return Step.PROBE if self.probe else Step.ONE
+
+    def seconds_to_wait(self, now: float) -> float | None:
+        """Return the seconds after which :meth:`next_step` may say something else by itself; None for never."""
+        if self._delivered_at is not None:
+            return max(self._delivered_at + TAKEN_SECONDS - now, 0.0)
+        if self.is_quiet or self._waits_since is None:
+            return None
+        return max(self._waits_since + self._stall_seconds - now, 0.0)
+
+    def on_written(self, step: Step, count: int) -> None:
+        """Note that *count* records were written in that step."""
+        self._waits_since = None
+        if count and step is not Step.BATCH:
+            self._is_written = True
+
+    def on_delivered(self, now: float, count: int = 1) -> None:
+        """Note that *count* records in flight were delivered. Heartbeats do not count."""
+        self._waits_since = now
+        self.failed_connections = 0
+        if self._is_stalled:
+            # Batches went out behind the record that was alone, so which records were delivered is not known here.
+            self.clear()
+            self.serial_remaining = 0
+            return
+        place = self.probe if self.phase is Phase.PROBE else 0
+        if place < self.serial_remaining:
+            self.serial_remaining = max(self.serial_remaining - count, 0)
+            self._in_a_row += count
+        if place:
+            self._delivered_at = now
+        else:
+            self.clear()
+            self._stall_seconds = STALL_SECONDS
+
+    def on_disconnect(self, event: Disconnect) -> bool:
+        """Note that the connection broke, and return True if its first record in flight is rejected."""
+        self.failed_connections = 0 if event.delivered else self.failed_connections + 1
+        hung_up_on = event.first if event.agent_had_read else None
+        is_stalled, self._is_stalled = self._is_stalled, False
+        if self.phase is Phase.TRIAL:
+            if hung_up_on is not None and hung_up_on is self.suspect and not is_stalled:
+                self._reject()
+                return True
+            self.phase = Phase.PROBE
+        elif self.phase is Phase.PROBE:
+            # A probe that was delivered has left the window: the record at the same place is another one then.
+            self.probe += bool(event.in_flight)
+        else:
+            self._count(event, hung_up_on)
+        return False
+
+    def clear(self) -> None:
+        """Forget the suspect."""
+        self.phase, self.suspect, self.strikes, self.probe = Phase.NORMAL, None, 0, 1
+        self._is_written = self._is_stalled = False
+        self._delivered_at = None
+
+    def _reject(self) -> None:
+        # The next record may be poison as well. The records that were tried before the one that was taken are not
+        # tried again: a row of poison would cost a number of connections that grows with its square.
+        probe = max(self.probe - 1, 1)
+        self.clear()
+        self.probe = probe
+        self.serial_remaining = max(self.serial_remaining - 1, 0)
+
+    def _count(self, event: Disconnect, hung_up_on: object | None) -> None:
+        if event.delivered:
+            return
+        # Without a hang-up, too: the kernel does not say how much of a larger write the agent took, and an agent that
+        # takes a little over each connection would never get further.
+        if hung_up_on is not None or self.serial_remaining or self.failed_connections >= STRIKES:
+            self.serial_remaining = max(self.serial_remaining, event.in_flight)
+        if hung_up_on is None:
+            return
+        self.strikes = self.strikes + 1 if hung_up_on is self.suspect else 1
+        self.suspect = hung_up_on
+        if self.strikes >= STRIKES:
+            self.phase = Phase.PROBE
+
+    def _note_time(self, in_flight: int, now: float) -> None:
+        if self._delivered_at is not None:
+            if now >= self._delivered_at + TAKEN_SECONDS:
+                self.phase, self._is_written, self._delivered_at = Phase.TRIAL, False, None
+        elif self.is_quiet or not in_flight or self._waits_since is None:
+            self._waits_since = now
+        elif now >= self._waits_since + self._stall_seconds:
+            self._is_stalled = True
+            self._stall_seconds = min(2 * self._stall_seconds, MAX_STALL_SECONDS)

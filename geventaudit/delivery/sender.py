@@ -1,0 +1,290 @@
+"""The sender: the greenlet that takes frames from the outbox and writes them to a connection.
+
+A frame is in flight before it is written, and leaves the outbox only when the connection says that it is delivered.
+When a connection breaks, all that was in flight goes first over the next one, in the old order. So nothing is lost
+between outbox and agent, the order of first arrivals is kept, and a few frames may arrive twice.
+"""
+
+from __future__ import annotations
+
+import gevent
+from gevent.event import Event
+
+from ..errors import ConnectionFailedError, as_connection_error, logger, show
+from ..notifications import NotificationKind, Notifier
+from ..protocol.decoding import decoded
+from ..runtime import forks, workers
+from ..runtime.clock import Deadline, monotonic
+from ..stats import Counters
+from ..transport import Connection, release
+from .connector import Connector
+from .heartbeats import Heartbeats
+from .outbox import MAX_BATCH_BYTES, MAX_WINDOW_BYTES, Outbox
+from .quarantine import STRIKES, Disconnect, Phase, Quarantine, Step
+
+__all__ = ["Sender"]
+
+# Seconds until the sender asks again whether the agent has taken the frames in flight; the kernel gives no event.
+_FIRST_LOOK = 0.001
+_LAST_LOOK = 0.05
+
+
+class Sender:
+    """The sender greenlet of one client in one process. Constructed and used in the hub's thread.
+
+    :param connector: makes connections, and is called back when one is lost.
+    :param heartbeats: makes heartbeats, and says when one is due.
+    """
+
+    def __init__(
+        self, outbox: Outbox, connector: Connector, heartbeats: Heartbeats, counters: Counters, notifier: Notifier
+    ) -> None:
+        self.connected_or_over = Event()
+        """Set while there is a connection, and for good once the sender is stopped."""
+        self._outbox = outbox
+        self._connector = connector
+        self._heartbeats = heartbeats
+        self._counters = counters
+        self._notifier = notifier
+        self._quarantine = Quarantine()
+        self._greenlet: workers.Worker | None = None
+        self._is_stopped = False
+        self._connection: Connection | None = None
+        self._watcher: workers.Worker | None = None
+        self._error: BaseException | None = None  # the watcher's news of the connection
+        self._delivered = 0  # frames that were delivered over this connection
+        self._is_settling = False
+
+    # -- the client's side ---------------------------------------------------------------------------------------------
+
+    def ensure_running(self) -> None:
+        """Start the greenlets, or start them again after something killed them."""
+        if not self._greenlet and not self._is_stopped:
+            self._greenlet = workers.spawn(self._run)
+        if self._outbox.store is not None:
+            self._outbox.store.ensure_running()
+
+    @property
+    def is_connected(self) -> bool:
+        """True while there is a connection."""
+        return self._connection is not None
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until all that was accepted so far is delivered; return False if it was not, for whatever reason."""
+        target, given_up = self._outbox.last_accepted, self._counters.unsent
+        deadline = Deadline(timeout)
+        flush = (target, Event())
+        self._outbox.add_flush(flush)
+        try:
+            while self._outbox.stream.settled < target and not flush[1].is_set() and not deadline.has_passed():
+                left = deadline.left()
+                flush[1].wait(_LAST_LOOK if left is None else min(left, _LAST_LOOK))
+                self.ensure_running()
+                self.look()
+        finally:
+            self._outbox.remove_flush(flush)
+        return self._outbox.stream.settled >= target and self._counters.unsent == given_up
+
+    def look(self) -> None:
+        """Note deliveries. The greenlet cannot while it waits in a write."""
+        if self._connection is not None:
+            try:
+                self._settle(self._connection)
+            except Exception as error:  # a user's connection that fails is a broken one
+                self._error = error
+                self._outbox.wake.set()
+
+    def renew(self) -> None:
+        """Part with the present connection, if there is one, and ask for the next."""
+        if self._connection is not None:
+            self._error = ConnectionFailedError("the connection was replaced")
+            self._connection.close()  # ends a write that waits
+            self._outbox.wake.set()
+
+    def stop(self, reason: Exception) -> None:
+        """End the greenlet and the connection for good. Does not wait.
+
+        :param reason: for the records that wait for room.
+        """
+        self._is_stopped = True
+        self._connector.is_over = True
+        self._outbox.refuse(reason)
+        if self._greenlet:
+            self._greenlet.kill(block=False)
+        self._drop_connection()
+        self.connected_or_over.set()
+        self._outbox.end_flushes()
+
+    def stop_without_hub(self) -> None:
+        """Do what :meth:`stop` does if the hub was destroyed: no greenlet runs, and none has to be woken."""
+        self._is_stopped = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                self._count_delivered(connection)
+                release(connection)
+            except Exception:
+                logger().exception("a connection could not be closed")
+
+    def join(self, timeout: float) -> None:
+        """Wait for the greenlet's end after :meth:`stop`."""
+        if self._greenlet is not None:
+            self._greenlet.join(timeout)
+
+    # -- the greenlet --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            self._connection = self._connector.connect()
+            since = monotonic()
+            lost: BaseException | None = None
+            try:
+                forks.check()
+                if not self._is_stopped:  # a factory may have swallowed the kill
+                    self._start(self._connection)
+                    self._serve(self._connection)
+            except (Exception, gevent.Timeout) as error:
+                # A Timeout is a BaseException: one that a factory started and forgot may go off here.
+                lost = error
+                self.look()
+                self._judge(error)
+            except BaseException as error:
+                lost = error  # something killed the greenlet; the next use of the client starts it again
+                raise
+            finally:
+                self._drop_connection()
+                if lost is not None and not self._is_stopped:
+                    problem = as_connection_error(lost, "the connection broke")
+                    if not self._connector.lost(problem, self._delivered, monotonic() - since):
+                        self._outbox.refuse(problem)
+                        self._outbox.end_flushes()
+
+    def _start(self, connection: Connection) -> None:
+        self._error = None
+        self._delivered = 0
+        self._watcher = workers.spawn(self._watch, connection)
+        self._quarantine.on_connect(monotonic())
+        self._heartbeats.on_connect()
+        self._counters.connects += 1
+        self.connected_or_over.set()
+
+    def _watch(self, connection: Connection) -> None:
+        """Notice that the agent hung up, in a greenlet of its own, also while there is nothing to send."""
+        try:
+            connection.wait_broken()
+            error: BaseException = ConnectionFailedError(f"{show(connection)}: broke without a reason")
+        except (Exception, gevent.Timeout) as problem:
+            error = problem
+        if connection is self._connection:
+            self._error = error
+            self._outbox.wake.set()
+
+    def _serve(self, connection: Connection) -> None:
+        outbox = self._outbox
+        look = _FIRST_LOOK
+        while True:
+            outbox.wake.arm()
+            forks.check()
+            if self._is_stopped:
+                return
+            if self._error is not None:
+                raise self._error
+            outbox.move_inbox()
+            if self._settle(connection):
+                look = _FIRST_LOOK
+            if self._quarantine.is_quiet and self._heartbeats.is_due():
+                outbox.add_heartbeat()
+                connection.write([self._heartbeats.make(connection.name)])
+                self._counters.heartbeats += 1
+            elif batch := self._next_batch():
+                connection.write(batch)
+                self._counters.written += len(batch)
+                look = _FIRST_LOOK
+                gevent.sleep(0)
+            else:
+                outbox.wake.wait(self._seconds_to_wait(look))
+                look = min(look * 2, _LAST_LOOK)
+
+    def _seconds_to_wait(self, look: float) -> float | None:
+        waits = [self._heartbeats.seconds_left(), self._quarantine.seconds_to_wait(monotonic())]
+        if self._outbox.cursor:
+            waits.append(look)
+        return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _next_batch(self) -> list[bytes]:
+        """Return the next frames to write; they are in flight then."""
+        outbox, quarantine = self._outbox, self._quarantine
+        if outbox.in_flight_bytes >= MAX_WINDOW_BYTES:
+            return []
+        if quarantine.is_quiet:
+            batch = outbox.next_batch(MAX_BATCH_BYTES)
+            if batch:
+                self._heartbeats.on_written()
+            return batch
+        waiting = outbox.waiting(quarantine.probe + 1)
+        step = quarantine.next_step(outbox.in_flight, waiting, monotonic())
+        if step is Step.NOTHING or not waiting:
+            return []
+        if quarantine.phase is Phase.TRIAL:  # an agent that has hung up by now has not hung up on the suspect
+            gevent.sleep(_FIRST_LOOK)
+            if self._error is not None or self._is_stopped:
+                return []
+        if step is Step.PROBE:
+            outbox.bring_forward(quarantine.probe)
+        some = quarantine.some if step is Step.SOME else None if step is Step.BATCH else 1
+        batch = outbox.next_batch(MAX_BATCH_BYTES, some)
+        quarantine.on_written(step, len(batch))
+        self._heartbeats.on_written()
+        return batch
+
+    def _settle(self, connection: Connection) -> bool:
+        """Note the deliveries that the connection knows of; return True if there are new ones."""
+        if self._is_settling:  # a signal handler that looks, in the middle of this
+            return False
+        self._is_settling = True
+        try:
+            return self._count_delivered(connection)
+        finally:
+            self._is_settling = False
+
+    def _count_delivered(self, connection: Connection) -> bool:
+        fresh = min(connection.delivered() - self._delivered, self._outbox.cursor)
+        if fresh <= 0:
+            return False
+        self._delivered += fresh
+        records = self._outbox.settle(fresh)
+        self._counters.delivered += records
+        if records:
+            self._quarantine.on_delivered(monotonic(), records)
+        return True
+
+    def _judge(self, error: BaseException) -> None:
+        """Let the quarantine judge why the connection broke, and give up the record that it rejects."""
+        outbox = self._outbox
+        agent_had_read = getattr(error, "agent_had_read", False)
+        event = Disconnect(outbox.first_in_flight, outbox.in_flight, self._delivered, agent_had_read)
+        if self._is_stopped or not self._connector.rejects or not self._quarantine.on_disconnect(event):
+            return
+        frame = outbox.reject_first(f"the agent hung up on it {STRIKES} times in a row, and took another record")
+        problem = ConnectionFailedError(
+            f"the agent hung up on one record {STRIKES} times in a row, and took another; the record is given up"
+        )
+        self._notifier.notify(NotificationKind.DROPPED, problem, tuple(decoded([frame])))
+
+    def _drop_connection(self) -> None:
+        """Let go of the connection, and set the outbox back. May be called at any time."""
+        self.look()
+        connection, self._connection = self._connection, None
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.kill(block=False)
+        if not self._is_stopped:
+            self.connected_or_over.clear()
+        heartbeats = self._outbox.rewind()
+        if not self._is_stopped:  # the last heartbeat of a closed client is no loss
+            self._counters.heartbeats_dropped += heartbeats
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception:
+                logger().exception("a connection could not be closed")

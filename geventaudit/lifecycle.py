@@ -1,0 +1,391 @@
+"""The life of a client: from its first use to close(), in all its forms, and at interpreter exit.
+
+::
+
+    NEW --first use--> RUNNING --close--> CLOSING --drained, or out of time--> CLOSED
+     |                                                                            ^
+     +-----------------------------------close------------------------------------+
+
+A forked child starts at NEW again, unless the client was closing or closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import TypeVar
+
+import gevent
+from gevent.event import Event
+
+from .delivery.connector import Connector
+from .delivery.heartbeats import Heartbeats
+from .delivery.inbox import Inbox
+from .delivery.outbox import Outbox
+from .delivery.sender import Sender
+from .errors import ClientClosedError, WouldBlockError, logger
+from .notifications import NotificationKind, Notifier
+from .protocol.decoding import decoded
+from .records import Msg
+from .runtime import exits, forks, native, workers
+from .runtime.clock import Deadline
+from .runtime.hub_thread import HubThread, NoAnswerError, Waiter
+from .spool import Spool
+from .stats import Counters, Stats
+
+__all__ = ["Lifecycle", "State", "check_may_wait", "close_all", "keep_alive"]
+
+_T = TypeVar("_T")
+
+_EXIT_SECONDS = 2.0  # that all clients together may take to drain at interpreter exit
+_LATE_SECONDS = 1.0  # by which the hubs of other threads may exceed that
+
+
+class State(Enum):
+    """The state of a client."""
+
+    NEW = "new"
+    RUNNING = "running"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Lifecycle:
+    """The state of one client, and the parts that deliver its records while it runs.
+
+    :param connector: makes the connections.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_size: int,
+        spool: Spool | None,
+        connector: Connector,
+        heartbeats: Heartbeats,
+        counters: Counters,
+        notifier: Notifier,
+    ) -> None:
+        self.state = State.NEW
+        self.thread = HubThread.current()
+        """The thread that constructed the client, and owns it."""
+        self.inbox = Inbox()
+        """What other threads hand over."""
+        self.outbox: Outbox | None = None
+        self.sender: Sender | None = None
+        self._queue_size = queue_size
+        self._spool = spool
+        self._connector = connector
+        self._heartbeats = heartbeats
+        self._counters = counters
+        self._notifier = notifier
+        self._parts: dict[str, tuple[Outbox, Sender]] = {}
+        self._undelivered: list[Msg] = []
+        self._closed = Event()
+        self._orphan_close_lock = native.allocate_lock()  # one thread closes a client whose own thread has ended
+        self._closer: object = None  # the greenlet that closes
+        forks.register(self)
+        exits.register(close_all)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def check_accepting(self) -> None:
+        """Raise if the client is closing or closed.
+
+        :raises ClientClosedError: it is.
+        """
+        if self.state is State.CLOSING or self.state is State.CLOSED:
+            raise ClientClosedError(f"the client is {self.state.value}")
+
+    def start(self) -> Sender:
+        """Return the sender, started if it was not, or if something killed it. In the client's own thread.
+
+        :raises ClientClosedError: the client is closing or closed, or the interpreter exits.
+        :raises OSError: the process has no descriptor left for a hub.
+        """
+        self.check_accepting()
+        if self.sender is None:
+            if exits.has_run():
+                raise ClientClosedError("the interpreter exits, and has closed its clients")
+            self._make_parts()
+        sender: Sender = self.sender  # type: ignore[assignment]  # _make_parts() has set it
+        sender.ensure_running()
+        return sender
+
+    def _make_parts(self) -> None:
+        self.thread.start()
+        if "parts" not in self._parts:
+            outbox = Outbox(self.inbox, self._queue_size, self._spool, self._counters, self._notifier)
+            sender = Sender(outbox, self._connector, self._heartbeats, self._counters, self._notifier)
+            # A signal handler that sends may have been faster: setdefault is atomic.
+            if self._parts.setdefault("parts", (outbox, sender))[0] is not outbox and outbox.store is not None:
+                outbox.store.close_watcher()
+        self.outbox, self.sender = self._parts["parts"]
+        _running.add(self)
+        if self.state is State.NEW:
+            self.state = State.RUNNING
+        exits.register_in_worker()
+
+    def wake(self) -> None:
+        """Take what other threads handed over. In the hub."""
+        if self.state is State.NEW:
+            self._make_parts()
+        if self.sender is not None and self.outbox is not None:
+            self.sender.ensure_running()
+            self.outbox.wake.set()
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until all that was accepted is delivered; see :meth:`geventaudit.Client.flush`."""
+        if not self.thread.is_current():
+            try:
+                return self.thread.call(partial(self.flush, timeout), timeout, lambda result: None)
+            except NoAnswerError:
+                return False
+        if self.state is State.NEW and self.inbox:
+            self._make_parts()
+        if self.sender is None or self.outbox is None:
+            return True
+        if self.state is State.CLOSED:
+            return self._counters.dropped + self._counters.kept == 0
+        if self._is_settled() or self._is_stuck():
+            return self._is_settled()
+        check_may_wait("flush()")
+        self.sender.ensure_running()
+        return self.sender.flush(timeout)
+
+    def _is_settled(self) -> bool:
+        return self.outbox is None or self.outbox.stream.settled >= self.outbox.last_accepted
+
+    def _is_stuck(self) -> bool:
+        """Return True if nothing will be delivered without the caller's help: a base client's connection broke."""
+        return self._connector.is_broken
+
+    def stats(self) -> Stats:
+        """Return the numbers of the client as they are now."""
+        outbox, sender = self.outbox, self.sender
+        if outbox is None or sender is None:
+            return self._counters.snapshot(queued=len(self.inbox))
+        if self.thread.is_current():
+            sender.look()
+        return self._counters.snapshot(
+            queued=outbox.queued,
+            in_flight=outbox.in_flight,
+            in_flight_bytes=outbox.in_flight_bytes,
+            spooled=outbox.spooled,
+            connected=sender.is_connected,
+            degraded=not sender.is_connected and self.state is not State.CLOSED,
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self, timeout: float | None) -> list[Msg]:
+        """Close, and return the messages that were neither delivered nor kept; each is returned once.
+
+        =========  =========================  ==========================================================================
+        state      caller                     close()
+        =========  =========================  ==========================================================================
+        NEW        the own thread             closes; drains first what other threads handed over
+        RUNNING    a greenlet                 drains until *timeout*, then keeps the rest in the spool or returns it
+        RUNNING    the hub, or a worker       closes if nothing has to wait; else ``WouldBlockError``, nothing changed
+        CLOSING    a greenlet                 waits until the other greenlet has closed, or *timeout*
+        CLOSING    the hub, or a worker       ``WouldBlockError``
+        CLOSING    a signal handler, in the   returns []: the greenlet goes on closing afterwards
+                   greenlet that closes
+        CLOSED     the own thread             returns what was not returned yet
+        any        another thread             has the above done in the hub; returns [] if that does not answer in time
+        any        any, after the thread has  keeps in the spool or returns everything at once
+                   ended or destroyed its
+                   hub
+        any        interpreter exit           closes all clients, 2 s for all of them; see :func:`close_all`
+        CLOSING    a forked child             is CLOSED there: the parent goes on
+        =========  =========================  ==========================================================================
+        """
+        if not self.thread.is_alive():
+            return self._close_without_hub()
+        if not self.thread.is_current():
+            try:
+                return self.thread.call(partial(self.close, timeout), timeout, self._undelivered.extend)
+            except NoAnswerError:
+                return []
+            except ClientClosedError:  # the thread has ended meanwhile
+                return self._close_without_hub()
+        if self.state is State.NEW and not self.inbox:
+            self.inbox.is_closed = True
+            if not self.inbox:
+                self._end([])
+        if self.state is State.NEW or self.state is State.RUNNING:
+            if self._spool is not None or self.inbox or not (self._is_settled() or self._is_stuck()):
+                check_may_wait("close()")
+            self.inbox.is_closed = True
+            self._make_parts()
+            self.state = State.CLOSING
+            self._closer = gevent.getcurrent()
+            deadline = Deadline(timeout)
+            try:
+                self._drain(deadline)
+            finally:  # a Timeout or a kill that ends the wait ends the client all the same
+                self._finish(deadline.left() or 0.0)
+        elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
+            check_may_wait("close()")
+            self._closed.wait(timeout)
+        undelivered, self._undelivered = self._undelivered, []
+        return undelivered
+
+    def _drain(self, deadline: Deadline) -> None:
+        # More than once: a record that waited for room when closing began may still get it.
+        while self.state is State.CLOSING and not self._is_settled() and not self._is_stuck():
+            if deadline.has_passed() or self.sender is None:
+                break
+            self.sender.ensure_running()
+            self.sender.flush(deadline.left())
+
+    def _finish(self, seconds: float) -> None:
+        """Stop the parts, and keep or hand back what is undelivered."""
+        if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
+            return  # closed at interpreter exit; or this is a forked child's copy of the parent's call
+        self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
+        left, interruption = self.outbox.give_up(seconds)
+        if self.state is not State.CLOSING:  # a forked child's copy of the parent's call
+            return
+        try:
+            self._end(left)
+        finally:
+            self._closed.set()
+        if interruption is not None:
+            raise interruption
+        if self.outbox.store is not None:
+            self.outbox.store.close_watcher()
+        if workers.may_wait():
+            self.sender.join(0.1)  # a greenlet that a factory keeps from ending is not waited for
+
+    def _close_without_hub(self) -> list[Msg]:
+        waiter = Waiter()
+        while not self._orphan_close_lock.acquire(False):
+            waiter.wait(0.002)
+        try:
+            if self.state is not State.CLOSED:
+                self.inbox.is_closed = True
+                if self.sender is None or self.outbox is None:
+                    self._end(self.inbox.take_all())
+                else:
+                    self.state = State.CLOSING
+                    self.sender.stop_without_hub()
+                    left, interruption = self.outbox.give_up(0.0)
+                    self._end(left)
+                    if interruption is not None:
+                        raise interruption
+            undelivered, self._undelivered = self._undelivered, []
+            return undelivered
+        finally:
+            self._orphan_close_lock.release()
+
+    def _end(self, frames: list[bytes]) -> None:
+        self.state = State.CLOSED
+        _running.discard(self)
+        self._counters.dropped += len(frames)
+        self._undelivered = decoded(frames)
+        try:
+            if frames:
+                error = ClientClosedError(f"closed before {len(frames)} records were delivered")
+                self._notifier.notify(NotificationKind.DROPPED, error, tuple(self._undelivered))
+            self._notifier.notify(NotificationKind.CLOSED)
+        finally:
+            self._notifier.end()
+
+    def close_now(self, deadline: Deadline) -> None:
+        """Close at interpreter exit, in the own thread."""
+        self.close(deadline.left())
+        if self.state is State.CLOSING:  # by a greenlet that will never run again
+            self._finish(0.0)
+
+    def give_up_at_exit(self, deadline: Deadline) -> None:
+        """Close at interpreter exit, after the hub of another thread has had its time."""
+        if self.state is State.CLOSED:
+            return
+        if not self.thread.is_alive():
+            self._close_without_hub()
+            return
+        stats = self.stats()
+        left = stats.queued + stats.in_flight + stats.spooled
+        if left:
+            logger().warning("the hub of another thread has not delivered %d records in time", left)
+
+    def after_fork_in_child(self) -> None:
+        """Start anew, in a forked child: connection, queue, window and counters are the parent's."""
+        if not self.thread.is_current():  # the forking thread is the only one here
+            self.thread = HubThread.current()
+        outbox, sender = self.outbox, self.sender
+        self.outbox = self.sender = None
+        self.inbox = Inbox()
+        self._parts = {}
+        self._orphan_close_lock = native.allocate_lock()
+        self._undelivered = []
+        self._counters.reset()
+        self._notifier.forget()
+        if self.state is State.RUNNING:
+            self.state = State.NEW
+        elif self.state is State.CLOSING:
+            self.state = State.CLOSED
+            self._closed.set()
+        if sender is not None:
+            sender.stop(ClientClosedError("the process was forked while send() waited for room"))
+        if outbox is not None and outbox.store is not None:
+            outbox.store.abandon()
+        self._connector.reset()
+
+
+def check_may_wait(call: str) -> None:
+    """Raise if the caller must not wait.
+
+    :raises WouldBlockError: it must not.
+    """
+    if not workers.may_wait():
+        raise WouldBlockError(
+            f"{call} would have to wait, and in the hub, as in a signal handler of an idle process, nothing may: "
+            "spawn a greenlet for it"
+        )
+
+
+# -- interpreter exit --------------------------------------------------------------------------------------------------
+
+_running: set[Lifecycle] = set()  # those that may hold records: they must not be collected
+
+
+def keep_alive(life: Lifecycle) -> None:
+    """Keep *life* until it is closed, since another thread has handed it a record."""
+    _running.add(life)
+
+
+def close_all() -> None:
+    """Close all clients of this process, 2 s for all of them together: the hook at interpreter exit.
+
+    Clients of other threads are closed by their hubs meanwhile, which may take a second more.
+    """
+    deadline = Deadline(_EXIT_SECONDS)
+    lives = [each for each in forks.registered() if isinstance(each, Lifecycle) and each.state is not State.CLOSED]
+    for life in lives:
+        if life.thread.is_alive() and life.thread.hub is None:
+            life.thread = HubThread.current()  # it has never used the client, and nothing else can drain it
+    own = [each for each in lives if each.thread.is_current()]
+    others = [each for each in lives if not each.thread.is_current()]
+    for life in others:
+        try:
+            life.thread.post(gevent.spawn, life.close, deadline.left())
+        except ClientClosedError:  # its thread has ended: see below
+            pass
+    for life in own:
+        _at_exit(life, life.close_now, deadline)
+    late = Deadline((deadline.left() or 0.0) + _LATE_SECONDS)
+    waiter = Waiter()
+    for life in others:
+        while life.state is not State.CLOSED and life.thread.is_alive() and not late.has_passed():
+            waiter.wait(0.002)
+        _at_exit(life, life.give_up_at_exit, deadline)
+
+
+def _at_exit(life: Lifecycle, close: Callable[[Deadline], None], deadline: Deadline) -> None:
+    try:
+        close(deadline)
+    except Exception:  # the others must have their chance
+        logger().exception("a client could not be closed at interpreter exit")

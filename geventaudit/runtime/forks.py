@@ -1,0 +1,89 @@
+"""Forks: everything that a forked child must not touch resets itself there.
+
+gevent's greenlets go on in a forked child, with the parent's sockets and files. Clients and connections register
+here. In the child each of them is called once, before any greenlet of the library goes on: a client starts anew
+(nothing queued, counters at zero), and connections and spools close their copies of the parent's descriptors. Closing
+is all that the child does to a descriptor: ``shutdown`` would reach the agent, and ``LOCK_UN`` the parent's lock.
+
+An at-fork hook of another library may run before the hook of this module and may switch to other greenlets. So
+everything that uses an inherited object calls :func:`check` first, which costs one comparison unless a fork is under
+way.
+
+The hooks run before gevent initializes its hub anew: they must not switch.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+from gevent._hub_local import get_hub_if_exists
+
+from ..errors import logger
+
+__all__ = ["Forkable", "check", "register", "registered", "under_way"]
+
+
+class Forkable(Protocol):
+    """An object that must be reset in a forked child."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget everything that belongs to the parent process. Must not wait."""
+
+
+_registered: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_pid = 0  # of the process that the registered objects belong to
+under_way: list[None] = []
+"""One entry for each fork whose hooks have begun and not ended."""
+
+
+def register(thing: Forkable) -> None:
+    """Call ``thing.after_fork_in_child()`` in every child that is forked while *thing* exists."""
+    global _pid
+    if not _pid:
+        _pid = os.getpid()
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+    _registered.add(thing)
+
+
+def registered() -> list[Forkable]:
+    """Return the registered objects that still exist, in no particular order."""
+    while True:
+        try:
+            return list(_registered)
+        except RuntimeError:  # another thread registered something at this moment
+            continue
+
+
+def check() -> None:
+    """Reset everything now if this is a forked child whose hooks have not run yet."""
+    if under_way and os.getpid() != _pid:
+        _in_child()
+
+
+def _before() -> None:
+    under_way.append(None)
+
+
+def _in_parent() -> None:
+    under_way.pop()
+    # A child may run its copy of the loop before it initializes that anew. With libev, it then may read away what wakes
+    # the parent's loop from other threads, and the parent would never wake again. So the parent parts from the copy.
+    # libuv cannot do that in a parent, and has no need of it.
+    hub = get_hub_if_exists()
+    if hub is not None and hub.loop is not None and ".libev." in type(hub.loop).__module__:
+        hub.loop.reinit()
+
+
+def _in_child() -> None:
+    global _pid
+    if _pid == os.getpid():
+        return  # check() was faster
+    _pid = os.getpid()
+    under_way.clear()
+    for thing in registered():
+        try:
+            thing.after_fork_in_child()
+        except Exception:  # the others must be reset all the same
+            logger().exception("%r could not be reset in a forked child", thing)

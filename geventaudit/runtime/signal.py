@@ -1,0 +1,44 @@
+"""A gevent Event that costs one comparison to set while no greenlet waits for it."""
+
+from __future__ import annotations
+
+from gevent.event import Event
+
+__all__ = ["Signal"]
+
+
+class Signal:
+    """Wakes the one greenlet that works on something, when there is something to do.
+
+    ::
+
+        signal.arm()
+        if not (work := look_for_work()):
+            signal.wait(timeout)
+
+    A :meth:`set` after :meth:`arm` ends the wait, also one by a signal handler that runs in the waiting greenlet itself
+    between its look and its wait.
+    """
+
+    __slots__ = ("_armed", "_event")
+
+    def __init__(self) -> None:
+        self._event = Event()
+        self._armed = False
+
+    def set(self) -> None:
+        """Wake the greenlet if it waits or is about to. In the hub's thread only."""
+        if self._armed:
+            self._event.set()
+
+    def arm(self) -> None:
+        """Announce a wait, before the last look for work."""
+        self._event.clear()
+        self._armed = True
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for a :meth:`set` since :meth:`arm`, *timeout* seconds at most."""
+        try:
+            self._event.wait(timeout)
+        finally:
+            self._armed = False

@@ -1,0 +1,352 @@
+"""A locked directory.
+
+All files are opened relative to the directory's descriptor, never through a link, with mode 0600 and close-on-exec.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Sequence
+
+from ..errors import SpoolError
+from ..runtime.native import original
+
+__all__ = [
+    "Directory",
+    "close_descriptor",
+    "is_temporary",
+    "orphans",
+    "temporary_name",
+    "with_path",
+    "write_all",
+]
+
+# gevent replaces os.close by a function that needs a hub.
+close_descriptor: Callable[[int], None] = original("os", "close")
+
+# O_NONBLOCK: a FIFO in place of a file must not block the open.
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_MODE = 0o600
+_LOCK = "lock"
+_ATTEMPTS = 10
+_PIECE = 1 << 20
+_SQLITE = b"SQLite format 3\0"
+_TEMPORARY = (".", ".tmp")
+
+
+def write_all(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+    """Write *buffers* at *offset*, in as many calls as needed, and return the number of bytes written."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    rest: list[bytes | memoryview] = [buffer for buffer in buffers if buffer]
+    total = sum(map(len, rest))
+    while rest:
+        written = os.writev(descriptor, rest)
+        if written <= 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = memoryview(rest[0])[written:]
+    return total
+
+
+def with_path(error: OSError, path: str) -> OSError:
+    """Return the same error with the full path of the file."""
+    return OSError(error.errno, error.strerror or str(error), path)
+
+
+def temporary_name() -> str:
+    """Return an unpredictable name for an unfinished copy."""
+    start, end = _TEMPORARY
+    return f"{start}{secrets.token_hex(16)}{end}"
+
+
+def is_temporary(name: str) -> bool:
+    """Return True for the name of a copy that a dead process left unfinished."""
+    start, end = _TEMPORARY
+    return name.startswith(start) and name.endswith(end) and len(name) == 32 + len(start) + len(end)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+class Directory:
+    """A directory that this process has locked.
+
+    The lock is the ``flock`` of the file ``lock``. The lock ends with the last descriptor of its open file, so a forked
+    child must close its copies (see :meth:`close`).
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self.is_new = False
+        self._fd = descriptor
+        self._lock = -1
+
+    @classmethod
+    def claim(cls, path: str, *, create: bool) -> Directory:
+        """Open and lock the directory at *path*.
+
+        :param create: make the directory if it is missing. The parent must exist.
+        :raises FileNotFoundError: it is missing, and *create* is False.
+        :raises SpoolError: another owner, another user, a link, a file, or no parent.
+        """
+        # A trailing slash would make the system follow a link.
+        path = path.rstrip("/") or "/"
+        for _ in range(_ATTEMPTS):
+            directory = cls._open(path, create)
+            try:
+                if directory._fd >= 0 and directory._take_lock():
+                    return directory
+            except BaseException:
+                directory.close()
+                raise
+            directory.close()
+        raise SpoolError(f"the spool {path} is removed again and again while it is opened; stop that, and try again")
+
+    @classmethod
+    def _open(cls, path: str, create: bool) -> Directory:
+        is_new = False
+        if create:
+            try:
+                os.mkdir(path, 0o700)
+                is_new = True
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                raise SpoolError(f"the spool {path} cannot be made: its parent folder is missing; make it") from None
+            except PermissionError:
+                raise _no_permission(path) from None
+        try:
+            directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except FileNotFoundError:
+            if create:
+                # Another process removed it after mkdir.
+                return cls(path, -1)
+            raise
+        except PermissionError:
+            raise _no_permission(path) from None
+        except OSError:
+            _explain(path)
+            raise
+        try:
+            directory.is_new = is_new
+            if is_new:
+                os.fchmod(directory._fd, 0o700)
+            owner = os.fstat(directory._fd).st_uid
+            if owner != os.geteuid():
+                raise SpoolError(
+                    f"the spool {path} belongs to user {owner}, and this process runs as user {os.geteuid()}; "
+                    "run as its owner, or give another folder"
+                )
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def _take_lock(self) -> bool:
+        """Lock the file ``lock``, and return False if it or the directory is not in place any more."""
+        try:
+            self._lock = self.open(_LOCK, os.O_CREAT)
+        except FileNotFoundError:
+            # The directory itself was removed after it was opened.
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not self.is_in_place():
+                return False
+            raise SpoolError(
+                f"the spool {self.path} is in use by another process or another client of this one; "
+                "close that one, or give each a folder of its own ({pid} in the path)"
+            ) from None
+        return self.is_in_place()
+
+    def is_in_place(self) -> bool:
+        """Return True if the path still leads to this directory, and its lock file is the locked one."""
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return _identity(there) == _identity(os.fstat(self._fd)) and self.holds(_LOCK, self._lock)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return the status of the entry *name*, not following a link, or None if there is none."""
+        try:
+            return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except OSError:
+            return None
+
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Return device and inode of the entry *name*, or None if there is none."""
+        status = self.stat(name)
+        return None if status is None else _identity(status)
+
+    def holds(self, name: str, descriptor: int) -> bool:
+        """Return True if the file *name* is the open file *descriptor*."""
+        return self.identity(name) == _identity(os.fstat(descriptor))
+
+    def names(self) -> list[str]:
+        """Return the names of all entries, sorted."""
+        return sorted(os.listdir(self._fd))
+
+    def full_path(self, name: str) -> str:
+        """Return the path of the entry *name*, for messages."""
+        return os.path.join(self.path, name)
+
+    def open(self, name: str, flags: int = 0) -> int:
+        """Open a regular file for reading and writing, and return its descriptor.
+
+        :raises OSError: naming the full path.
+        """
+        try:
+            descriptor = os.open(name, _FLAGS | flags, _MODE, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise self._irregular(name) from None
+            raise with_path(error, self.full_path(name)) from None
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise self._irregular(name)
+            if stat.S_IMODE(mode) != _MODE:
+                os.fchmod(descriptor, _MODE)
+        except BaseException:
+            close_descriptor(descriptor)
+            raise
+        return descriptor
+
+    def _irregular(self, name: str) -> OSError:
+        return OSError(errno.EINVAL, "not a regular file; remove it", self.full_path(name))
+
+    def unlink(self, name: str) -> None:
+        """Remove the file *name*; a missing one is no error."""
+        try:
+            os.unlink(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise with_path(error, self.full_path(name)) from None
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Rename a file, over another one if need be."""
+        os.rename(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def sync(self) -> None:
+        """Make created, renamed and removed names durable."""
+        os.fsync(self._fd)
+
+    def sync_parent(self) -> None:
+        """Make the name of a new directory durable."""
+        if self.is_new:
+            parent = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(parent)
+            finally:
+                close_descriptor(parent)
+
+    def copy(self, source: int, size: int, name: str, *, durable: bool) -> int:
+        """Copy the first *size* bytes of an open file to the file *name*, and return the descriptor of the copy.
+
+        The copy takes its name at once and whole.
+        """
+        temporary = temporary_name()
+        target = self.open(temporary, os.O_CREAT | os.O_EXCL)
+        try:
+            offset = 0
+            while offset < size and (piece := os.pread(source, min(_PIECE, size - offset), offset)):
+                offset += write_all(target, [piece], offset)
+            if durable:
+                os.fdatasync(target)
+            self.rename(temporary, name)
+            if durable:
+                self.sync()
+        except BaseException as error:
+            close_descriptor(target)
+            self.unlink(temporary)
+            if isinstance(error, OSError):
+                raise with_path(error, self.full_path(name)) from None
+            raise
+        return target
+
+    def remove(self) -> None:
+        """Remove the lock file and the directory, while the lock is held. An entry left over is no error."""
+        try:
+            self.unlink(_LOCK)
+            os.rmdir(self.path)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close both descriptors. The lock ends when no other process has copies. Idempotent."""
+        lock, self._lock = self._lock, -1
+        directory, self._fd = self._fd, -1
+        for descriptor in (lock, directory):
+            if descriptor >= 0:
+                try:
+                    close_descriptor(descriptor)
+                except OSError:
+                    pass
+
+
+def _no_permission(path: str) -> SpoolError:
+    return SpoolError(
+        f"the spool {path} cannot be opened: permission denied for user {os.geteuid()}; "
+        "grant that user access to the folder and its parent, or give another folder"
+    )
+
+
+def _explain(path: str) -> None:
+    """Raise a SpoolError if *path* is no directory."""
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return
+        if stat.S_ISLNK(mode):
+            raise SpoolError(f"the spool {path} is a symbolic link; give the folder itself")
+        if not stat.S_ISREG(mode):
+            raise SpoolError(f"the spool {path} is no folder; give a folder")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        head = os.read(descriptor, len(_SQLITE))
+    finally:
+        close_descriptor(descriptor)
+    if head == _SQLITE:
+        raise SpoolError(
+            f"{path} is a spool of an earlier version (SQLite); drain it with that version or remove it, "
+            "and give a folder"
+        )
+    raise SpoolError(f"the spool {path} is a file; give a folder")
+
+
+def orphans(template: str) -> list[str]:
+    """Return the folders that fit *template*, with digits in place of ``{pid}`` in its last component, sorted.
+
+    Links, files and the folders of other users are left out. A folder in use is not.
+    """
+    parent, name = os.path.split(template.rstrip("/"))
+    if "{pid}" not in name:
+        return []
+    pattern = re.compile("[0-9]+".join(map(re.escape, name.split("{pid}"))), re.DOTALL)
+    try:
+        names = os.listdir(parent or ".")
+    except OSError:
+        return []
+    paths = [os.path.join(parent, name) for name in sorted(names) if pattern.fullmatch(name)]
+    return [path for path in paths if _is_own_directory(path)]
+
+
+def _is_own_directory(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()

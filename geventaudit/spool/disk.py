@@ -1,0 +1,163 @@
+"""The native thread that works on a spool's files, so that the hub never waits for a disk.
+
+The thread does one job after the other, in the order in which the hub handed them over. The hub is called back with the
+outcome of each. While a job is under way, the thread's watcher keeps the hub alive: greenlets that wait for the disk
+need no timers.
+
+A fork does not wait for the thread. The child has no such thread, and closes its copies of the files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import gevent
+
+from ..runtime import native
+from ..runtime.clock import Deadline
+from ..runtime.hub_thread import Waiter
+
+__all__ = ["DiskThread", "Job"]
+
+_T = TypeVar("_T")
+
+
+class Job(Generic[_T]):
+    """A function that the disk thread calls, and its outcome."""
+
+    __slots__ = ("_work", "done", "error", "is_over", "result")
+
+    def __init__(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
+        self._work = work
+        self.done = done
+        """Called when the job is over: in the hub, except for the last job of a thread."""
+        self.is_over = False
+        self.result: Any = None
+        """The function's result; None if it raised."""
+        self.error: Exception | None = None
+        """The exception that the function raised, or None."""
+
+    def run(self) -> None:
+        """Call the function, in the disk thread."""
+        try:
+            self.result = self._work()
+        except Exception as error:
+            self.error = error
+        self.is_over = True
+
+
+class DiskThread:
+    """One native thread and its jobs. Constructed in the hub's thread; the native thread starts with the first job."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job[Any]] = deque()
+        self._over: deque[Job[Any]] = deque()
+        self._under_way = 0  # jobs that the hub has not been called back for
+        self._idle = native.allocate_lock()  # locked while the thread waits for a job
+        self._idle.acquire()
+        self._is_started = False
+        self._is_ended = False
+        self._watcher: Any = gevent.get_hub().loop.async_(ref=False)
+        self._watcher.start(self._call_back)
+
+    def submit(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
+        """Have *work* called in the disk thread, then *done* in the hub. In the hub's thread.
+
+        A job whose thread cannot be started, or has ended, is a job that fails.
+        """
+        job = Job(work, done)
+        self._under_way += 1
+        self._watcher.ref = True
+        self._start(job, RuntimeError("the spool is closed") if self._is_ended else None)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a job is under way."""
+        return self._under_way > 0
+
+    def wait_idle(self, deadline: Deadline) -> None:
+        """Wait until no job is under way and all callbacks were called. From any thread, also without a hub."""
+        while self._under_way and not deadline.has_passed() and not self._is_ended:
+            waiter = Waiter()
+            barrier = Job(waiter.wake, lambda job: None)
+            self._under_way += 1
+            self._start(barrier, None)
+            while not barrier.is_over and not deadline.has_passed():
+                waiter.wait(min(1.0, deadline.left() or 1.0))
+            self._call_back()
+
+    def run_last(self, work: Callable[[], _T], deadline: Deadline) -> Job[_T]:
+        """Do *work* after all other jobs, wait for it, and end the thread. From any thread, also without a hub.
+
+        :returns: the job; its ``is_over`` is False if it takes longer than *deadline* allows.
+        """
+        waiter = Waiter()
+        job = Job(work, lambda job: waiter.wake())
+        self._is_ended = True
+        self._start(job, None)
+        while not job.is_over and (left := deadline.left()) != 0.0:
+            waiter.wait(1.0 if left is None else min(left, 1.0))
+        return job
+
+    def abandon(self) -> None:
+        """Take no more jobs, in a forked child: the thread is the parent's."""
+        self._is_ended = True
+        self._jobs.clear()
+        self._over.clear()
+
+    def end_watching(self) -> None:
+        """Close the watcher, after the last job. In the hub's thread."""
+        self._watcher.stop()
+        self._watcher.close()
+
+    def _start(self, job: Job[Any], error: Exception | None) -> None:
+        if error is None:
+            self._jobs.append(job)
+            try:
+                if not self._is_started:
+                    native.start_new_thread(self._run, ())
+                    self._is_started = True
+                self._idle.release()
+                return
+            except RuntimeError as problem:
+                if self._is_started:  # the lock is not locked: the thread is awake
+                    return
+                error = problem  # the process has too many threads
+                self._jobs.clear()
+        job.error, job.is_over = error, True
+        self._over.append(job)
+        self._wake_hub()
+
+    def _wake_hub(self) -> None:
+        try:
+            self._watcher.send()
+        except ValueError:  # the hub was destroyed
+            pass
+
+    def _call_back(self) -> None:
+        """Call back with the outcome of each job that is over, in the hub."""
+        while self._over:
+            job = self._over.popleft()
+            self._under_way -= 1
+            try:
+                job.done(job)
+            except BaseException:
+                gevent.get_hub().handle_error(job.done, *sys.exc_info())
+        if not self._under_way:
+            self._watcher.ref = False
+
+    def _run(self) -> None:
+        while True:
+            self._idle.acquire()
+            while self._jobs:
+                is_last = self._is_ended and len(self._jobs) == 1
+                job = self._jobs.popleft()
+                job.run()
+                if is_last:
+                    job.done(job)
+                    return
+                self._over.append(job)
+                self._wake_hub()

@@ -1,0 +1,469 @@
+"""A folder of segments that this process has locked.
+
+=====================================  ===============================================================================
+file                                   holds
+=====================================  ===============================================================================
+``lock``                               nothing; the owner of the folder holds its ``flock``
+``cursor``                             the sequence number up to which all is delivered
+``{first}-{magic}.seg``                frames (see :mod:`.segment`); the names give the order
+``rejected.jsonl, rejected.1.jsonl``   frames that the agent did not take, one JSON object a line
+``damaged.bin, damaged.1.bin``         unreadable regions of segments: a line of JSON, the bytes, a line feed
+=====================================  ===============================================================================
+
+All methods block and belong to one native thread. Segments of earlier runs are read and removed, never appended to.
+One segment at a time, the *current* one, takes appends. All segments stay open, so a file that is removed or replaced
+can be copied back; only if there are very many, the newest of earlier runs are closed until they are read.
+
+An append that fails leaves nothing behind: the segment is cut back to its size before. If that is impossible, or if a
+sync fails, the segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from ..errors import SpoolError, show
+from .directory import Directory, orphans, with_path, write_all
+from .recovery import load, mark_end, read_segment, remove, rewrite
+from .segment import Segment, first_index
+from .sidefiles import Cursor, RotatingPair, damaged_entry, rejected_entry
+
+__all__ = ["Check", "Folder", "Read", "orphans"]
+
+_SYNC_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class Check:
+    """Changes that others made to the files, as found by :meth:`Folder.check`."""
+
+    restored: int = 0
+    """Segments that were removed or replaced, and copied back."""
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of sequence numbers, both ends included, whose frames were cut off before they were delivered."""
+    problems: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.restored or self.missing or self.problems)
+
+
+@dataclass(slots=True)
+class Read:
+    """The result of :meth:`Folder.read`."""
+
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    """Frames by sequence number, in order."""
+    damaged: int = 0
+    """Frames that are lost, among those up to ``last``."""
+    last: int = 0
+    """The sequence number up to which the folder is read."""
+    problems: list[str] = field(default_factory=list)
+
+
+class Folder:
+    """A folder of segments.
+
+    :param path: of the folder. Its parent must exist.
+    :param synchronous: ``FULL`` syncs each append, ``NORMAL`` every 4 MiB and each finished segment, ``OFF`` never.
+    """
+
+    def __init__(self, path: str, synchronous: str = "NORMAL") -> None:
+        if synchronous not in ("OFF", "NORMAL", "FULL"):
+            raise ValueError(f"synchronous: {show(synchronous)} is not OFF, NORMAL or FULL")
+        # The working directory may change.
+        self.path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        self.problems: list[str] = []
+        """Files that were left alone when the folder was opened, and why."""
+        self.last_seq = 0
+        """The highest sequence number that is or was in use; 0 for none."""
+        self._synchronous = synchronous
+        self._directory: Directory | None = None
+        self._cursor = Cursor()
+        self._segments: list[Segment] = []
+        self._current: Segment | None = None
+        self._unsynced = 0
+        self._check = Check()
+        self._rejected = RotatingPair("rejected", "jsonl")
+        self._damaged = RotatingPair("damaged", "bin")
+
+    def open(self, create: bool = True) -> None:
+        """Claim the folder and open the segments of earlier runs.
+
+        :param create: make the folder if it is missing.
+        :raises FileNotFoundError: it is missing, and *create* is False.
+        :raises SpoolError: another owner, another user, a link, a file, or no parent.
+        :raises OSError: another failure. Nothing stays open.
+        """
+        if self._directory is not None:
+            raise SpoolError(f"the spool {self.path} is open already; close it first")
+        self._directory = Directory.claim(self.path, create=create)
+        try:
+            if self._synchronous == "FULL":
+                self._directory.sync_parent()
+            self._cursor.load(self._directory)
+            self._load(self._directory)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _load(self, directory: Directory) -> None:
+        last = load(directory, self._segments, self.problems)
+        self.last_seq = max(last, self._cursor.seq)
+        try:
+            self._drop_delivered(directory)
+        except OSError as error:
+            self.problems.append(f"a delivered segment of {self.path} cannot be removed: {error.strerror}")
+
+    @property
+    def is_open(self) -> bool:
+        """True while the folder is claimed."""
+        return self._directory is not None
+
+    @property
+    def cursor(self) -> int:
+        """The sequence number up to which all is delivered."""
+        return self._cursor.seq
+
+    @property
+    def count(self) -> int:
+        """The number of undelivered frames, lost ones included until :meth:`advance` passes them."""
+        return sum(segment.undelivered(self._cursor.seq)[0] for segment in self._segments)
+
+    @property
+    def undelivered_bytes(self) -> int:
+        """About how many bytes the undelivered frames take, with OVERHEAD for each."""
+        return sum(segment.undelivered(self._cursor.seq)[1] for segment in self._segments)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all segments."""
+        return sum(segment.file_size for segment in self._segments)
+
+    def appendable(self, magic: bytes) -> bool:
+        """Return True if the current segment has that magic."""
+        return self._current is not None and self._current.magic == magic
+
+    def append(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
+        """Append *count* encoded frames to the segment with that *magic*: all of them, or none.
+
+        A new magic, with frames encoded from index 0 on, makes a new segment.
+
+        :param seq: of the first frame; the others follow without a gap.
+        :raises OSError: nothing is appended. ``ESTALE``: the segment takes no more frames; encode for a new one.
+        :raises ValueError: the numbers do not fit.
+        """
+        directory = self._claimed()
+        if count < 1:
+            raise ValueError(f"count: {count} is less than 1")
+        index = first_index(data)
+        segment = self._current
+        is_new = segment is None or segment.magic != magic
+        if is_new and index == 0:
+            if seq <= self.last_seq:
+                raise ValueError(f"sequence number {seq} is not above {self.last_seq}")
+            self._finish()
+            segment = Segment.create(directory, magic, seq)
+        elif segment is None or is_new or index != segment.count:
+            raise OSError(errno.ESTALE, "the segment takes no more frames; start a new one", self.path)
+        elif seq != segment.first + index:
+            raise ValueError(f"sequence number {seq} does not belong to index {index} of segment {segment.name}")
+        try:
+            write_all(segment.fd, [segment.header, data] if is_new else [data], 0 if is_new else segment.end)
+        except OSError as error:
+            self._cut_back(segment, is_new)
+            raise with_path(error, directory.full_path(segment.name)) from None
+        try:
+            self._sync_append(directory, segment, is_new, len(data))
+        except OSError as error:
+            self._abandon(segment)
+            raise with_path(error, directory.full_path(segment.name)) from None
+        segment.extend(count, len(data))
+        self.last_seq = segment.last
+        if is_new:
+            self._segments.append(segment)
+            self._current = segment
+
+    def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
+        """Write *count* encoded frames, which may be older than others, to a segment of their own.
+
+        :param seq: of the first frame, above the cursor. No other frame has one of the numbers.
+        :raises OSError: nothing is written.
+        """
+        directory = self._claimed()
+        segment = Segment.create(directory, magic, seq)
+        try:
+            write_all(segment.fd, [segment.header, data], 0)
+            if self._synchronous != "OFF":
+                os.fdatasync(segment.fd)
+                directory.sync()
+        except OSError as error:
+            self._cut_back(segment, is_new=True)
+            raise with_path(error, directory.full_path(segment.name)) from None
+        segment.extend(count, len(data))
+        self.last_seq = max(self.last_seq, segment.last)
+        self._segments.insert(bisect_right([each.first for each in self._segments], seq), segment)
+
+    def _sync_append(self, directory: Directory, segment: Segment, is_new: bool, size: int) -> None:
+        self._unsynced += size
+        if self._synchronous == "FULL":
+            os.fdatasync(segment.fd)
+            if is_new:
+                directory.sync()
+        elif self._synchronous == "NORMAL" and self._unsynced >= _SYNC_BYTES:
+            os.fdatasync(segment.fd)
+            directory.sync()
+            self._unsynced = 0
+
+    def _finish(self) -> None:
+        """Sync the current segment and end it.
+
+        :raises OSError: the sync failed. The frames are in another file, if possible.
+        """
+        segment = self._current
+        if segment is not None and self._synchronous == "NORMAL" and self._unsynced:
+            try:
+                os.fdatasync(segment.fd)
+                self._claimed().sync()
+            except OSError as error:
+                self._abandon(segment)
+                raise with_path(error, self._claimed().full_path(segment.name)) from None
+        self._end_current()
+
+    def _end_current(self) -> None:
+        self._current = None
+        self._unsynced = 0
+
+    def _cut_back(self, segment: Segment, is_new: bool) -> None:
+        """Remove the bytes of a failed append. Never raises an OSError."""
+        try:
+            if is_new:
+                remove(self._claimed(), segment)
+            else:
+                os.ftruncate(segment.fd, segment.end)
+                if self._synchronous == "FULL":
+                    os.fdatasync(segment.fd)
+        except OSError:
+            self._abandon(segment)
+
+    def _abandon(self, segment: Segment) -> None:
+        """Move the undelivered frames of a segment to a new file, without those of a failed append.
+
+        If the move fails, the old file stays, and gets a name that says where its frames end. Never raises an OSError.
+        """
+        directory = self._claimed()
+        is_full = self._synchronous == "FULL"
+        if segment is self._current:
+            self._end_current()
+        try:
+            copies = rewrite(directory, segment, self._cursor.seq, durable=self._synchronous != "OFF")
+        except OSError:
+            mark_end(directory, segment, durable=is_full)
+            if not segment.count:
+                segment.close()
+            return
+        at = self._segments.index(segment) if segment in self._segments else len(self._segments)
+        self._segments[at : at + 1] = copies
+        try:
+            remove(directory, segment)
+            if is_full:
+                directory.sync()
+        except OSError:
+            mark_end(directory, segment, durable=is_full)
+            segment.close()
+
+    def check(self) -> Check:
+        """Compare the open segments with the files in the folder, and undo what others did to them.
+
+        A removed or replaced file is copied back; the folder, its lock and the cursor too are made anew. Frames that
+        were cut off are lost. After a result that is true, start a new segment.
+
+        :raises OSError: not all is restored; the next call tries again, and returns the results of both.
+        """
+        if not self._claimed().is_in_place():
+            self._reclaim()
+        directory = self._claimed()
+        errors: list[OSError] = []
+        try:
+            if self._cursor.restore(directory):
+                self._check.problems.append(f"{directory.full_path(Cursor.NAME)} was changed; it is written anew")
+        except OSError as error:
+            errors.append(error)
+        for segment in self._segments.copy():
+            try:
+                self._check_segment(directory, segment)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        result, self._check = self._check, Check()
+        return result
+
+    def _reclaim(self) -> None:
+        """Lock the folder that is at the path now, or make one."""
+        try:
+            directory = Directory.claim(self.path, create=True)
+        except SpoolError as error:
+            raise OSError(errno.EBUSY, f"the spool was removed or replaced, and cannot be restored: {error}") from error
+        self._claimed().close()
+        self._directory = directory
+        if self._synchronous == "FULL":
+            directory.sync_parent()
+        self._check.problems.append(f"the spool {self.path} or its lock was removed or replaced; it is made anew")
+
+    def _check_segment(self, directory: Directory, segment: Segment) -> None:
+        path = directory.full_path(segment.name)
+        if segment.is_parked:
+            if not segment.is_in_place(directory):
+                self._check.problems.append(f"{path} was removed or replaced; keep other programs away")
+                self._check.missing.append((max(segment.first, self._cursor.seq + 1), segment.last))
+                self._segments.remove(segment)
+            return
+        size = os.fstat(segment.fd).st_size
+        if size < segment.end:
+            self._check.problems.append(f"{path} was cut from {segment.end} to {size} bytes; keep other programs away")
+            last = segment.last
+            segment.shrink(size)
+            lost = max(segment.last, self._cursor.seq) + 1
+            if lost <= last:
+                self._check.missing.append((lost, last))
+            if segment is self._current:
+                self._finish()
+            if not segment.count or segment.last <= self._cursor.seq:
+                remove(directory, segment)
+                self._segments.remove(segment)
+                return
+        elif size > segment.file_size:
+            self._check.problems.append(f"{path} was appended to by another program; keep other programs away")
+            segment.file_size = size
+            if segment is self._current:
+                self._finish()
+        if not segment.is_in_place(directory):
+            is_durable = self._synchronous != "OFF"
+            segment.replace(directory.copy(segment.fd, segment.end, segment.name, durable=is_durable), segment.end)
+            self._check.restored += 1
+
+    def read(self, after: int, max_bytes: int) -> Read:
+        """Read the undelivered frames after the sequence number *after*, oldest first.
+
+        :param max_bytes: about how many to read; at least one frame is read if there is any.
+        :returns: frames and losses. The losses are counted again if the same range is read again.
+        """
+        directory = self._claimed()
+        result = Read(last=max(after, self._cursor.seq))
+
+        def save(segment: Segment, start: int, end: int) -> None:
+            try:
+                entry = damaged_entry(segment.name, segment.fd, start, end)
+                self._damaged.append(directory, entry)
+            except OSError as error:
+                result.problems.append(f"{directory.full_path(segment.name)}: damage is not saved: {error.strerror}")
+
+        for segment in self._segments:
+            if segment.last <= result.last:
+                continue
+            after = max(result.last, segment.first - 1)
+            part = read_segment(directory, segment, after, max_bytes, save)
+            result.frames += part.frames
+            result.damaged += part.damaged
+            result.last = part.last
+            if part.error is not None:
+                path = directory.full_path(segment.name)
+                result.problems.append(f"{path} is unreadable: {part.error.strerror}; check the disk")
+            max_bytes -= part.size
+            if max_bytes <= 0:
+                break
+        return result
+
+    def advance(self, seq: int) -> list[bytes]:
+        """Take note that all frames up to *seq* are delivered, and remove the segments that have no others.
+
+        The cursor is written before: the numbers of removed segments must not be used again after a crash.
+
+        :returns: the magics of the removed segments.
+        :raises OSError: the next call tries again.
+        """
+        directory = self._claimed()
+        self._cursor.seq = max(self._cursor.seq, seq)
+        self.last_seq = max(self.last_seq, seq)
+        try:
+            self._cursor.write(directory)
+        except OSError:
+            # The disk may be full until the segments are removed.
+            pass
+        gone = self._drop_delivered(directory)
+        self._cursor.write(directory)
+        return gone
+
+    def _drop_delivered(self, directory: Directory) -> list[bytes]:
+        gone: list[bytes] = []
+        errors: list[OSError] = []
+        for segment in self._segments.copy():
+            if segment.count and segment.last > self._cursor.seq:
+                continue
+            try:
+                remove(directory, segment)
+            except OSError as error:
+                errors.append(error)
+                continue
+            self._segments.remove(segment)
+            gone.append(segment.magic)
+            if segment is self._current:
+                self._end_current()
+        if errors:
+            raise errors[0]
+        return gone
+
+    def reject(self, frame: bytes, reason: str) -> None:
+        """Append a frame to the rejected ones; one that is too long for the file is cut.
+
+        :raises OSError: it is not written.
+        """
+        self._rejected.append(self._claimed(), rejected_entry(frame, reason))
+
+    def close(self, remove_if_empty: bool = False) -> None:
+        """Write the cursor, close all files and release the lock. Idempotent, never raises an OSError.
+
+        :param remove_if_empty: remove the folder too if it holds no segment, no rejected and no damaged data.
+        """
+        directory = self._directory
+        if directory is None:
+            return
+        try:
+            self._cursor.write(directory)
+        except OSError:
+            pass
+        try:
+            self._finish()
+        except OSError:
+            pass
+        try:
+            if remove_if_empty and not self._segments and directory.is_in_place():
+                names = directory.names()
+                if not set(names) - {"lock", Cursor.NAME}:
+                    directory.unlink(Cursor.NAME)
+                    directory.remove()
+        except OSError:
+            pass
+        self.leave()
+
+    def leave(self) -> None:
+        """Close all descriptors and do nothing else, in a forked child. Idempotent, never raises."""
+        for segment in self._segments:
+            segment.close()
+        self._segments = []
+        self._cursor.close()
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory.close()
+        self._end_current()
+        self._cursor = Cursor()
+        self._check = Check()
+        self.problems = []
+
+    def _claimed(self) -> Directory:
+        if self._directory is None:
+            raise SpoolError(f"the spool {self.path} is closed; open it first")
+        return self._directory

@@ -1,0 +1,109 @@
+"""Records that wait to be written to disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+from gevent.event import Event
+
+from .format import OVERHEAD
+
+__all__ = ["Pending", "PendingRecords"]
+
+
+class Pending:
+    """One record that waits to be written."""
+
+    __slots__ = ("error", "frame", "is_being_written", "is_over")
+
+    def __init__(self, frame: bytes) -> None:
+        self.frame = frame
+        self.is_being_written = False
+        self.is_over = False
+        """True once the record is on disk or refused."""
+        self.error: Exception | None = None
+        """The reason if the record was refused."""
+
+
+class PendingRecords:
+    """The records that wait to be written, in their order, and the greenlets that wait for that.
+
+    A signal handler may add one at any moment: a record is copied first and removed after.
+    """
+
+    def __init__(self) -> None:
+        self.records: deque[Pending] = deque()
+        self.size = 0
+        """Bytes of the records on disk."""
+        self.writing = 0
+        """How many of them, from the oldest on, the disk thread writes now."""
+        self._over = Event()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def add(self, frame: bytes) -> Pending:
+        """Add a record behind all others."""
+        pending = Pending(frame)
+        self.size = self.size + len(frame) + OVERHEAD if self.records else len(frame) + OVERHEAD
+        self.records.append(pending)
+        return pending
+
+    def start_writing(self, max_bytes: int) -> list[bytes]:
+        """Return the oldest frames, about *max_bytes*, for the disk thread."""
+        frames: list[bytes] = []
+        for pending in islice(self.records, len(self.records)):
+            if max_bytes <= 0:
+                break
+            pending.is_being_written = True
+            frames.append(pending.frame)
+            max_bytes -= len(pending.frame)
+        self.writing = len(frames)
+        return frames
+
+    def end_writing(self, *, keep: bool, error: Exception | None = None) -> None:
+        """Let go of the records that were being written, or *keep* them to be written again."""
+        count, self.writing = self.writing, 0
+        for pending in islice(self.records, count):
+            pending.is_being_written = False
+            pending.error, pending.is_over = error, not keep
+        if not keep:
+            self.remove(count)
+        self._wake()
+
+    def remove(self, count: int) -> None:
+        """Let go of the oldest *count* records."""
+        for _ in range(count):
+            self.size -= len(self.records.popleft().frame) + OVERHEAD
+
+    def refuse_all(self, error: Exception) -> None:
+        """Refuse all records."""
+        for pending in self.records:
+            pending.error, pending.is_over = error, True
+        self.records.clear()
+        self._wake()
+
+    def wait(self, pending: Pending) -> None:
+        """Wait until *pending* is on disk. An interrupted wait withdraws a record that is not being written.
+
+        :raises SpoolError, ClientClosedError: the record was refused.
+        """
+        try:
+            while not pending.is_over:
+                self._over.wait()
+        except BaseException:
+            if not pending.is_being_written and not pending.is_over:
+                self.records.remove(pending)
+                self.size -= len(pending.frame) + OVERHEAD
+            raise
+        if pending.error is not None:
+            raise type(pending.error)(str(pending.error)) from pending.error
+
+    def frames(self) -> list[bytes]:
+        """Return the frames of all records."""
+        return [pending.frame for pending in self.records]
+
+    def _wake(self) -> None:
+        over, self._over = self._over, Event()
+        over.set()

@@ -1,0 +1,137 @@
+"""Segments of earlier runs, and segments that an append or a sync has failed on."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .directory import Directory, is_temporary
+from .format import OVERHEAD, make_torn, new_magic, parse_name
+from .segment import Part, Segment, Sink
+
+__all__ = ["load", "mark_end", "read_segment", "remove", "rewrite"]
+
+_PIECE = 1 << 20
+
+
+MAX_OPEN = 128
+"""How many segments of earlier runs are kept open."""
+
+
+def load(directory: Directory, segments: list[Segment], problems: list[str]) -> int:
+    """Open the segments of earlier runs, in order, and return the highest sequence number that may be in use.
+
+    Files that are no segments or cannot be read are left alone and become *problems*.
+
+    :param segments: is filled one by one, so that the caller can close them after an error.
+    """
+    highest = 0
+    changed: dict[str, int] = {}
+    for name in directory.names():
+        try:
+            if is_temporary(name):
+                directory.unlink(name)
+            elif name.endswith(".seg"):
+                segment, last = Segment.load(directory, name)
+                segments.append(segment)
+                changed[name] = os.fstat(segment.fd).st_mtime_ns
+                highest = max(highest, last)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            problems.append(f"{_printable(directory.full_path(name))} is left alone: {error.strerror}")
+            parsed, status = parse_name(name), directory.stat(name)
+            if parsed and status:
+                highest = max(highest, parsed[0] + status.st_size // OVERHEAD)
+        if len(segments) > MAX_OPEN and not segments[-1].is_parked:
+            segments[-1].park(directory)
+    segments.sort(key=lambda segment: (segment.first, changed.get(segment.name, 0), segment.name))
+    for at, segment in enumerate(segments):
+        # A segment of the same magic is a copy.
+        for later in (other for other in segments[at + 1 :] if other.magic != segment.magic):
+            segment.end_before(later)
+            if later.known:
+                break
+    return highest
+
+
+def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink) -> Part:
+    """Read a segment that may be parked (see :meth:`.Segment.read`)."""
+    if not segment.is_parked:
+        return segment.read(after, max_bytes, sink)
+    try:
+        segment.unpark(directory)
+    except OSError as error:
+        return Part(damaged=segment.last - after, last=segment.last, error=error)
+    try:
+        return segment.read(after, max_bytes, sink)
+    finally:
+        segment.park(directory)
+
+
+def _printable(path: str) -> str:
+    return path.encode(errors="backslashreplace").decode()
+
+
+def remove(directory: Directory, segment: Segment) -> None:
+    """Remove the file of a segment, unless another file has its name, and close it.
+
+    :raises OSError: the segment stays open.
+    """
+    if segment.is_in_place(directory):
+        directory.unlink(segment.name)
+    segment.close()
+
+
+def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: bool) -> list[Segment]:
+    """Copy the frames of a segment after the sequence number *cursor* to a new one.
+
+    :returns: the new segment, or nothing if the segment has no such frames.
+    :raises OSError: nothing is left of the copy.
+    """
+    after = max(cursor, segment.first - 1)
+    if segment.last <= after:
+        return []
+    # Until it is complete, the copy must not be taken for a segment.
+    copy = Segment.create_temporary(directory, new_magic(), after + 1)
+    try:
+        while after < segment.last:
+            part = segment.read(after, _PIECE)
+            if part.error is not None:
+                raise part.error
+            if part.frames:
+                copy.write_frames(part.frames)
+            after = part.last
+        # Frames that are lost at the end count as damaged when the copy is read.
+        copy.count = max(copy.count, segment.last + 1 - copy.first)
+        if durable:
+            os.fdatasync(copy.fd)
+        copy.publish(directory)
+        if durable:
+            directory.sync()
+    except BaseException:
+        try:
+            remove(directory, copy)
+        except OSError:
+            copy.close()
+        raise
+    return [copy]
+
+
+def mark_end(directory: Directory, segment: Segment, *, durable: bool) -> None:
+    """Mark the end of a segment for later runs: by its name, else by a torn frame. Best effort."""
+    try:
+        size = os.fstat(segment.fd).st_size
+        segment.file_size = max(size, segment.end)
+        if not segment.is_in_place(directory):
+            return
+        name = f"{segment.name.split('.', 1)[0]}.{segment.count}.seg"
+        try:
+            directory.rename(segment.name, name)
+            segment.name = name
+            if durable:
+                directory.sync()
+        except OSError:
+            os.pwrite(segment.fd, make_torn(segment.magic, segment.count, size - segment.end), segment.end)
+    except OSError:
+        pass

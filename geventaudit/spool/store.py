@@ -1,0 +1,481 @@
+"""A spool at work: the part of it that lives in the hub.
+
+::
+
+    send() -> queue -> window -> agent            while nothing waits on disk and the queue has room
+    send() -> pending -> disk -> window -> ...    otherwise, or always: send() returns when the record is on disk
+
+The order of the records is kept by one rule: a record that comes while others wait to be written, or on disk, goes
+behind them. One greenlet, the writer, decides about the disk and has one job done at a time by the disk thread: open,
+read, write, look for orphans. All records that come during a write share the next.
+
+================  ==================================================================================================
+the disk          records that come meanwhile
+================  ==================================================================================================
+is being opened   wait: on the queue (``overflow``), in ``send`` (``always``)
+is in order       are written
+fails             ``overflow``: stay in memory, in their order, as many as the queue holds; then ``QueueFullError``
+                  ``always``: ``SpoolError``
+================  ==================================================================================================
+
+Earlier records, of an earlier run or of a dead process, go before this run's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from gevent.event import Event
+from gevent.queue import Full, Queue
+
+from ..errors import ClientClosedError, SpoolError
+from ..notifications import NotificationKind, Notifier
+from ..runtime import forks, workers
+from ..runtime.clock import Deadline, monotonic
+from ..runtime.signal import Signal
+from ..stats import Counters
+from . import jobs
+from .backlog import AHEAD_BYTES, Backlog
+from .disk import DiskThread, Job
+from .folder import Check, Folder, Read
+from .format import OVERHEAD
+from .pending import Pending, PendingRecords
+from .settings import Spool
+from .stream import Entry, Stream
+from .trouble import Trouble
+from .writer import Append, SegmentWriter, encode_runs
+
+__all__ = ["Memory", "Store"]
+
+_T = TypeVar("_T")
+
+PENDING_BYTES = 8 << 20
+"""Frames that may wait in memory to be written, in mode ``overflow``."""
+
+BATCH_BYTES = 1 << 19
+"""Frames that one job writes. Bounds how long their checksums hold the hub."""
+
+SEGMENT_BYTES = 8 << 20
+"""A segment takes no more frames once it has this size, or an eighth of ``max_bytes``."""
+
+CLOSE_SECONDS = 1.0
+"""Seconds that keeping the rest may take when closing has no more time."""
+
+ADOPT_SECONDS = 30.0
+"""How often to look for orphans."""
+
+
+class Memory(NamedTuple):
+    """The frames of this run that the outbox holds. The store reads them and changes nothing."""
+
+    stream: Stream
+    window: deque[Entry]
+    queue: Queue[bytes]
+
+
+class Store:
+    """The spool of one client in one process. Constructed and used in the hub's thread.
+
+    :param memory: the frames that the outbox holds.
+    :param wake: set when there are records to send.
+    :param room: set when there may be room again.
+    """
+
+    def __init__(
+        self, spool: Spool, memory: Memory, counters: Counters, notifier: Notifier, wake: Signal, room: Event
+    ) -> None:
+        self.is_always = spool.mode == "always"
+        self.is_closing = False
+        """True once nothing more is accepted, read or written, but by the last job."""
+        self._spool = spool
+        self._path = spool.folder_of_process()
+        self._memory = memory
+        self._counters = counters
+        self._notifier = notifier
+        self._wake = wake
+        self._room = room
+        self._disk = DiskThread()
+        self._own: Backlog | None = None  # the records that this run wrote; None while the folder is not open
+        self._earlier: list[Backlog] = []  # oldest first
+        self._segments = SegmentWriter(min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1)))
+        self._pending = PendingRecords()
+        self._disk_bytes = 0  # of undelivered frames in this run's folder
+        self._trouble = Trouble()
+        self._signal = Signal()  # wakes the writer
+        self._writer: workers.Worker | None = None
+        self._adopt_at = 0.0
+
+    # -- the outbox's side ---------------------------------------------------------------------------------------------
+
+    def ensure_running(self) -> None:
+        """Start the writer, or start it again after something killed it."""
+        if not self._writer and not self.is_closing:
+            self._writer = workers.spawn(self._run)
+
+    @property
+    def is_passed(self) -> bool:
+        """True if a new record may go to the queue: no other waits to be written, or on disk."""
+        return not self.is_always and not self._pending and (self._own is None or not self._own.count)
+
+    def add(self, frame: bytes) -> Pending:
+        """Take *frame* to be written behind all others.
+
+        :raises gevent.queue.Full: there is no room.
+        :raises SpoolError: the disk fails, and mode ``always`` needs it.
+        """
+        if self._trouble.blocks:
+            if self.is_always:
+                raise SpoolError(str(self._trouble.error)) from self._trouble.error
+            raise Full
+        size = self._pending.size + len(frame) + OVERHEAD if self._pending else len(frame) + OVERHEAD
+        if self._disk_bytes + size > self._spool.max_bytes or (size > PENDING_BYTES and not self.is_always):
+            raise Full
+        pending = self._pending.add(frame)
+        self._signal.set()
+        return pending
+
+    def wait(self, pending: Pending) -> None:
+        """Wait until *pending* is on disk.
+
+        :raises SpoolError, ClientClosedError: the record was refused.
+        """
+        self._pending.wait(pending)
+
+    def take_earlier(self, max_bytes: int) -> list[Entry] | None:
+        """Return the next records of earlier runs and of dead processes.
+
+        :returns: an empty list if there are none; None if they have to be read first.
+        """
+        if self._own is None:
+            return [] if self._trouble.error is not None or self.is_closing else None
+        for backlog in self._earlier:
+            if backlog.count:
+                entries = backlog.take(max_bytes)
+                self._signal.set()
+                return entries or None
+        return []
+
+    def take(self, max_bytes: int) -> list[Entry]:
+        """Return the next records of this run that wait behind the queue, which is empty."""
+        if self._own is not None and self._own.count:
+            entries = self._own.take(max_bytes)
+            self._signal.set()
+            return entries
+        entries = []
+        while self._pending and self._is_by_memory and max_bytes > 0:
+            frame = self._pending.records[0].frame
+            self._memory.stream.taken += 1
+            entries.append((self._memory.stream, self._memory.stream.taken, frame))
+            self._pending.remove(1)
+            max_bytes -= len(frame)
+        return entries
+
+    @property
+    def _is_by_memory(self) -> bool:
+        """True if records that wait to be written are sent without that, since the disk fails."""
+        return self._trouble.error is not None and not self.is_always and not self._pending.writing
+
+    def settled(self) -> None:
+        """Note that records are settled; the writer tells the folders."""
+        if self._advances():
+            self._signal.set()
+
+    def reject(self, frame: bytes, reason: str) -> None:
+        """Keep a copy of a dropped record among the rejected."""
+        own = self._own
+        if own is not None and not self.is_closing:
+            self._disk.submit(lambda: own.folder.reject(frame, reason), self._report_failure)
+
+    @property
+    def waiting(self) -> int:
+        """Accepted records that are in the spool, or on the way there, and not in the window."""
+        on_disk = sum(each.count for each in self._backlogs())
+        return on_disk + (0 if self.is_always else len(self._pending))
+
+    @property
+    def waiting_of_this_run(self) -> int:
+        """Like :attr:`waiting`, without the records of earlier runs and dead processes."""
+        return self.waiting - sum(each.count for each in self._earlier)
+
+    def add_last(self, frames: Sequence[bytes]) -> None:
+        """Take the last frames, whether there is room or not: the client closes."""
+        for frame in frames:
+            self._pending.add(frame)
+
+    def why_full(self) -> str:
+        """Return the reason for a refusal, for people."""
+        if self._trouble.error is not None:
+            return f"and its spool cannot be used: {self._trouble.error}"
+        if self._own is None:
+            return "and its spool is still being opened, and has no room for more until then"
+        if self._disk_bytes + self._pending.size >= self._spool.max_bytes:
+            return f"and so is its spool ({self._spool.max_bytes} bytes)"
+        return "and its spool has no room for this record now"
+
+    # -- the writer ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self.is_closing:
+            self._signal.arm()
+            forks.check()
+            if self._disk.is_busy or not self._start_job():
+                self._signal.wait(None if self._disk.is_busy else self._idle_seconds())
+
+    def _start_job(self) -> bool:
+        """Hand the most urgent job to the disk thread; return False if there is none."""
+        own, is_blocked = self._own, self._trouble.blocks
+        if own is None:
+            if not is_blocked:
+                self._disk.submit(partial(jobs.open_folder, self._path, self._spool.synchronous), self._opened)
+            return not is_blocked
+        for backlog in self._backlogs():
+            if backlog.is_loading_due:
+                read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES)
+                self._disk.submit(read, partial(self._loaded, backlog))
+                return True
+        advances = self._advances()
+        if advances or (self._pending and not is_blocked):
+            self._write(own, advances, [] if is_blocked else self._pending.start_writing(BATCH_BYTES))
+            return True
+        if self._spool.is_for_each_process and monotonic() >= self._adopt_at:
+            self._adopt_at = monotonic() + ADOPT_SECONDS
+            known = [each.folder.path for each in self._backlogs()]
+            self._disk.submit(partial(jobs.adopt, self._spool, known), self._adopted)
+            return True
+        return False
+
+    def _idle_seconds(self) -> float | None:
+        if self._trouble.error is not None and (self._pending or self._own is None):
+            return self._trouble.seconds_left
+        return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
+
+    def _opened(self, job: Job[Folder]) -> None:
+        self._signal.set()
+        if job.error is not None:
+            self._fail(job.error)
+            if self.is_always and self._trouble.error is not None:
+                self._pending.refuse_all(self._trouble.error)
+            self._wake.set()
+            return
+        folder: Folder = job.result
+        self._disk_bytes = folder.undelivered_bytes
+        if folder.count:
+            self._add_earlier(folder)
+        self._own = Backlog(folder, self._memory.stream, base=folder.last_seq, last=folder.last_seq, count=0)
+        for problem in folder.problems:
+            self._report(SpoolError(problem))
+        self._recovered()
+        self._wake.set()
+
+    def _add_earlier(self, folder: Folder) -> None:
+        self._earlier.append(Backlog(folder, Stream(folder.cursor), base=0, last=folder.last_seq, count=folder.count))
+        self._counters.adopted += folder.count
+
+    def _adopted(self, job: Job[jobs.Adopted]) -> None:
+        self._signal.set()
+        if job.error is not None:
+            self._report_failure(job)
+            return
+        for folder in job.result.folders:
+            self._add_earlier(folder)
+        for problem in job.result.problems:
+            self._report(SpoolError(problem))
+        self._wake.set()
+
+    def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
+        self._signal.set()
+        read = Read(last=backlog.last) if job.error is not None else job.result
+        lost = backlog.loaded(read)
+        if lost:
+            self._lose(lost, f"{backlog.folder.path}: {lost} records in it are damaged or gone")
+        if job.error is not None:
+            self._report_failure(job)
+        self._wake.set()
+
+    def _write(self, own: Backlog, advances: list[tuple[Backlog, int]], frames: list[bytes]) -> None:
+        append = None
+        if frames:
+            append = self._segments.encode(self._next_number(own), frames)
+        finished = [each for each in self._earlier if each.is_finished and each.folder is not own.folder]
+        folders = [(each.folder, number) for each, number in advances]
+        for each, number in advances:
+            each.advanced = number
+        self._disk.submit(
+            partial(jobs.write, own.folder, append, folders, [each.folder for each in finished]),
+            partial(self._written, own, append, frames),
+        )
+
+    def _next_number(self, own: Backlog) -> int:
+        """Return the number on disk of the oldest pending record. It stays the same while that record is pending."""
+        return own.base + self._memory.stream.taken + self._memory.queue.qsize() + own.count + 1
+
+    def _written(self, own: Backlog, append: Append | None, frames: list[bytes], job: Job[jobs.Written]) -> None:
+        if job.error is not None:
+            self._end_write(own, append, frames, job.error)
+            return
+        written: jobs.Written = job.result
+        self._disk_bytes = written.size
+        self._earlier = [each for each in self._earlier if not each.is_finished]
+        self._segments.note_removed(written.removed)
+        if written.removed:
+            self._trouble.retry_now()
+        for problem in written.problems:
+            self._segments.start_new_segment()
+            self._report(SpoolError(problem))
+        rewrites = self._repair(own, written.check) if written.check else []
+        if rewrites:
+            end = partial(self._end_write, own, append, frames, written.error)
+            self._disk.submit(partial(jobs.rewrite, own.folder, rewrites), partial(self._rewritten, own, rewrites, end))
+        else:
+            self._end_write(own, append, frames, written.error)
+
+    def _end_write(self, own: Backlog, append: Append | None, frames: list[bytes], error: Exception | None) -> None:
+        if append is not None and error is None:
+            own.add(append.first, frames)
+            self._pending.end_writing(keep=False)
+            self._recovered()
+        elif append is not None and error is not None:
+            self._segments.start_new_segment()
+            self._fail(error)
+            self._pending.end_writing(keep=not self.is_always, error=self._trouble.error)
+        self._room.set()
+        self._wake.set()
+        self._signal.set()
+
+    # -- trouble -------------------------------------------------------------------------------------------------------
+
+    def _repair(self, own: Backlog, check: Check) -> list[Append]:
+        """Return the frames to write once more, after others changed the files; count those that are lost."""
+        self._segments.start_new_segment()
+        if check.restored:
+            self._report(SpoolError(f"{self._path}: {check.restored} files in it were removed, and are restored"))
+        for problem in check.problems:
+            self._report(SpoolError(problem))
+        rewrites: list[Append] = []
+        for first, last in check.missing:
+            backlog = next((each for each in self._earlier if each.folder is own.folder and first <= each.last), own)
+            found = backlog.in_memory(first, last, self._memory.window)
+            if lost := last - first + 1 - len(found):
+                backlog.note_lost(lost)
+                self._lose(lost, f"{self._path}: a file in it was cut off; {lost} records are lost")
+            rewrites += encode_runs(found)
+        return rewrites
+
+    def _rewritten(self, own: Backlog, rewrites: list[Append], end: Callable[[], None], job: Job[None]) -> None:
+        if job.error is not None:
+            for append in rewrites:
+                own.on_disk.discard(append.first, append.first + append.amount - 1)
+            self._report_failure(job)
+        end()
+
+    def _fail(self, error: Exception) -> None:
+        """Note that the disk fails; the writer tries again after a while."""
+        problem = error if isinstance(error, SpoolError) else SpoolError(f"{self._path}: {error}")
+        self._trouble.begin(problem)
+        self._report(problem)
+
+    def _recovered(self) -> None:
+        if self._trouble.end():
+            self._notifier.notify(NotificationKind.SPOOL_RESTORED)
+
+    def _lose(self, count: int, reason: str) -> None:
+        self._counters.dropped += count
+        self._report(SpoolError(reason))
+
+    def _report_failure(self, job: Job[_T]) -> None:
+        if job.error is not None:
+            self._report(SpoolError(f"{self._path}: {job.error}"))
+
+    def _report(self, error: SpoolError) -> None:
+        self._counters.spool_failures += 1
+        self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def persist(
+        self, frames: Sequence[tuple[int, bytes]], others: int, seconds: float
+    ) -> tuple[list[bytes], BaseException | None]:
+        """Close for good, and leave on disk all that is undelivered. From any thread, also if the hub is destroyed.
+
+        :param frames: the frames of this run that the outbox held, by number; the outbox has given them up.
+        :param others: the records of earlier runs and dead processes that the outbox held.
+        :param seconds: the time that this may take, CLOSE_SECONDS at least. A disk that does not answer may keep the
+            records all the same.
+        :returns: the frames that are not on disk, and an exception that has interrupted the wait.
+        """
+        self.is_closing = True
+        self._signal.set()
+        deadline = Deadline(max(seconds, CLOSE_SECONDS))
+        interruption: BaseException | None = None
+        job = None
+        try:
+            self._disk.wait_idle(deadline)
+        except BaseException as error:
+            interruption = error
+        pending = [] if self.is_always else self._pending.frames()
+        try:
+            job = self._disk.run_last(self._last_job(frames, pending), deadline)
+        except BaseException as error:
+            interruption = error
+        total = len(frames) + others + len(pending) + sum(each.count for each in self._backlogs())
+        self._pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
+        if job is not None and job.is_over and job.error is None:
+            kept: jobs.Kept = job.result
+            left, lost, problem = kept.left, kept.lost, kept.error
+        else:
+            own = self._own
+            left = [frame for number, frame in frames if own is None or not own.is_on_disk(number)] + pending
+            lost, problem = 0, (job and job.error) or TimeoutError("the disk did not answer")
+        self._counters.dropped += lost
+        self._counters.kept += total - len(left) - lost
+        self._own, self._earlier = None, []
+        if problem is not None and total:
+            self._report(SpoolError(f"{self._path}: not all undelivered records could be kept: {problem}"))
+        return left, interruption
+
+    def _last_job(self, frames: Sequence[tuple[int, bytes]], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
+        own = self._own
+        earlier = [each.folder for each in self._earlier if own is None or each.folder is not own.folder]
+        advances = [(each.folder, number) for each, number in self._advances()]
+        remove_if_empty = self._spool.is_for_each_process
+        if own is None:
+            unnumbered = [frame for _, frame in frames] + list(pending)
+            return lambda: jobs.open_and_keep(self._path, self._spool.synchronous, unnumbered, remove_if_empty)
+        memory = [(number + own.base, frame) for number, frame in frames]
+        unwritten = [(number + own.base, frame) for number, frame in frames if not own.is_on_disk(number)]
+        unwritten += enumerate(pending, self._next_number(own))
+        return lambda: jobs.keep(own.folder, memory, unwritten, advances, earlier, remove_if_empty)
+
+    def close_watcher(self) -> None:
+        """Let go of the hub, after :meth:`persist`. In the hub's thread."""
+        self._disk.end_watching()
+
+    def abandon(self) -> None:
+        """Let go of everything, in a forked child: it is the parent's. Must not wait."""
+        self.is_closing = True
+        self._disk.abandon()
+        for folder in {each.folder for each in self._backlogs()}:
+            folder.leave()
+        self._pending.refuse_all(ClientClosedError("the process was forked"))
+
+    # -- small things --------------------------------------------------------------------------------------------------
+
+    def _backlogs(self) -> list[Backlog]:
+        return [*self._earlier, self._own] if self._own is not None else self._earlier
+
+    def _advances(self) -> list[tuple[Backlog, int]]:
+        """Return the backlogs whose folders do not know of all deliveries, and the numbers up to which all is settled.
+
+        The numbers of this run are higher than those of an earlier run in the same folder, which come first.
+        """
+        advances = []
+        open_folders: list[Folder] = []
+        for backlog in self._backlogs():
+            if backlog.is_advance_due and backlog.folder not in open_folders:
+                advances.append((backlog, backlog.settled_on_disk))
+            if not backlog.is_finished:
+                open_folders.append(backlog.folder)
+        return advances

@@ -1,0 +1,39 @@
+"""The numbers of the records of one client in one process, and how far delivery came."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+__all__ = ["Entry", "Stream"]
+
+
+class Stream:
+    """Consecutively numbered records, and the ones that are settled: delivered, dropped or handed back.
+
+    Records are settled in the order of their numbers, apart from the few that the quarantine sends ahead.
+
+    :param before: the number before the first record's.
+    """
+
+    __slots__ = ("_ahead", "settled", "taken")
+
+    def __init__(self, before: int = 0) -> None:
+        self.taken = before
+        """The number of the last record that the window took."""
+        self.settled = before
+        """All records up to this number are settled."""
+        self._ahead: list[tuple[int, int]] = []
+
+    def settle(self, first: int, last: int) -> None:
+        """Note that the records *first* to *last* are settled."""
+        if first > self.settled + 1:
+            self._ahead.append((first, last))
+            return
+        self.settled = max(self.settled, last)
+        while ahead := [each for each in self._ahead if each[0] <= self.settled + 1]:
+            self._ahead = [each for each in self._ahead if each[0] > self.settled + 1]
+            self.settled = max(self.settled, *(last for _, last in ahead))
+
+
+Entry: TypeAlias = tuple[Stream, int, bytes]
+"""A record in the window: its stream, its number there, and its frame."""

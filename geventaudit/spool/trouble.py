@@ -1,0 +1,48 @@
+"""The trouble that a spool has with its disk, and when to try again."""
+
+from __future__ import annotations
+
+from ..backoff import Backoff
+from ..errors import SpoolError
+from ..runtime.clock import monotonic
+
+__all__ = ["Trouble"]
+
+
+class Trouble:
+    """Whether the disk fails, and until when it is left alone."""
+
+    __slots__ = ("_backoff", "_failures", "_until", "error")
+
+    def __init__(self) -> None:
+        self.error: SpoolError | None = None
+        """The reason; None while the disk is in order."""
+        self._backoff = Backoff(initial=0.5, maximum=30.0)
+        self._failures = 0
+        self._until = 0.0
+
+    @property
+    def blocks(self) -> bool:
+        """True while the disk must not be tried again."""
+        return self.error is not None and monotonic() < self._until
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the disk may be tried again; None if it is in order."""
+        return None if self.error is None else max(self._until - monotonic(), 0.0)
+
+    def begin(self, error: SpoolError) -> None:
+        """Note a failure."""
+        self.error = error
+        self._failures += 1
+        self._until = monotonic() + self._backoff.delay(self._failures)
+
+    def retry_now(self) -> None:
+        """Let the disk be tried at once: something has changed."""
+        self._until = 0.0
+
+    def end(self) -> bool:
+        """Note a success, and return True if it ends the trouble."""
+        was_on = self.error is not None
+        self.error, self._failures, self._until = None, 0, 0.0
+        return was_on
