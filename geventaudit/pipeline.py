@@ -220,7 +220,7 @@ class Pipeline:
     def _send_from_elsewhere(self, msg: Msg | Mapping[str, Any], timeout: float | None) -> None:
         """``send`` in a native thread that is not the client's own; see :mod:`geventaudit.runtime.threads`."""
         self._check_accepting()
-        frame = self._frame_of(msg, self._encoder.twin())
+        frame = self._frame_of(msg, self._encoder)
         if frame is None:
             self._reject(Rejection.LEFT_OUT)
             return
