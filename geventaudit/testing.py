@@ -12,7 +12,6 @@ import difflib
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,6 +24,7 @@ from .backoff import Backoff
 from .client import Client
 from .errors import show
 from .records import Msg, Record
+from .runtime.clock import monotonic
 from .runtime.native import start_new_thread
 from .runtime.threads import Home, pause
 from .schema.rules import RecordSchema
@@ -143,9 +143,9 @@ class AuditAgent:
             raise TypeError(f"timeout must be a number of seconds, got {show(timeout)}")
         if math.isnan(timeout):  # nothing would ever be beyond it
             raise ValueError("timeout must be a number of seconds, got nan")
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while not condition():
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 return condition()
             gevent.sleep(0.005)  # and the client's greenlets run, also where nothing is monkey-patched
         return True
@@ -242,9 +242,9 @@ class _Thread:
         self._error: BaseException | None = None
         self._ended = False
         start_new_thread(self._run, ())
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = monotonic() + _START_SECONDS
         while self._home is None and not self._ended:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise TimeoutError(f"the agent did not start within {_START_SECONDS} seconds")
             pause(0.001)
         if self._error is not None:

@@ -11,7 +11,6 @@ import errno
 import os
 import socket as std_socket
 import stat
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -27,6 +26,7 @@ from ..protocol.acks import ack_of
 from ..protocol.decoding import Decoder, Entry, Frame, message_of, unpack_first
 from ..protocol.handshake import AgentSide, HandshakeError, check_secret
 from ..records import AuditType, Diagnostic, Heartbeat, Msg
+from ..runtime.clock import monotonic
 from ..schema.rules import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
 from ..transport.connection import check_context, check_seconds, checked_address
 
@@ -289,7 +289,7 @@ class Agent:
         try:
             sock, data = self._welcome(sock)
             self._connections[me] = sock
-            begun = time.monotonic()
+            begun = monotonic()
             while data or (data := self._read(sock, begun if decoder.unfinished else None)):
                 self._counts.bytes += len(data)
                 finished = 0
@@ -301,7 +301,7 @@ class Agent:
                     raise turn.killed
                 data = b""
                 if finished or not held:
-                    begun = time.monotonic()
+                    begun = monotonic()
                 self._unfinished += decoder.unfinished - held
                 held = decoder.unfinished
                 if self._unfinished > MAX_UNFINISHED_BYTES:
@@ -373,7 +373,7 @@ class Agent:
         """What comes next. A frame that was *begun* has to be complete within the stall timeout."""
         while True:
             self._reading.wait()
-            left = None if begun is None else begun + self._stall_timeout - time.monotonic()
+            left = None if begun is None else begun + self._stall_timeout - monotonic()
             stalled = HandshakeError(f"a frame is not complete after {self._stall_timeout} seconds")
             if left is not None and left <= 0:
                 raise stalled
@@ -439,21 +439,21 @@ class _Turn:
     """
 
     def __init__(self) -> None:
-        self._over = time.monotonic() + _TURN_SECONDS
+        self._over = monotonic() + _TURN_SECONDS
         self._last = _LAST_ENTRIES
         self.killed: gevent.GreenletExit | None = None
 
     def end_when_over(self) -> None:
         if self.killed is not None:
             self._last -= 1
-            if self._last <= 0 or time.monotonic() > self._over:
+            if self._last <= 0 or monotonic() > self._over:
                 raise self.killed
-        elif time.monotonic() > self._over:
+        elif monotonic() > self._over:
             try:
                 gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
             except gevent.GreenletExit as killed:
                 self.killed = killed
-            self._over = time.monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
+            self._over = monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
 
 
 def _checked(address: object) -> str | tuple[str, int]:
