@@ -12,7 +12,6 @@ import difflib
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,6 +24,7 @@ from .backoff import Backoff
 from .client import Client
 from .errors import show
 from .records import Msg, Record
+from .runtime.clock import monotonic
 from .runtime.hub_thread import HubThread, Waiter
 from .runtime.native import start_new_thread
 from .schema.rules import RecordSchema
@@ -35,6 +35,7 @@ __all__ = ["AuditAgent"]
 _T = TypeVar("_T")
 
 _START_SECONDS = 10.0
+_END_SECONDS = 5.0  # the most that reading what has been received may take when the block ends
 _NAMES = tuple(field.name for field in dataclasses.fields(Record))
 _FIELDS = RecordSchema().fields
 _MISSING = object()
@@ -42,6 +43,9 @@ _MISSING = object()
 
 class AuditAgent:
     """A real agent on a Unix socket in a folder of its own. A context manager; it runs from entering to leaving.
+
+    When the block ends, what the agent's sockets have received by then is read, recorded and acknowledged before they
+    close. That takes at most 5 seconds. A stalled agent reads nothing then either.
 
     It lives in a native thread of its own, so that it answers whatever the test does meanwhile: a test that is not
     monkey-patched may wait for a subprocess that sends to it. Everything that waits here lets other greenlets run.
@@ -75,10 +79,12 @@ class AuditAgent:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            for client in self._clients:
-                client.close(timeout=0.0)
-            if self._thread is not None:
-                self._thread.end()
+            try:
+                for client in self._clients:
+                    client.close(timeout=0.0)
+            finally:
+                if self._thread is not None:
+                    self._thread.end()
         finally:
             self._folder.cleanup()
 
@@ -143,9 +149,9 @@ class AuditAgent:
             raise TypeError(f"timeout must be a number of seconds, got {show(timeout)}")
         if math.isnan(timeout):  # nothing would ever be beyond it
             raise ValueError("timeout must be a number of seconds, got nan")
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while not condition():
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 return condition()
             gevent.sleep(0.005)  # and the client's greenlets run, also where nothing is monkey-patched
         return True
@@ -245,9 +251,9 @@ class _Thread:
         self._ended = False
         waiter = Waiter()
         start_new_thread(self._run, ())
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = monotonic() + _START_SECONDS
         while self._home is None and not self._ended:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise TimeoutError(f"the agent did not start within {_START_SECONDS} seconds")
             waiter.wait(0.001)
         if self._error is not None:
@@ -281,7 +287,7 @@ class _Thread:
             self._home = HubThread.current()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
                 pass
-            self._agent.stop(timeout=0.0)
+            self._agent.stop(_END_SECONDS)
         except BaseException as error:
             self._error = error
         finally:

@@ -322,3 +322,183 @@ def test_an_abstract_address() -> None:
     with Agent(name, got.append) as agent, connect(agent) as sock:
         sock.sendall(frame(1))
         eventually(lambda: len(got) == 1)
+
+
+# -- what has been received when an agent stops ------------------------------------------------------------------------
+
+
+def chunked(number: int, acks: bool) -> bytes:
+    return frame(number, {"chunk": str(number)} if acks else None)
+
+
+def acks_of(sock: Any) -> list[str]:
+    """Return what is acknowledged until the agent hangs up."""
+    unpacker = msgpack.Unpacker()
+    while data := sock.recv(4096):
+        unpacker.feed(data)
+    return [each["ack"] for each in unpacker]
+
+
+ADDRESSES = pytest.mark.parametrize("kind", ["unix", "tcp"])
+ACKS = pytest.mark.parametrize("acks", [False, True], ids=["without acks", "with acks"])
+
+
+@pytest.fixture
+def either(kind: str, socket_path: str, got: list[Received]) -> Any:
+    with Agent(socket_path if kind == "unix" else ("127.0.0.1", 0), got.append) as agent:
+        yield agent
+
+
+def numbers(got: list[Received]) -> list[int]:
+    return [each.message.record.custom_data["n"] for each in got if isinstance(each.message, Msg)]
+
+
+def hang_up_when_told(sock: Any) -> Any:
+    def wait() -> list[str]:
+        acks = acks_of(sock)
+        sock.close()
+        return acks
+
+    return gevent.spawn(wait)
+
+
+@ADDRESSES
+@ACKS
+@pytest.mark.parametrize("is_known", [False, True], ids=["not accepted yet", "accepted"])
+def test_what_was_received_when_it_stops(either: Agent, got: list[Received], acks: bool, is_known: bool) -> None:
+    with connect(either) as sock:
+        if is_known:
+            sock.sendall(chunked(0, acks))
+            eventually(lambda: got)
+        else:
+            sock.sendall(chunked(0, acks))
+        sock.sendall(b"".join(chunked(number, acks) for number in range(1, 150)))
+        sender = hang_up_when_told(sock)
+        either.stop(timeout=20)
+        assert numbers(got) == list(range(150))
+        assert sender.get(timeout=10) == ([str(number) for number in range(150)] if acks else [])
+
+
+@ADDRESSES
+@ACKS
+def test_what_a_sender_sent_before_it_went_away(either: Agent, got: list[Received], kind: str, acks: bool) -> None:
+    """More than is read at once from the Unix socket, and nobody is there for an acknowledgement."""
+    sent = 0
+    with connect(either) as sock:
+        sock.settimeout(0.0)
+        try:
+            while sent < (400 if kind == "unix" else 140):  # over TCP, as many as the agent's system takes at once
+                sock.sendall(chunked(sent, acks))
+                sent += 1
+        except (BlockingIOError, TimeoutError):
+            pass  # a Unix socket holds no more; the last frame may be cut
+    assert sent >= 140
+    assert kind == "tcp" or sent * len(frame()) > 1 << 16
+    either.stop(timeout=20)
+    assert numbers(got) == list(range(sent))
+
+
+@ADDRESSES
+@ACKS
+def test_what_comes_while_a_message_is_handed_over(
+    kind: str, socket_path: str, got: list[Received], acks: bool
+) -> None:
+    def take(received: Received) -> None:
+        got.append(received)
+        if len(got) == 1:
+            gevent.sleep(0.2)
+
+    agent = Agent(socket_path if kind == "unix" else ("127.0.0.1", 0), take).start()
+    with connect(agent) as sock:
+        sock.sendall(b"".join(chunked(number, acks) for number in range(50)))
+        eventually(lambda: got)
+        sock.sendall(b"".join(chunked(number, acks) for number in range(50, 60)))
+        sender = hang_up_when_told(sock)
+        agent.stop(timeout=20)
+        assert numbers(got) == list(range(60))
+        assert sender.get(timeout=10) == ([str(number) for number in range(60)] if acks else [])
+
+
+@ADDRESSES
+@ACKS
+def test_a_sender_that_goes_on_does_not_hold_it_up(either: Agent, got: list[Received], acks: bool) -> None:
+    sent: list[int] = []
+    sock = connect(either)
+    is_told = gevent.spawn(acks_of, sock)
+
+    def send() -> None:
+        try:
+            while not is_told.ready():
+                sock.sendall(chunked(len(sent), acks))
+                sent.append(len(sent))
+                gevent.sleep(0.0001)
+        except BrokenPipeError:
+            pass
+        finally:
+            is_told.join(10)
+            sock.close()
+
+    sender = gevent.spawn(send)
+    eventually(lambda: len(got) > 10)
+    before = len(sent)
+    with gevent.Timeout(20):
+        either.stop(timeout=60)
+    sender.get(timeout=10)
+    assert numbers(got) == list(range(len(got))), "nothing is left out"
+    assert before <= len(got) <= len(sent) + 1
+    assert set(is_told.get(timeout=10)) <= {str(number) for number in numbers(got)}
+
+
+@ACKS
+def test_a_sender_that_does_not_hang_up_is_not_waited_for(socket_path: str, got: list[Received], acks: bool) -> None:
+    agent = Agent(socket_path, got.append).start()
+    with connect(agent) as sock:
+        sock.sendall(chunked(1, acks))
+        with gevent.Timeout(20):
+            agent.stop(timeout=60)
+        assert numbers(got) == [1]
+        assert acks_of(sock) == (["1"] if acks else [])
+        with pytest.raises(BrokenPipeError):
+            sock.sendall(b"x")
+
+
+@ADDRESSES
+def test_stopping_takes_no_longer_than_it_may(kind: str, socket_path: str) -> None:
+    """Whatever a callback and a sender do."""
+
+    def take(received: Received) -> None:
+        gevent.sleep(60)
+
+    agent = Agent(socket_path if kind == "unix" else ("127.0.0.1", 0), take).start()
+    with connect(agent) as sock, connect(agent):
+        sock.sendall(frame(1) + frame(2))
+        eventually(lambda: agent.counts.messages == 1)
+        with gevent.Timeout(20):
+            agent.stop(timeout=0.2)
+
+
+@ADDRESSES
+@ACKS
+def test_stopping_at_once_leaves_it_unread(either: Agent, got: list[Received], acks: bool) -> None:
+    with connect(either) as sock:
+        sock.sendall(chunked(1, acks))
+        either.stop(timeout=0)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    gevent.sleep(0.05)
+    assert not got
+
+
+def test_a_listener_that_cannot_accept_is_closed(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent(socket_path, print).start()
+
+    def fails() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(agent._server, "do_read", fails)
+    agent.stop()
+    assert "not accepted yet are lost" in caplog.text
+    with agent:
+        connect(agent).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from itertools import groupby
@@ -15,7 +16,8 @@ import geventaudit
 PACKAGE = Path(geventaudit.__file__).parent
 # Dotted, as below geventaudit; a package stands where its __init__.py does, and "" is geventaudit's own.
 ORDER = [
-    "version", "errors", "runtime", "runtime.native", "runtime.fork", "runtime.threads", "records",
+    "version", "errors", "runtime", "runtime.native", "runtime.clock", "runtime.fork", "runtime.threads",
+    "records",
     "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.compiled",
     "protocol", "protocol.decoding", "protocol.acks", "protocol.handshake",
@@ -108,6 +110,19 @@ def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
     assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {
         *("errors", "schema.json_schema", "schema.rules")
     }
+
+
+# Their deadlines are still those of time.monotonic, since these modules are to be replaced.
+STOPPED_BY_FREEZEGUN = {"runtime.threads", "store", "sender", "pipeline"}
+
+
+def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
+    """By the module of its own; integrations, which use only what is public, by the same clock."""
+    paths = {path_of(module) for module in ORDER if module not in STOPPED_BY_FREEZEGUN}
+    for path in paths | set((PACKAGE / "integrations").glob("*.py")):
+        text = path.read_text()
+        assert "time.monotonic" not in text, path
+        assert not re.search("from time import .*monotonic", text), path
 
 
 def test_dependencies_are_the_three() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket as std_socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from gevent import subprocess
 from helpers import eventually, mapping, message, record
 
 from geventaudit import AuditType, Client, DomainSocket, Msg, TargetResource, ValidationError
+from geventaudit.runtime import native
 from geventaudit.testing import AuditAgent
 
 SAMPLE = '''
@@ -290,3 +293,87 @@ def test_another_client_of_its_own() -> None:
     with AuditAgent() as agent, Client(lambda: DomainSocket(agent.address, batch_records=1)) as client:
         client.send(Msg(AuditType.DATA_PLANE, record()))
         agent.assert_received(audit_type="AsmAuditDP")
+
+
+# -- when the block ends -----------------------------------------------------------------------------------------------
+
+SENDER = """
+import os, socket, sys
+from helpers import message
+from geventaudit import Client, DomainSocket
+from geventaudit.encoder.encoding import bundle, encode
+
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+for number in range(5):
+    frame = encode(message(number), 0)
+    sock.sendall(bundle([frame], str(number)) if sys.argv[2] == "acks" else frame)
+os._exit(0)
+"""
+
+
+@contextmanager
+def busy(agent: AuditAgent) -> Iterator[None]:
+    """Keep the agent's thread from reading, until a moment after the block around this one has ended."""
+    gate = native.allocate_lock()
+    gate.acquire()
+
+    def open_soon() -> None:
+        native.sleep(0.1)
+        gate.release()
+
+    assert agent._thread is not None
+    assert agent._thread._home is not None
+    agent._thread._home.call(gate.acquire)
+    yield
+    native.start_new_thread(open_soon, ())
+
+
+@pytest.mark.parametrize("acks", ["acks", "no acks"])
+@pytest.mark.parametrize("sender", ["client", "clients of its own", "process"])
+def test_what_was_sent_just_before_the_block_ends(acks: str, sender: str) -> None:
+    clients: list[Client] = []
+
+    def send(number: int, client: Client) -> None:
+        clients.append(client)
+        client.send(message(number))
+        eventually(lambda: client.stats().queued == 0)
+
+    with AuditAgent() as agent, busy(agent):
+        options: Any = {"require_ack": acks == "acks"}
+        if sender == "process":
+            program = [sys.executable, "-c", SENDER, agent.address, acks]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+            subprocess.run(program, check=True, timeout=60, env=environment)
+        for number in range(0 if sender == "process" else 5):
+            if sender == "client":
+                send(number, Client(lambda: DomainSocket(agent.address, **options)))
+            else:
+                send(number, agent.make_client(**options))
+    assert sorted(each.custom_data["n"] for each in agent.records) == list(range(5))
+    for client in clients:
+        # Without acknowledgements, a client that did not look between the reading and the end sends once more.
+        assert sender != "client" or acks != "acks" or client.flush(10)
+        client.close(0.0)
+
+
+def test_a_stalled_agent_reads_nothing_at_the_end_either() -> None:
+    with AuditAgent() as agent:
+        client = agent.make_client()
+        client.send(message(1))
+        agent.wait_for(1)
+        agent.stall()
+        client.send(message(2))
+        assert not client.flush(0.05)
+    assert len(agent.records) == 1
+
+
+def test_a_client_that_cannot_be_closed_leaves_no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unclosable:
+        def close(self, timeout: float) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), AuditAgent() as agent:
+        agent._clients.append(Unclosable())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="does not run any more"):
+        agent.stall()

@@ -123,6 +123,25 @@ def port_of(agent: Agent) -> int:
 
 
 @pytest.mark.parametrize("acks", [False, True])
+def test_what_was_received_over_tls_when_the_agent_stops(
+    tls_agent: Agent, got: list[Received], authority: trustme.CA, acks: bool
+) -> None:
+    """It is decrypted, also what comes after the agent has said that it ends."""
+    connection = TCP(("localhost", port_of(tls_agent)), ssl=client_context(authority), require_ack=acks)
+    connection.write([encode(message(0), 0)])
+    eventually(lambda: got)
+    connection.write([encode(message(number), 0) for number in range(1, 100)])
+    stopping = gevent.spawn(tls_agent.stop, 20.0)
+    eventually(lambda: len(got) == 100)
+    gevent.sleep(0.05)
+    connection.write([encode(message(100), 0)])  # nothing is read here, so it does not know
+    connection.close()
+    stopping.get(timeout=20)
+    assert len(got) == 101
+    assert not tls_agent.counts.broken_streams
+
+
+@pytest.mark.parametrize("acks", [False, True])
 def test_tls(tls_agent: Agent, got: list[Received], authority: trustme.CA, acks: bool) -> None:
     context = client_context(authority)
 

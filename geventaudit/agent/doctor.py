@@ -23,6 +23,7 @@ import gevent
 from ..encoder.encoding import Encoder
 from ..errors import ConnectionFailedError
 from ..records import Heartbeat
+from ..runtime.clock import monotonic
 from ..transport import TCP, DomainSocket, unix, usual_path
 from ..version import __version__
 
@@ -250,8 +251,8 @@ def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
     broken = gevent.spawn(_how_it_breaks, connection)
     try:
         connection.write([_heartbeat(connection.name)])
-        deadline = time.monotonic() + timeout
-        while not connection.delivered() and not broken.ready() and time.monotonic() < deadline:
+        deadline = monotonic() + timeout
+        while not connection.delivered() and not broken.ready() and monotonic() < deadline:
             gevent.sleep(0.01)
         broken.join(min(_HANG_UP_SECONDS, timeout))
         if broken.ready() and (error := broken.get()) is not None:

@@ -7,13 +7,17 @@ the log; a message that breaks the rules is counted and told, and its stream goe
 
 from __future__ import annotations
 
+import _socket
 import errno
+import fcntl
 import os
 import socket as std_socket
 import stat
-import time
+import sys
+import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -27,6 +31,7 @@ from ..protocol.acks import ack_of
 from ..protocol.decoding import Decoder, Entry, Frame, message_of, unpack_first
 from ..protocol.handshake import AgentSide, HandshakeError, check_secret
 from ..records import AuditType, Diagnostic, Heartbeat, Msg
+from ..runtime.clock import Deadline, monotonic
 from ..schema.rules import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
 from ..transport.connection import check_context, check_seconds, checked_address
 
@@ -168,7 +173,8 @@ class Agent:
         self._counts = AgentCounts()
         self._server: StreamServer | None = None
         self._inode: int | None = None
-        self._connections: dict[Any, Any] = {}  # greenlet: socket
+        self._connections: dict[Any, _Link] = {}  # by greenlet
+        self._run = _Run()
         self._reading = Event()
         self._reading.set()
         self._acknowledging = True
@@ -187,34 +193,58 @@ class Agent:
             self.address = (self.address[0], listener.getsockname()[1])
         elif not self.address.startswith("\0"):  # an abstract address has no file
             self._inode = os.stat(self.address).st_ino
-        self._server = StreamServer(listener, self._serve)
+        self._run = _Run()
+        self._server = StreamServer(listener, partial(self._serve, self._run))
         self._server.start()
         return self
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Stop listening, tell all senders that this is the end, read what they have sent, and close.
+        """Stop listening, read and acknowledge what has been received, tell all senders to hang up, and close.
 
-        :param timeout: seconds that reading what they have sent may take; with 0 it stays unread.
+        Connections that are established and not accepted yet are read too. On a Unix socket nothing can be sent after
+        that, so this method does not wait for the senders. Over TCP, what a sender writes until it hangs up is read
+        too, and not acknowledged.
+
+        :param timeout: the most seconds that all of this takes. With 0, or while reading is stopped, what has been
+            received stays unread, as when an agent dies.
         """
         if self._server is None:
             return
-        server = self._server
-        drain = timeout > 0 and self._reading.is_set()
-        if drain:
-            while (waiting := server.do_read()) is not None:  # connected, not accepted yet
-                server.do_handle(*waiting)
-            gevent.sleep(0)
+        server, run = self._server, self._run
         self._server = None
+        deadline = Deadline(timeout)
+        drains = timeout > 0 and self._reading.is_set()
+        self._remove_file()  # nobody can connect to a Unix socket from here on
+        if drains:
+            # Without a switch between the last accept() and the close, since closing resets who connected in between.
+            _accept_all(server)
+        else:
+            run.is_over = True
         server.close()
-        self._remove_file()
-        if drain:
-            for sock in list(self._connections.values()):
-                try:
-                    sock.shutdown(gsocket.SHUT_WR)
-                except OSError:
-                    pass  # that sender has gone already
-            gevent.joinall([each for each in self._connections if each is not gevent.getcurrent()], timeout=timeout)
+        if drains:
+            gevent.sleep(0)  # the greenlets of the connections accepted above begin
+            run.is_over = True
+            self._read_received(Deadline(timeout / 2))
+            others = self._others()
+            for link in others.values():
+                link.end_writing()
+            gevent.joinall(list(others), timeout=deadline.left())
         self.hang_up()
+
+    def _read_received(self, deadline: Deadline) -> None:
+        """Wait until every byte that the sockets hold now has been read, and its messages handed over."""
+        links = self._others()
+        for link in links.values():
+            link.goal = link.received + link.unread()
+        while not deadline.has_passed():
+            links = {each: link for each, link in links.items() if not (each.ready() or link.is_settled())}
+            if not links:
+                break
+            gevent.sleep(_PAUSE_SECONDS)
+
+    def _others(self) -> dict[Any, _Link]:
+        """Return the connections, without the one whose callback is running."""
+        return {each: link for each, link in self._connections.items() if each is not gevent.getcurrent()}
 
     def restart(self, timeout: float = 1.0) -> None:
         """Stop, and listen again on the same address."""
@@ -223,7 +253,7 @@ class Agent:
 
     def hang_up(self) -> None:
         """Close all connections at once, whatever is unread. From the callback of one of them, all others."""
-        others = [each for each in self._connections if each is not gevent.getcurrent()]
+        others = list(self._others())
         try:
             gevent.killall(others, timeout=_KILL_SECONDS)
         except gevent.Timeout:  # raised where a callback of the user's does not end; they were told
@@ -272,8 +302,8 @@ class Agent:
 
     # -- one connection ------------------------------------------------------------------------------------------------
 
-    def _serve(self, sock: Any, peer: Any) -> None:
-        if self._server is None:  # accepted, and stopped before this began
+    def _serve(self, run: _Run, sock: Any, peer: Any) -> None:
+        if run.is_over:  # accepted, and stopped before this began
             sock.close()
             return
         me = gevent.getcurrent()
@@ -282,26 +312,27 @@ class Agent:
             self._turn_away("too many connections")
             sock.close()
             return
-        self._connections[me] = sock
+        link = self._connections[me] = _Link(sock)
         sock.settimeout(self._stall_timeout)
         decoder = Decoder(max_frame_bytes=self._max_frame_bytes)
         held = 0
         try:
-            sock, data = self._welcome(sock)
-            self._connections[me] = sock
-            begun = time.monotonic()
-            while data or (data := self._read(sock, begun if decoder.unfinished else None)):
+            data = self._welcome(link)
+            begun = monotonic()
+            while data or (data := self._read(link.sock, begun if decoder.unfinished else None)):
+                link.received += len(data)
                 self._counts.bytes += len(data)
                 finished = 0
                 turn = _Turn()
                 for frame in decoder.feed(data):
                     finished += 1
-                    self._take(frame, sock, turn)
+                    self._take(frame, link, turn)
                 if turn.killed is not None:
                     raise turn.killed
+                link.handled = link.received
                 data = b""
                 if finished or not held:
-                    begun = time.monotonic()
+                    begun = monotonic()
                 self._unfinished += decoder.unfinished - held
                 held = decoder.unfinished
                 if self._unfinished > MAX_UNFINISHED_BYTES:
@@ -324,17 +355,17 @@ class Agent:
         finally:
             self._unfinished -= held
             del self._connections[me]
-            sock.close()
+            link.sock.close()
 
     def _turn_away(self, why: str) -> None:
         self._counts.turned_away += 1
         _log.warning("turned a connection away: %s", why)
 
-    def _welcome(self, sock: Any) -> tuple[Any, bytes]:
-        """TLS and handshake, where they are asked for; the socket to go on with, and what was read beyond them."""
+    def _welcome(self, link: _Link) -> bytes:
+        """Do the TLS and Forward handshakes that are configured. Return the bytes that were read behind them."""
         data = b""
         if self._ssl is None and self._shared_key is None:
-            return sock, data
+            return data
         too_slow = HandshakeError(f"no TLS or handshake in {self._stall_timeout} seconds")
         try:
             with gevent.Timeout(self._stall_timeout, too_slow):
@@ -342,18 +373,16 @@ class Agent:
                     # Imported here: patching warns when ssl was imported before. gevent's socket takes any context.
                     from gevent.ssl import SSLSocket
 
-                    sock = SSLSocket(sock=sock, server_side=True, do_handshake_on_connect=False, _context=self._ssl)
-                    sock.settimeout(self._stall_timeout)
-                    sock.do_handshake()
+                    link.sock = SSLSocket(
+                        sock=link.sock, server_side=True, do_handshake_on_connect=False, _context=self._ssl
+                    )
+                    link.sock.settimeout(self._stall_timeout)
+                    link.sock.do_handshake()
                 if self._shared_key is not None:
-                    data = self._shake_hands(sock, AgentSide(_hostname(), self._shared_key, self._users))
+                    data = self._shake_hands(link.sock, AgentSide(_hostname(), self._shared_key, self._users))
         except OSError as error:
-            sock.close()
             raise HandshakeError(f"no TLS or handshake: {error}") from None
-        except BaseException:
-            sock.close()
-            raise
-        return sock, data
+        return data
 
     def _shake_hands(self, sock: Any, side: AgentSide) -> bytes:
         sock.sendall(side.helo())
@@ -373,7 +402,7 @@ class Agent:
         """What comes next. A frame that was *begun* has to be complete within the stall timeout."""
         while True:
             self._reading.wait()
-            left = None if begun is None else begun + self._stall_timeout - time.monotonic()
+            left = None if begun is None else begun + self._stall_timeout - monotonic()
             stalled = HandshakeError(f"a frame is not complete after {self._stall_timeout} seconds")
             if left is not None and left <= 0:
                 raise stalled
@@ -383,7 +412,7 @@ class Agent:
                 data: bytes = sock.recv(_READ_BYTES)
                 return data
 
-    def _take(self, frame: Frame, sock: Any, turn: _Turn) -> None:
+    def _take(self, frame: Frame, link: _Link, turn: _Turn) -> None:
         self._counts.frames += 1
         refused = 0
         for entry in frame.unpack():
@@ -393,9 +422,16 @@ class Agent:
                 turn.end_when_over()
         if refused > _MAX_TOLD:
             _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
-        if frame.chunk is not None and self._acknowledging:
-            sock.sendall(ack_of(frame.chunk))
-            self._counts.acks += 1
+        if frame.chunk is not None and self._acknowledging and link.takes_acks:
+            try:
+                link.sock.sendall(ack_of(frame.chunk))
+            except TimeoutError:  # an OSError too: a sender that reads no acknowledgements is stuck
+                raise
+            except OSError:
+                # The sender is gone, or this side ended writing. What was sent before is still there to be read.
+                link.takes_acks = False
+            else:
+                self._counts.acks += 1
 
     def _hand_over(self, tag: str, entry: Entry, *, tells: bool) -> bool:
         """One event to the user's function; False when it broke the rules, of which the other function is told."""
@@ -431,6 +467,54 @@ class Agent:
             _log.warning("refused a message (%s): %.2000s", show(refused.tag), refused.error)
 
 
+class _Run:
+    """The time from one start of an agent to its stop."""
+
+    is_over = False
+
+
+class _Link:
+    """A connection as :meth:`Agent.stop` sees it."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+        """The socket; a TLS socket once the TLS handshake has begun."""
+        self.received = 0
+        """Bytes that were read."""
+        self.handled = 0
+        """The bytes of them whose messages were handed over and acknowledged."""
+        self.goal = 0
+        """Bytes to be handled before the connection may be closed."""
+        self.takes_acks = True
+        """False once nothing can be written to the sender."""
+
+    def unread(self) -> int:
+        """Return how many bytes the socket holds; with TLS, of encrypted data."""
+        if self.sock.fileno() < 0:
+            return 0
+        answer = fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
+        return int.from_bytes(answer, sys.byteorder)
+
+    def is_settled(self) -> bool:
+        """Return True if the goal is reached: by a sender that goes on sending too."""
+        return self.handled == self.received and (self.handled >= self.goal or not self.unread())
+
+    def end_writing(self) -> None:
+        """Send nothing more, so that the sender hangs up. Receive nothing more where the system can refuse it."""
+        self.takes_acks = False
+        if self.sock.fileno() < 0:
+            return
+        # The methods of gevent's sockets would end the wait of another greenlet, and that of TLS also stops decrypting.
+        plain = _socket.socket(fileno=self.sock.fileno())
+        try:
+            # Over TCP, received data would still be acknowledged by the kernel after SHUT_RD, and then lost.
+            plain.shutdown(_socket.SHUT_RDWR if plain.family == _socket.AF_UNIX else _socket.SHUT_WR)
+        except OSError:
+            pass  # the sender has hung up already
+        finally:
+            plain.detach()
+
+
 class _Turn:
     """How long one connection has handled messages without letting anybody else run.
 
@@ -439,21 +523,34 @@ class _Turn:
     """
 
     def __init__(self) -> None:
-        self._over = time.monotonic() + _TURN_SECONDS
+        self._over = monotonic() + _TURN_SECONDS
         self._last = _LAST_ENTRIES
         self.killed: gevent.GreenletExit | None = None
 
     def end_when_over(self) -> None:
         if self.killed is not None:
             self._last -= 1
-            if self._last <= 0 or time.monotonic() > self._over:
+            if self._last <= 0 or monotonic() > self._over:
                 raise self.killed
-        elif time.monotonic() > self._over:
+        elif monotonic() > self._over:
             try:
                 gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
             except gevent.GreenletExit as killed:
                 self.killed = killed
-            self._over = time.monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
+            self._over = monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
+
+
+def _accept_all(server: StreamServer) -> None:
+    """Accept the connections that are established, without waiting."""
+    for _ in range(_BACKLOG + 1):  # more than that have not been there when this began
+        try:
+            waiting = server.do_read()
+        except OSError as error:  # too many open files, for one
+            _log.warning("connections that were not accepted yet are lost: %s", error)
+            return
+        if waiting is None:
+            return
+        server.do_handle(*waiting)
 
 
 def _checked(address: object) -> str | tuple[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from ..records import (
     Record,
     TargetResource,
 )
+from ..runtime.clock import monotonic
 from ..transport import DomainSocket
 from ..version import __version__
 from .terminal import Progress
@@ -50,7 +50,7 @@ def demo(records: int) -> bool:
         path = os.path.join(folder, "agent.sock")
         agent = Agent(path, receive).start()
         client = Client(lambda: DomainSocket(path), backoff=Backoff(initial=0.05, maximum=0.5), queue_size=4096)
-        began = time.monotonic()
+        began = monotonic()
         count = min(300, records)
         progress.say(f"{count} greenlets send {records} records to an agent that is restarted twice ...", sys.stdout)
         senders = [gevent.spawn(_send, client, range(first, records, count)) for first in range(count)]
@@ -63,7 +63,7 @@ def demo(records: int) -> bool:
                     restarts += 1
                     progress.say(f"  {len(arrived)} arrived; the agent was restarted", sys.stdout)
             delivered = client.flush(timeout=30)
-            seconds = time.monotonic() - began
+            seconds = monotonic() - began
         finally:  # who has seen enough is to wait for nothing, and to read no complaints of those who send
             gevent.killall(senders)
             client.close(timeout=0)

@@ -44,10 +44,10 @@ _EXAMPLE = Record(
 
 
 class Compiled:
-    """What is compiled from one schema, for the frames of one encoder and its twins.
+    """The functions compiled from one schema, for the frames of one encoder. Thread-safe and re-entrant.
 
-    ``frame_of(message, unix_time, pack)`` is the frame, or None where it is not sure; it raises no ``Exception``.
-    *pack* is the encoder's: each thread brings its own.
+    ``frame_of(message, unix_time, pack)`` returns the frame, or None to fall back to marshmallow. ``frame_of`` raises
+    no ``Exception``. *pack* is the ``pack`` method of the encoder.
     """
 
     def __init__(self, schema: MsgSchema, encoder: encoding.Encoder) -> None:

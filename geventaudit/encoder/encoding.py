@@ -11,7 +11,6 @@ reference implementation of the audit protocol writes. That order, and every spe
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -45,13 +44,17 @@ DEFAULT_MAX_FRAME_BYTES = 1 << 20
 Datetimes: TypeAlias = Literal["extension", "text"]
 """How times in custom data are written: MessagePack's timestamp extension (as the reference does), or ISO 8601 text."""
 
+_Packer = msgpack.Packer
+# The buffer grows when a value needs more. msgpack's default of 256 KiB is a system call for some allocators.
+_BUFFER_BYTES = 4096
+
 _OPTION = {"TimeFormat": "DateTime"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Encoder:
-    """Makes frames, each by the same settings.
+    """An encoder of messages to frames. Immutable, so threads and nested calls may share one.
 
     :param service_tree_id: written as ``env_ikey`` into every record; left out when None.
     :param datetimes: see :data:`Datetimes`.
@@ -72,16 +75,19 @@ class Encoder:
             raise ValueError(f"max_frame_bytes must be a whole number of at least 1, got {show(max_frame_bytes)}")
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
-        # A Packer keeps its buffer, so one is kept. It is never entered twice: packing a record in normal form runs no
-        # code but these hooks.
         self._default = _as_extension if datetimes == "extension" else _as_text
-        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=self._default).pack
 
-    def twin(self) -> Encoder:
-        """One with the same settings, for another thread: a Packer is for one at a time."""
-        twin = copy.copy(self)
-        twin.pack = msgpack.Packer(default=self._default).pack
-        return twin
+    def pack(self, value: Any) -> bytes:
+        """Return *value* as MessagePack. Thread-safe and re-entrant.
+
+        A signal handler, a ``__del__`` method or a ``tzinfo`` may call this method again while the ``default`` hook
+        runs. So no Packer is shared between calls: a Packer that is entered twice, or used again after an exception,
+        writes garbled frames. A new Packer costs about 0.15 microseconds.
+
+        :raises Exception: whatever msgpack or the hook raises.
+        """
+        packed: bytes = _Packer(default=self._default, buf_size=_BUFFER_BYTES).pack(value)
+        return packed
 
     def encode(self, message: Message, unix_time: float) -> bytes:
         """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).
@@ -217,36 +223,37 @@ def map_header(size: int) -> bytes:
 
 
 class Packed(dict[Any, bytes]):
-    """Values packed; remembers those that are short. Bounded.
+    """A bounded cache of packed values. Thread-safe and re-entrant.
 
-    Most texts of a trail come again and again. Where there are too many to remember, the first are kept, and forgotten
-    when they did not help for a while: to remember each in turn would cost as much as to pack it. Threads may share it:
-    what two of them miss at once is made twice.
+    Most texts of an audit trail repeat. A full cache keeps its entries until many lookups in a row missed, and is
+    cleared then: replacing one entry for each miss would cost as much as packing. Threads that miss one value at the
+    same time each pack that value.
 
-    :param pack: makes what is missing; what it raises, looking up raises.
+    :param pack: packs a missing value. A lookup raises what *pack* raises.
     """
 
     MOST = 1024
-    """Values remembered."""
+    """The most entries."""
     LONGEST = 256
-    """Bytes of one that is."""
+    """The most bytes of an entry."""
     PATIENCE = 8 * MOST
-    """Values that may be missing, once it is full, before it begins anew."""
+    """The misses of a full cache after which the cache is cleared."""
 
     def __init__(self, pack: Callable[[Any], bytes]) -> None:
         self._pack = pack
-        self._full = self.PATIENCE
-        self._left = self.PATIENCE + self.MOST  # values that may be missing; the last PATIENCE are not remembered
+        self._left = self.PATIENCE  # misses before a full cache is cleared; a race may lose one, which does no harm
 
     def __missing__(self, value: Any) -> bytes:
         packed = self._pack(value)
-        left = self._left = self._left - 1
-        if left >= self._full:
+        # The size decides, and no counter beside it: a nested call or another thread may come between any two steps.
+        if len(self) < self.MOST:
             if len(packed) <= self.LONGEST:
                 self[value] = packed
-        elif left <= 0:
+            return packed
+        left = self._left = self._left - 1
+        if left <= 0:
             self.clear()
-            self._left = self.PATIENCE + self.MOST
+            self._left = self.PATIENCE
         return packed
 
 

@@ -75,7 +75,7 @@ def worker_exit(server: Any, worker: Any) -> None:
         return  # gunicorn calls this in the master too, for a worker whose process it finds gone
     seconds = worker.cfg.graceful_timeout
     if _told_to_end is not None:
-        seconds -= time.monotonic() - _told_to_end
+        seconds -= time.clock_gettime(time.CLOCK_MONOTONIC) - _told_to_end
     if worker.cfg.timeout:  # from now on the worker gives no sign of life, and would be aborted after that
         seconds = min(seconds, worker.cfg.timeout)
     seconds = _ABORTED if _aborted else max(seconds - _RESERVE, 0.0)
@@ -120,7 +120,7 @@ def _stand_before(number: signal.Signals, note: Callable[[], None]) -> None:
 def _note_end() -> None:
     global _told_to_end
     if _told_to_end is None:
-        _told_to_end = time.monotonic()
+        _told_to_end = time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _note_abort() -> None:

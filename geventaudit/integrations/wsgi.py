@@ -315,7 +315,7 @@ class _HubWatch:
     def ask(self) -> None:
         """Have it say so when it runs."""
         if self._asked is None:
-            self._asked, self._process = time.monotonic(), os.getpid()
+            self._asked, self._process = time.clock_gettime(time.CLOCK_MONOTONIC), os.getpid()
             try:
                 # What nobody else needs is not public. A greenlet of this thread would say nothing: it is that hub, and
                 # often another thread's, that sends.
@@ -330,7 +330,7 @@ class _HubWatch:
         """Whether there is nothing more to find out. Warns when it should have run by now and did not."""
         if self._has_run:
             return True
-        if self._asked is None or time.monotonic() - self._asked < _PATIENCE:
+        if self._asked is None or time.clock_gettime(time.CLOCK_MONOTONIC) - self._asked < _PATIENCE:
             return False
         if self._process != os.getpid():  # it was the parent's that was asked
             self._asked = None
@@ -340,7 +340,7 @@ class _HubWatch:
             "records wait unsent: for %.0f seconds, the gevent hub of the client's thread has had no turn. It has none "
             "under servers that know nothing of gevent. Use gunicorn -k gevent, or patch: python -m gevent.monkey "
             "--module flask run; with Django, python -m gevent.monkey manage.py runserver --noreload",
-            time.monotonic() - self._asked,
+            time.clock_gettime(time.CLOCK_MONOTONIC) - self._asked,
         )
         return True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import socket as _constants
 import sys
-import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from ..encoder.encoding import pack
 from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.acks import AckWindow
 from ..runtime import forks, native
+from ..runtime.clock import monotonic
 from .connection import Closing, Connection, check_seconds
 
 __all__ = ["Acks", "SocketConnection", "acks_asked", "fork_safe", "new_socket", "release"]
@@ -72,7 +72,7 @@ class SocketConnection(Closing):
         if not self._is_in_flight():
             self._read_some, self._in_flight_from = False, self._written
         if self._acks is not None:
-            left = memoryview(self._acks.written(frames, time.monotonic()))
+            left = memoryview(self._acks.written(frames, monotonic()))
         else:
             end = self._written
             add = self._ends.append
@@ -121,7 +121,7 @@ class SocketConnection(Closing):
         so written minus held is a safe lower bound. When the far side closes, the kernel throws away what was not read,
         and holds 0: the figure means nothing then, so the hang-up is looked for after the figure was taken.
         """
-        if time.monotonic() < self._believed_from:
+        if monotonic() < self._believed_from:
             return 0
         held = self._held()
         if held is None:
@@ -175,7 +175,7 @@ class SocketConnection(Closing):
         since = self._acks.waiting_since()
         if since is None:
             return self._ack_timeout
-        left = since + self._ack_timeout - time.monotonic()
+        left = since + self._ack_timeout - monotonic()
         if left > 0:
             return left
         if self._acks.acknowledged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket as _constants
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import gevent
 from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.decoding import unpack_first
 from ..protocol.handshake import ClientSide, HandshakeError, check_secret
+from ..runtime.clock import monotonic
 from .connection import check_context, check_seconds, checked_address
 from .sockets import SocketConnection, acks_asked, fork_safe, new_socket
 
@@ -75,7 +75,7 @@ class TCP(SocketConnection):
         host, port = checked_address(address)
         where = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
         sock: Any = None
-        began = time.monotonic()
+        began = monotonic()
         limit = gevent.Timeout(timeout)
         try:
             with limit:
@@ -107,7 +107,7 @@ class TCP(SocketConnection):
                 elif acks is None:
                     # The kernel acknowledges for an agent that wants a handshake too, and throws away all else. Such an
                     # agent says so at once, so what was written is not believed to have arrived before it could.
-                    now = time.monotonic()
+                    now = monotonic()
                     self._believed_from = now + max(_HELO_SECONDS, 3 * (now - began))
         except BaseException as error:
             if sock is not None:

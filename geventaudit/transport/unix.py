@@ -7,12 +7,12 @@ import os
 import socket as _constants
 import stat
 import struct
-import time
 from typing import Any
 
 import gevent
 
 from ..errors import ConnectionFailedError, show
+from ..runtime.clock import monotonic
 from .connection import check_seconds
 from .sockets import SocketConnection, acks_asked, new_socket
 
@@ -137,7 +137,7 @@ def check_directories(path: str, where: str) -> None:
 
 def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
     """Connect *sock*, also to an agent whose backlog is full: the kernel says "try again" then and gives no event."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else monotonic() + timeout
     sock.settimeout(0.0)
     pause = 0.001
     while True:
@@ -146,7 +146,7 @@ def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
             return
         if code not in (errno.EAGAIN, errno.EINTR):
             raise OSError(code, os.strerror(code))
-        if deadline is not None and time.monotonic() + pause > deadline:
+        if deadline is not None and monotonic() + pause > deadline:
             raise OSError(errno.ETIMEDOUT, f"the agent accepted nobody for {timeout} seconds")
         gevent.sleep(pause)
         pause = min(pause * 2, 0.1)
