@@ -57,6 +57,8 @@ MAX_BATCH_BYTES = 1 << 16
 MAX_WINDOW_BYTES = 8 << 20
 """No more is written while this many bytes are in flight. Bounds the memory that waits for acknowledgements."""
 
+_MAX_BATCH_RECORDS = 256
+
 _HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, which is never written again
 
 
@@ -235,7 +237,8 @@ class Outbox:
                 self.window.extend(earlier)
                 return
         frames: list[bytes] = []
-        for frame in islice(self.queue.queue, self.queue.qsize()):
+        # Copied by one call in C: a signal handler may append meanwhile.
+        for frame in list(islice(self.queue.queue, _MAX_BATCH_RECORDS)):
             if max_bytes <= 0:
                 break
             frames.append(frame)
@@ -306,7 +309,7 @@ class Outbox:
         """Set the cursor back: all in flight is to be sent again, in the old order. Return the heartbeats dropped."""
         heartbeats = 0
         if self.cursor:
-            in_flight = [entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT]
+            in_flight = [entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT]
             heartbeats = self.cursor - len(in_flight)
             rest = list(islice(self.window, self.cursor, None))
             self._to_resend += len(in_flight)
@@ -326,12 +329,15 @@ class Outbox:
     @property
     def first_in_flight(self) -> Entry | None:
         """The oldest record in flight."""
-        return next((entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT), None)
+        return next((entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT), None)
 
     @property
     def in_flight(self) -> int:
         """Records in flight."""
-        return self.cursor - sum(entry is _HEARTBEAT for entry in islice(self.window, self.cursor))
+        return sum(entry is not _HEARTBEAT for entry in self._entries_in_flight())
+
+    def _entries_in_flight(self) -> list[Entry]:
+        return list(islice(self.window, self.cursor))
 
     @property
     def queued(self) -> int:
@@ -359,13 +365,13 @@ class Outbox:
 
     def end_flushes(self) -> None:
         """Let all pending flushes end."""
-        for _, event in self._flushes:
+        for _, event in list(self._flushes):
             event.set()
 
     def _after_settling(self) -> None:
         if self.store is not None:
             self.store.settled()
-        for number, event in self._flushes:
+        for number, event in list(self._flushes):
             if self.stream.settled >= number:
                 event.set()
 

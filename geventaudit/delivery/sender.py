@@ -87,7 +87,14 @@ class Sender:
         return self._outbox.stream.settled >= target and self._counters.unsent == given_up
 
     def look(self) -> None:
-        """Note deliveries. The greenlet cannot while it waits in a write."""
+        """Note deliveries. The greenlet cannot while it waits in a write.
+
+        A signal handler in a worker changes nothing: it may have interrupted the sender at any point.
+        """
+        if not isinstance(gevent.getcurrent(), workers.Worker):
+            self._look()
+
+    def _look(self) -> None:
         if self._connection is not None:
             try:
                 self._settle(self._connection)
@@ -147,7 +154,7 @@ class Sender:
             except (Exception, gevent.Timeout) as error:
                 # A Timeout is a BaseException: one that a factory started and forgot may go off here.
                 lost = error
-                self.look()
+                self._look()
                 self._judge(error)
             except BaseException as error:
                 lost = error  # something killed the greenlet; the next use of the client starts it again
@@ -274,7 +281,7 @@ class Sender:
 
     def _drop_connection(self) -> None:
         """Let go of the connection, and set the outbox back. May be called at any time."""
-        self.look()
+        self._look()
         connection, self._connection = self._connection, None
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
