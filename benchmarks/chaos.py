@@ -16,6 +16,7 @@ reordered       stored for the first time after one that was accepted later. Onl
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import random
@@ -362,9 +363,10 @@ def handlers(folder: Path, *, seconds: float, seed: int) -> Outcome:
         client = Client(lambda: DomainSocket(receiver.where, require_ack=True), queue_size=1_000_000)
         client.connect()
         now = datetime.now(UTC)
+        numbers = itertools.count(_HANDLERS)
 
         def handler(*_: object) -> None:
-            number = _HANDLERS + len(theirs)
+            number = next(numbers)  # one handler may interrupt another
             client.send(Msg(message().type, message(number).record.replace(custom_data={"n": number, "t": now})))
             theirs.append(number)
 

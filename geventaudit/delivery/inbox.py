@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import ClientClosedError
+from ..runtime.copying import copied
 
 __all__ = ["HandedOver", "Inbox"]
 
@@ -60,7 +61,7 @@ class Inbox:
     def take_all(self) -> list[bytes]:
         """Return the frames of all entries, and remove them. For the client, which has closed the inbox."""
         frames = []
-        for entry in list(self.entries):
+        for entry in copied(self.entries):
             if entry.claim("hub"):
                 frames.append(entry.frame)
             self.remove(entry)

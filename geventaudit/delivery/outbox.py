@@ -35,6 +35,7 @@ from gevent.queue import Full, Queue
 
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
+from ..runtime.copying import copied
 from ..runtime.signal import Signal
 from ..runtime.workers import may_wait
 from ..spool.stream import Entry, Stream
@@ -214,8 +215,8 @@ class Outbox:
             self._fill(max_bytes)
         batch: list[bytes] = []
         size = 0
-        stop = None if most is None else self.cursor + most
-        for _, _, frame in islice(self.window, self.cursor, stop):
+        stop = self.cursor + (_MAX_BATCH_RECORDS if most is None else most)
+        for _, _, frame in copied(self.window, self.cursor, min(len(self.window), stop)):
             if size >= max_bytes:
                 break
             batch.append(frame)
@@ -237,8 +238,7 @@ class Outbox:
                 self.window.extend(earlier)
                 return
         frames: list[bytes] = []
-        # Copied by one call in C: a signal handler may append meanwhile.
-        for frame in list(islice(self.queue.queue, _MAX_BATCH_RECORDS)):
+        for frame in copied(self.queue.queue, 0, _MAX_BATCH_RECORDS):
             if max_bytes <= 0:
                 break
             frames.append(frame)
@@ -275,7 +275,7 @@ class Outbox:
 
     def settle(self, amount: int) -> int:
         """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
-        delivered = list(islice(self.window, amount))
+        delivered = copied(self.window, 0, amount)
         records = 0
         for stream, group in groupby(delivered, key=_stream_of):
             if stream is not _HEARTBEAT[0]:
@@ -311,7 +311,7 @@ class Outbox:
         if self.cursor:
             in_flight = [entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT]
             heartbeats = self.cursor - len(in_flight)
-            rest = list(islice(self.window, self.cursor, None))
+            rest = copied(self.window, self.cursor)
             self._to_resend += len(in_flight)
             self.cursor = 0
             self.in_flight_bytes = 0
@@ -337,7 +337,7 @@ class Outbox:
         return sum(entry is not _HEARTBEAT for entry in self._entries_in_flight())
 
     def _entries_in_flight(self) -> list[Entry]:
-        return list(islice(self.window, self.cursor))
+        return copied(self.window, 0, self.cursor)
 
     @property
     def queued(self) -> int:
@@ -379,7 +379,7 @@ class Outbox:
         """Remove all frames of this run, and return them with their numbers. Others stay in the spool."""
         self.rewind()
         numbered = [(number, frame) for stream, number, frame in self.window if stream is self.stream]
-        frames = list(self.queue.queue)
+        frames = copied(self.queue.queue)
         numbered += zip(count(self.stream.taken + 1), frames)
         self.stream.taken += len(frames)
         self.window.clear()
