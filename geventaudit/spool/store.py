@@ -303,10 +303,10 @@ class Store:
         append = None
         if frames:
             append = self._segments.encode(self._next_number(own), frames)
-        finished = [each for each in self._earlier if each.is_finished and each.folder is not own.folder]
         folders = [(each.folder, number) for each, number in advances]
         for each, number in advances:
             each.advanced = number
+        finished = [each for each in self._earlier if each.is_over and each.folder is not own.folder]
         self._disk.submit(
             partial(jobs.write, own.folder, append, folders, [each.folder for each in finished]),
             partial(self._written, own, append, frames),
@@ -322,7 +322,7 @@ class Store:
             return
         written: jobs.Written = job.result
         self._disk_bytes = written.size
-        self._earlier = [each for each in self._earlier if not each.is_finished]
+        self._earlier = [each for each in self._earlier if not each.is_over]
         self._segments.note_removed(written.removed)
         if written.removed:
             self._trouble.retry_now()
@@ -390,6 +390,7 @@ class Store:
         self._report(SpoolError(reason))
 
     def _report_failure(self, job: Job[_T]) -> None:
+        self._signal.set()
         if job.error is not None:
             self._report(SpoolError(f"{self._path}: {job.error}"))
 
