@@ -64,7 +64,7 @@ def test_restarts_under_load_refuse_nothing(folder: Path) -> None:
             late = time.monotonic() - due
             if late > 0.1:  # the machine stood still: the records of that time are not made up for
                 due += late
-            gevent.sleep(max(0.0, -late))
+            gevent.sleep(max(0.001, -late))
 
     with receiving(folder) as receiver, Client(lambda: DomainSocket(receiver.where)) as client:
         receiver.start()
