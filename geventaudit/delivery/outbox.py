@@ -26,8 +26,11 @@ removed after: an interruption may duplicate a record, and never loses one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from itertools import count, groupby, islice, repeat
+from collections.abc import Callable, Iterable
+from itertools import accumulate, count, groupby, islice, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from gevent.event import Event
@@ -209,23 +212,18 @@ class Outbox:
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
-    def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
+    def next_batch(self, max_bytes: int, most: int = _MAX_BATCH_RECORDS) -> list[bytes]:
         """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
         if self.cursor == len(self.window):
             self._fill(max_bytes)
-        batch: list[bytes] = []
-        size = 0
-        stop = self.cursor + (_MAX_BATCH_RECORDS if most is None else most)
-        for _, _, frame in copied(self.window, self.cursor, min(len(self.window), stop)):
-            if size >= max_bytes:
-                break
-            batch.append(frame)
-            size += len(frame)
+        entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + most))
+        batch, size = _up_to([frame for _, _, frame in entries], max_bytes)
         self.cursor += len(batch)
         self.in_flight_bytes += size
-        resent = min(len(batch), self._to_resend)
-        self._to_resend -= resent
-        self._counters.resent += resent
+        if self._to_resend:
+            resent = min(len(batch), self._to_resend)
+            self._to_resend -= resent
+            self._counters.resent += resent
         return batch
 
     def _fill(self, max_bytes: int) -> None:
@@ -237,17 +235,11 @@ class Outbox:
             if earlier:
                 self.window.extend(earlier)
                 return
-        frames: list[bytes] = []
-        for frame in copied(self.queue.queue, 0, _MAX_BATCH_RECORDS):
-            if max_bytes <= 0:
-                break
-            frames.append(frame)
-            max_bytes -= len(frame)
+        frames, _ = _up_to(copied(self.queue.queue, 0, _MAX_BATCH_RECORDS), max_bytes)
         if frames:
             self.window.extend(zip(repeat(self.stream), count(self.stream.taken + 1), frames))
             self.stream.taken += len(frames)
-            # One call in C: a signal handler cannot raise in the middle.
-            deque(islice(iter(self.queue.get_nowait, None), len(frames)), maxlen=0)
+            _remove(self.queue.get_nowait, len(frames))
         elif self.store is not None:
             self.window.extend(self.store.take(max_bytes))
         self._room.set()
@@ -276,20 +268,14 @@ class Outbox:
     def settle(self, amount: int) -> int:
         """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
         delivered = copied(self.window, 0, amount)
-        records = 0
-        for stream, group in groupby(delivered, key=_stream_of):
-            if stream is not _HEARTBEAT[0]:
-                numbers = [number for _, number, _ in group]
-                records += len(numbers)
-                for first, last in _runs(numbers):
-                    stream.settle(first, last)
-        self.in_flight_bytes -= sum(len(frame) for _, _, frame in delivered)
+        if not delivered:
+            return 0
+        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=_stream_of))
+        self.in_flight_bytes -= sum([len(frame) for _, _, frame in delivered])
         self.cursor -= len(delivered)
-        for _ in delivered:
-            self.window.popleft()
-        if delivered:
-            self._ahead = None
-            self._after_settling()
+        _remove(self.window.popleft, len(delivered))
+        self._ahead = None
+        self._after_settling()
         return records
 
     def reject_first(self, reason: str) -> bytes:
@@ -411,12 +397,29 @@ class Outbox:
         return self.store.persist(numbered, others, seconds)
 
 
-def _stream_of(entry: Entry) -> Stream:
-    return entry[0]
+_stream_of = itemgetter(0)
 
 
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Return the first and last number of each run of consecutive *numbers*."""
+def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
+    """Note that *entries* of a stream are settled, and return how many are records."""
+    if stream is _HEARTBEAT[0]:
+        return 0
+    numbers = [number for _, number, _ in entries]
     if numbers[-1] - numbers[0] == len(numbers) - 1:
-        return [(numbers[0], numbers[-1])]
-    return [(number, number) for number in numbers]
+        stream.settle(numbers[0], numbers[-1])
+    else:
+        for number in numbers:
+            stream.settle(number, number)
+    return len(numbers)
+
+
+def _up_to(frames: list[bytes], max_bytes: int) -> tuple[list[bytes], int]:
+    """Return the first *frames*, until they have *max_bytes* or more, and their size."""
+    sizes = list(accumulate(map(len, frames)))
+    end = bisect_left(sizes, max_bytes) + 1
+    return frames[:end], sizes[:end][-1] if sizes else 0
+
+
+def _remove(pop: Callable[[], object], amount: int) -> None:
+    """Call *pop* so many times, in one call in C: a signal handler cannot raise in the middle."""
+    deque(islice(iter(pop, None), amount), maxlen=0)

@@ -239,8 +239,10 @@ class Sender:
                 return []
         if step is Step.PROBE:
             outbox.bring_forward(quarantine.probe)
-        some = quarantine.some if step is Step.SOME else None if step is Step.BATCH else 1
-        batch = outbox.next_batch(MAX_BATCH_BYTES, some)
+        if step is Step.BATCH:
+            batch = outbox.next_batch(MAX_BATCH_BYTES)
+        else:
+            batch = outbox.next_batch(MAX_BATCH_BYTES, quarantine.some if step is Step.SOME else 1)
         quarantine.on_written(step, len(batch))
         self._heartbeats.on_written()
         return batch
