@@ -16,7 +16,16 @@ from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .encoder.compiled import Compiled
 from .encoder.encoding import Datetimes, Encoder
-from .errors import ClientClosedError, QueueFullError, SpoolError, ValidationError, logger, show
+from .errors import (
+    AuditError,
+    ClientClosedError,
+    ConnectionFailedError,
+    QueueFullError,
+    SpoolError,
+    ValidationError,
+    logger,
+    show,
+)
 from .lifecycle import Lifecycle, State, keep_alive
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .operation import Operation
@@ -32,6 +41,13 @@ from .stats import Counters, Rejection, Stats
 __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
 BeforeSend = Callable[[Msg], Msg | None]
+
+_REASONS = (
+    (SpoolError, Rejection.SPOOL),
+    (QueueFullError, Rejection.QUEUE_FULL),
+    (ClientClosedError, Rejection.CLOSED),
+    (ConnectionFailedError, Rejection.BROKEN),
+)
 
 # send() asks for them twice, and a member of a class takes longer to find.
 _CLOSING, _CLOSED = State.CLOSING, State.CLOSED
@@ -115,7 +131,7 @@ class AuditClient:
                 forks.check()
             life = self._life
             if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
-                self._check_accepting()
+                life.check_accepting()
             frame = self._frame_of(msg)
             if frame is None:
                 self._counters.reject(Rejection.LEFT_OUT)
@@ -123,8 +139,26 @@ class AuditClient:
                 self._accept(frame, timeout)
             else:
                 self._accept_from_other_thread(frame, timeout)
-        except (MemoryError, RecursionError) as error:
-            raise QueueFullError("there is not enough memory, or stack, to accept the message") from error
+        except AuditError as error:
+            self._note_refusal(error)
+            raise
+        except (OSError, MemoryError, RecursionError) as error:
+            refusal = QueueFullError(f"there are not enough resources to accept the message: {show(error)}")
+            try:
+                self._note_refusal(refusal)
+            except (MemoryError, RecursionError):  # the caller learns of it all the same
+                pass
+            raise refusal from error
+
+    def _note_refusal(self, error: AuditError) -> None:
+        """Count a refusal, and notify if the queue is full. A spool notifies of its failures by itself."""
+        reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Rejection.INVALID)
+        self._counters.reject(reason)
+        if reason is Rejection.QUEUE_FULL:
+            if self._life.thread.is_current():
+                self._notifier.notify_rate_limited(NotificationKind.QUEUE_FULL, error)
+            else:
+                self._post(partial(self._notifier.notify_rate_limited, NotificationKind.QUEUE_FULL, error))
 
     def operation(
         self,
@@ -166,52 +200,33 @@ class AuditClient:
         return None
 
     def _accept(self, frame: bytes, timeout: float | None) -> None:
-        try:
-            # This checks once more whether to accept: a hook may have waited, and the client been closed, or the
-            # process forked, meanwhile.
-            self._check_accepting()
-            life = self._life
-            life.start()
-            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
-        except SpoolError:  # notified when it began
-            self._counters.reject(Rejection.SPOOL)
-            raise
-        except QueueFullError as error:
-            self._counters.reject(Rejection.QUEUE_FULL)
-            self._notifier.notify_rate_limited(NotificationKind.QUEUE_FULL, error)
-            raise
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
-        except OSError as error:  # the process has no descriptor left for a hub
-            self._counters.reject(Rejection.QUEUE_FULL)
-            raise QueueFullError(f"the client could not start: {error}") from error
+        # This checks once more whether to accept: a hook may have waited, and the client been closed, or the process
+        # forked, meanwhile.
+        self._check_accepting()
+        life = self._life
+        life.start()
+        life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
 
     def _accept_from_other_thread(self, frame: bytes, timeout: float | None) -> None:
         """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""
         self._check_accepting()
         life = self._life
+        life.check_thread()
+        if (self._spool is not None and self._spool.mode == "always") or (timeout != 0.0 and not self._has_room()):
+            self._accept_there(frame, timeout)
+            return
+        if not self._has_room():
+            raise QueueFullError(f"the queue is full ({self._queue_size} records)")
+        if life.state is State.NEW:
+            keep_alive(life)
+            self._warn_if_unused()
+        inbox = life.inbox
+        entry = inbox.put(frame)
         try:
-            if self._spool is not None and self._spool.mode == "always":
-                self._accept_there(frame, timeout)
-                return
-            if not self._has_room() and timeout != 0.0:
-                self._accept_there(frame, timeout)
-                return
-            if not self._has_room():
-                raise QueueFullError(f"the queue is full ({self._queue_size} records)")
-            if life.state is State.NEW:
-                keep_alive(life)
-                self._warn_if_unused()
-            life.inbox.put(frame)
             life.thread.post(life.wake)
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
-        except QueueFullError as error:
-            self._counters.reject(Rejection.QUEUE_FULL)
-            self._post(partial(self._notifier.notify_rate_limited, NotificationKind.QUEUE_FULL, error))
-            raise
+        except BaseException:  # the thread has ended, or there is no memory: nothing would take the record
+            if inbox.withdraw(entry):
+                raise
 
     def _has_room(self) -> bool:
         """Return True if another thread may hand over a record. The bound may be exceeded by the number of threads."""
@@ -235,11 +250,8 @@ class AuditClient:
             )
 
     def _check_accepting(self) -> None:
-        try:
-            self._life.check_accepting()
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
+        """Raise if nothing is accepted now."""
+        self._life.check_accepting()
 
     def _frame_of(self, msg: Any) -> bytes | None:
         """Return the frame of *msg*; None if ``before_send`` left it out.
@@ -249,25 +261,21 @@ class AuditClient:
         """
         now = time.time()
         try:
-            try:
-                if self._before_send is not None:
-                    msg = self._before_send(self._schema.shape(msg))
-                    if msg is None:
-                        return None
-                frame = self._compiled.frame_of(msg, now, self._encoder.pack)
-                if frame is not None:
-                    return frame
-                loaded = self._schema.load(msg)
-                if self._rules is not None:
-                    loaded = self._rules.load(loaded)
-                return self._encoder.encode(loaded, now)
-            except ValidationError as error:
-                raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
-            except Exception as error:
-                raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
-        except ValidationError:
-            self._counters.reject(Rejection.INVALID)
-            raise
+            if self._before_send is not None:
+                msg = self._before_send(self._schema.shape(msg))
+                if msg is None:
+                    return None
+            frame = self._compiled.frame_of(msg, now, self._encoder.pack)
+            if frame is not None:
+                return frame
+            loaded = self._schema.load(msg)
+            if self._rules is not None:
+                loaded = self._rules.load(loaded)
+            return self._encoder.encode(loaded, now)
+        except ValidationError as error:
+            raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
+        except Exception as error:
+            raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

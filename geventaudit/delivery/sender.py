@@ -47,7 +47,7 @@ class Sender:
         self._counters = counters
         self._notifier = notifier
         self._quarantine = Quarantine()
-        self._greenlet: workers.Worker | None = None
+        self._worker = workers.OneWorker(self._run)
         self._is_stopped = False
         self._connection: Connection | None = None
         self._watcher: workers.Worker | None = None
@@ -59,8 +59,8 @@ class Sender:
 
     def ensure_running(self) -> None:
         """Start the greenlets, or start them again after something killed them."""
-        if not self._greenlet and not self._is_stopped:
-            self._greenlet = workers.spawn(self._run)
+        if not self._worker.greenlet and not self._is_stopped:
+            self._worker.ensure_running()
         if self._outbox.store is not None:
             self._outbox.store.ensure_running()
 
@@ -109,8 +109,7 @@ class Sender:
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
-        if self._greenlet:
-            self._greenlet.kill(block=False)
+        self._worker.kill()
         self._drop_connection()
         self.connected_or_over.set()
         self._outbox.end_flushes()
@@ -128,8 +127,7 @@ class Sender:
 
     def join(self, timeout: float) -> None:
         """Wait for the greenlet's end after :meth:`stop`."""
-        if self._greenlet is not None:
-            self._greenlet.join(timeout)
+        self._worker.join(timeout)
 
     # -- the greenlet --------------------------------------------------------------------------------------------------
 
