@@ -344,8 +344,6 @@ class Lifecycle:
         self._parts = {}
         self._orphan_close_lock = native.allocate_lock()
         self._undelivered.clear()
-        self._counters.reset()
-        self._notifier.forget()
         if self.state is State.RUNNING:
             self.state = State.NEW
         elif self.state is State.CLOSING:
@@ -356,6 +354,9 @@ class Lifecycle:
         if outbox is not None and outbox.store is not None:
             outbox.store.abandon()
         self._connector.reset()
+        # Last: the sender counts what its connection, which is the parent's, has delivered.
+        self._counters.reset()
+        self._notifier.forget()
 
 
 def check_may_wait(call: str) -> None:
