@@ -95,6 +95,7 @@ class Outbox:
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
+        self._given_up: tuple[list[tuple[int, bytes]], int] | None = None
         self.store: Store | None = None
         if spool is not None:
             from ..spool.store import Memory, Store
@@ -328,7 +329,8 @@ class Outbox:
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
+        given_up = 0 if self._given_up is None else len(self._given_up[0]) + self._given_up[1]
+        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor + given_up
 
     @property
     def spooled(self) -> int:
@@ -390,11 +392,17 @@ class Outbox:
         :param seconds: the time that the disk may take; it has a second at least.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
-        others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
-        numbered = self.take_all()
+        # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
+        if self._given_up is None:
+            others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
+            self._given_up = self.take_all(), others
+        numbered, others = self._given_up
         if self.store is None:
-            return [frame for _, frame in numbered], None
-        return self.store.persist(numbered, others, seconds)
+            left, interruption = [frame for _, frame in numbered], None
+        else:
+            left, interruption = self.store.persist(numbered, others, seconds)
+        self._given_up = [], 0
+        return left, interruption
 
 
 _stream_of = itemgetter(0)

@@ -47,8 +47,7 @@ class Sender:
         self._counters = counters
         self._notifier = notifier
         self._quarantine = Quarantine()
-        self.greenlet: workers.Worker | None = None
-        """The greenlet; false if it has not started, or has ended."""
+        self.worker = workers.OneWorker(self._run)
         self._is_stopped = False
         self._connection: Connection | None = None
         self._watcher: workers.Worker | None = None
@@ -60,8 +59,8 @@ class Sender:
 
     def ensure_running(self) -> None:
         """Start the greenlets, or start them again after something killed them."""
-        if not self.greenlet and not self._is_stopped:
-            self.greenlet = workers.spawn(self._run)
+        if not self.worker.greenlet and not self._is_stopped:
+            self.worker.ensure_running()
         if self._outbox.store is not None:
             self._outbox.store.ensure_running()
 
@@ -117,8 +116,7 @@ class Sender:
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
-        if self.greenlet:
-            self.greenlet.kill(block=False)
+        self.worker.kill()
         self._drop_connection()
         self.connected_or_over.set()
         self._outbox.end_flushes()
@@ -136,8 +134,7 @@ class Sender:
 
     def join(self, timeout: float) -> None:
         """Wait for the greenlet's end after :meth:`stop`."""
-        if self.greenlet is not None:
-            self.greenlet.join(timeout)
+        self.worker.join(timeout)
 
     # -- the greenlet --------------------------------------------------------------------------------------------------
 

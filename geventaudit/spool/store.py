@@ -104,7 +104,7 @@ class Store:
         self._disk_bytes = 0  # of undelivered frames in this run's folder
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
-        self._writer: workers.Worker | None = None
+        self._writer = workers.OneWorker(self._run)
         self._adopt_at = 0.0
 
     @property
@@ -116,8 +116,8 @@ class Store:
 
     def ensure_running(self) -> None:
         """Start the writer, or start it again after something killed it."""
-        if not self._writer and not self.is_closing:
-            self._writer = workers.spawn(self._run)
+        if not self._writer.greenlet and not self.is_closing:
+            self._writer.ensure_running()
 
     @property
     def is_passed(self) -> bool:
