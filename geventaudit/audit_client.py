@@ -16,7 +16,7 @@ from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .encoder.compiled import Compiled
 from .encoder.encoding import Datetimes, Encoder
-from .errors import ClientClosedError, QueueFullError, SpoolError, ValidationError, logger, show
+from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
 from .lifecycle import Lifecycle, State, keep_alive
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .operation import Operation
@@ -33,8 +33,8 @@ __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
 BeforeSend = Callable[[Msg], Msg | None]
 
-# send() asks for them twice, and a member of a class takes longer to find.
-_CLOSING, _CLOSED = State.CLOSING, State.CLOSED
+# send() needs them, and a member of a class takes longer to find.
+_RUNNING, _CLOSING, _CLOSED = State.RUNNING, State.CLOSING, State.CLOSED
 
 _MANY_CLIENTS = 16  # live clients from one line of code that are taken for a mistake
 
@@ -123,8 +123,22 @@ class AuditClient:
                 self._accept(frame, timeout)
             else:
                 self._accept_from_other_thread(frame, timeout)
-        except (MemoryError, RecursionError) as error:
-            raise QueueFullError("there is not enough memory, or stack, to accept the message") from error
+        except SpoolError:  # notified when it began
+            self._counters.reject(Rejection.SPOOL)
+            raise
+        except QueueFullError as error:
+            self._counters.reject(Rejection.QUEUE_FULL)
+            self._notify(NotificationKind.QUEUE_FULL, error)
+            raise
+        except ClientClosedError:
+            self._counters.reject(Rejection.CLOSED)
+            raise
+        except ConnectionFailedError:
+            self._counters.reject(Rejection.BROKEN)
+            raise
+        except (MemoryError, RecursionError, OSError) as error:  # OSError: no descriptor is left for a hub
+            self._counters.reject(Rejection.QUEUE_FULL)
+            raise QueueFullError(f"there is no room for the message: {type(error).__name__}: {error}") from error
 
     def operation(
         self,
@@ -166,65 +180,39 @@ class AuditClient:
         return None
 
     def _accept(self, frame: bytes, timeout: float | None) -> None:
-        try:
-            # This checks once more whether to accept: a hook may have waited, and the client been closed, or the
-            # process forked, meanwhile.
+        """Accept *frame*, in the client's own thread."""
+        life = self._life
+        # This checks once more whether to accept: a hook may have waited, and the client been closed, or the process
+        # forked, meanwhile. mypy does not know that a client that runs has an outbox and a sender.
+        if life.state is not _RUNNING or not life.sender.greenlet:  # type: ignore[union-attr]
             self._check_accepting()
-            life = self._life
             life.start()
-            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
-        except SpoolError:  # notified when it began
-            self._counters.reject(Rejection.SPOOL)
-            raise
-        except QueueFullError as error:
-            self._counters.reject(Rejection.QUEUE_FULL)
-            self._notifier.notify_rate_limited(NotificationKind.QUEUE_FULL, error)
-            raise
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
-        except OSError as error:  # the process has no descriptor left for a hub
-            self._counters.reject(Rejection.QUEUE_FULL)
-            raise QueueFullError(f"the client could not start: {error}") from error
+        life.outbox.accept(frame, timeout)  # type: ignore[union-attr]
 
     def _accept_from_other_thread(self, frame: bytes, timeout: float | None) -> None:
         """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""
         self._check_accepting()
         life = self._life
-        try:
-            if self._spool is not None and self._spool.mode == "always":
-                self._accept_there(frame, timeout)
-                return
-            if not self._has_room() and timeout != 0.0:
-                self._accept_there(frame, timeout)
-                return
-            if not self._has_room():
-                raise QueueFullError(f"the queue is full ({self._queue_size} records)")
-            if life.state is State.NEW:
-                keep_alive(life)
-                self._warn_if_unused()
-            life.inbox.put(frame)
-            life.thread.post(life.wake)
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
-        except QueueFullError as error:
-            self._counters.reject(Rejection.QUEUE_FULL)
-            self._post(partial(self._notifier.notify_rate_limited, NotificationKind.QUEUE_FULL, error))
-            raise
+        is_full = not self._has_room()
+        if (is_full and timeout != 0.0) or (self._spool is not None and self._spool.mode == "always"):
+            try:  # in a greenlet of the client's own hub, which may wait there
+                life.thread.call(partial(self._accept, frame, timeout), timeout)
+            except NoAnswerError:
+                raise QueueFullError("the client's own thread did not answer") from None
+            return
+        if is_full:
+            raise QueueFullError(f"the queue is full ({self._queue_size} records)")
+        if life.state is State.NEW:
+            keep_alive(life)
+            self._warn_if_unused()
+        life.inbox.put(frame)
+        life.thread.post(life.wake)
 
     def _has_room(self) -> bool:
         """Return True if another thread may hand over a record. The bound may be exceeded by the number of threads."""
         life = self._life
         queued = 0 if life.outbox is None or self._spool is not None else life.outbox.queue.qsize()
         return queued + len(life.inbox) < self._queue_size
-
-    def _accept_there(self, frame: bytes, timeout: float | None) -> None:
-        """Accept *frame* in a greenlet of the client's own hub, which may wait there."""
-        try:
-            self._life.thread.call(partial(self._accept, frame, timeout), timeout)
-        except NoAnswerError:
-            raise QueueFullError("the client's own thread did not answer") from None
 
     def _warn_if_unused(self) -> None:
         if self._life.thread.hub is None and not self._has_warned:
@@ -235,11 +223,8 @@ class AuditClient:
             )
 
     def _check_accepting(self) -> None:
-        try:
-            self._life.check_accepting()
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
+        """Raise if nothing is accepted; see :meth:`send`."""
+        self._life.check_accepting()
 
     def _frame_of(self, msg: Any) -> bytes | None:
         """Return the frame of *msg*; None if ``before_send`` left it out.
@@ -331,10 +316,16 @@ class AuditClient:
         :param error: the reason. The client itself notifies of a :class:`~geventaudit.QueueFullError`.
         :param recorded: True if it was recorded without a part of it: notified as ``INCOMPLETE``.
         """
-        kind = NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED
+        self._notify(NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED, error)
+
+    def _notify(self, kind: NotificationKind, error: BaseException) -> None:
+        """Notify, rate-limited. From any thread."""
         if self._life.thread.is_current():
             self._notifier.notify_rate_limited(kind, error)
-        elif not self._post(partial(self._notifier.notify_rate_limited, kind, error)):
+            return
+        try:
+            self.call_soon(partial(self._notifier.notify_rate_limited, kind, error))
+        except ClientClosedError:  # nothing is left that could read the channel
             logger().warning("%s: %s", kind.value, error)
 
     def call_soon(self, function: Callable[[], object]) -> None:
@@ -345,13 +336,6 @@ class AuditClient:
         :raises ClientClosedError: the thread that constructed the client has ended, or its hub was destroyed.
         """
         self._life.thread.post(gevent.spawn, function)
-
-    def _post(self, function: Callable[[], object]) -> bool:
-        try:
-            self.call_soon(function)
-        except ClientClosedError:  # nothing is left that could read the channel
-            return False
-        return True
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ from .runtime.clock import check_timeout
 from .runtime.hub_thread import NoAnswerError
 from .schema.rules import RecordSchema
 from .spool import Spool
-from .stats import Counters, Rejection
+from .stats import Counters
 from .transport import Connection, check_connection, release
 
 __all__ = ["BaseClient", "Client"]
@@ -163,7 +163,6 @@ class BaseClient(AuditClient):
         super()._check_accepting()
         error = self._connector.error
         if error is not None:
-            self._counters.reject(Rejection.BROKEN)
             raise ConnectionFailedError(str(error)) from error
 
     def recover(self) -> list[Msg]:

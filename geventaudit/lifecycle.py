@@ -210,6 +210,9 @@ class Lifecycle:
                 return []
             except ClientClosedError:  # the thread has ended meanwhile
                 return self._close_without_hub()
+        return self._close_here(timeout)
+
+    def _close_here(self, timeout: float | None) -> list[Msg]:
         if self.state is State.NEW and not self.inbox:
             self.inbox.is_closed = True
             if not self.inbox:
@@ -293,6 +296,19 @@ class Lifecycle:
         finally:
             self._notifier.end()
 
+    def is_drained_elsewhere(self) -> bool:
+        """Return True, at interpreter exit, if the hub of another thread has to close this client."""
+        if self.thread.is_alive() and self.thread.hub is None:
+            self.thread = HubThread.current()  # its thread has never used the client, and nothing else can drain it
+        return not self.thread.is_current()
+
+    def start_closing(self, deadline: Deadline) -> None:
+        """Let the hub of another thread close this client, at interpreter exit. Does not wait."""
+        try:
+            self.thread.post(gevent.spawn, self.close, deadline.left())
+        except ClientClosedError:  # that thread has ended: give_up_at_exit() sees to the rest
+            pass
+
     def close_now(self, deadline: Deadline) -> None:
         """Close at interpreter exit, in the own thread."""
         self.close(deadline.left())
@@ -364,27 +380,21 @@ def close_all() -> None:
     """
     deadline = Deadline(_EXIT_SECONDS)
     lives = [each for each in forks.registered() if isinstance(each, Lifecycle) and each.state is not State.CLOSED]
-    for life in lives:
-        if life.thread.is_alive() and life.thread.hub is None:
-            life.thread = HubThread.current()  # it has never used the client, and nothing else can drain it
-    own = [each for each in lives if each.thread.is_current()]
-    others = [each for each in lives if not each.thread.is_current()]
+    others = [each for each in lives if each.is_drained_elsewhere()]
     for life in others:
-        try:
-            life.thread.post(gevent.spawn, life.close, deadline.left())
-        except ClientClosedError:  # its thread has ended: see below
-            pass
-    for life in own:
-        _at_exit(life, life.close_now, deadline)
+        life.start_closing(deadline)
+    for life in lives:
+        if life not in others:
+            _at_exit(life.close_now, deadline)
     late = Deadline((deadline.left() or 0.0) + _LATE_SECONDS)
     waiter = Waiter()
     for life in others:
         while life.state is not State.CLOSED and life.thread.is_alive() and not late.has_passed():
             waiter.wait(0.002)
-        _at_exit(life, life.give_up_at_exit, deadline)
+        _at_exit(life.give_up_at_exit, deadline)
 
 
-def _at_exit(life: Lifecycle, close: Callable[[Deadline], None], deadline: Deadline) -> None:
+def _at_exit(close: Callable[[Deadline], None], deadline: Deadline) -> None:
     try:
         close(deadline)
     except Exception:  # the others must have their chance

@@ -85,6 +85,7 @@ class Outbox:
         self._room = Event()
         self._turn: BoundedSemaphore | None = None  # held by the one greenlet that waits for room
         self._refusal: Exception | None = None
+        self._is_plain = spool is None  # nothing but the queue decides whether a record is accepted
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
@@ -103,16 +104,18 @@ class Outbox:
         In the hub, and in a worker, nothing waits.
 
         :raises QueueFullError: there is no room; a SpoolError if the disk fails.
-        :raises ClientClosedError: the client was closed during the wait.
-        :raises Exception: the refusal that :meth:`refuse` was given during the wait.
+        :raises Exception: the refusal that :meth:`refuse` was given, also during the wait.
         """
         pending = None
         try:
             # The sender is woken first: whatever fails afterwards, nothing was accepted.
-            self.wake.set()
-            if self.store is None and not self.inbox.entries:  # the common case, without further calls
+            if self.wake.is_armed:
+                self.wake.set()
+            if self._is_plain and not self.inbox.entries:
                 self.queue.put(frame, False)
                 return
+            if self._refusal is not None:
+                raise self._refused(self._refusal)
             pending = self._put(frame)
         except Full:
             if (timeout is not None and timeout <= 0) or not may_wait():
@@ -171,16 +174,22 @@ class Outbox:
             finally:
                 turn.release()
         if self._refusal is not None:
-            raise self._refusal
+            raise self._refused(self._refusal)
         raise self._full(f" after {timeout} s")
+
+    def _refused(self, reason: Exception) -> Exception:
+        refusal = type(reason)(str(reason))
+        refusal.__cause__ = reason
+        return refusal
 
     def _full(self, wait: str = "") -> QueueFullError:
         why = f" {self.store.why_full()}" if self.store is not None else ""
         return QueueFullError(f"the queue is full ({self.queue.maxsize} records){why}{wait}")
 
     def refuse(self, error: Exception | None) -> None:
-        """Refuse the records that wait for room, with *error*; None accepts again."""
+        """Refuse all records, those that wait for room too, with *error*; None accepts again."""
         self._refusal = error
+        self._is_plain = self.store is None and error is None
         self._room.set()
 
     def move_inbox(self) -> None:

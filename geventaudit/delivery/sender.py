@@ -47,7 +47,8 @@ class Sender:
         self._counters = counters
         self._notifier = notifier
         self._quarantine = Quarantine()
-        self._greenlet: workers.Worker | None = None
+        self.greenlet: workers.Worker | None = None
+        """The greenlet; false if it has not started, or has ended."""
         self._is_stopped = False
         self._connection: Connection | None = None
         self._watcher: workers.Worker | None = None
@@ -59,8 +60,8 @@ class Sender:
 
     def ensure_running(self) -> None:
         """Start the greenlets, or start them again after something killed them."""
-        if not self._greenlet and not self._is_stopped:
-            self._greenlet = workers.spawn(self._run)
+        if not self.greenlet and not self._is_stopped:
+            self.greenlet = workers.spawn(self._run)
         if self._outbox.store is not None:
             self._outbox.store.ensure_running()
 
@@ -109,8 +110,8 @@ class Sender:
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
-        if self._greenlet:
-            self._greenlet.kill(block=False)
+        if self.greenlet:
+            self.greenlet.kill(block=False)
         self._drop_connection()
         self.connected_or_over.set()
         self._outbox.end_flushes()
@@ -128,8 +129,8 @@ class Sender:
 
     def join(self, timeout: float) -> None:
         """Wait for the greenlet's end after :meth:`stop`."""
-        if self._greenlet is not None:
-            self._greenlet.join(timeout)
+        if self.greenlet is not None:
+            self.greenlet.join(timeout)
 
     # -- the greenlet --------------------------------------------------------------------------------------------------
 

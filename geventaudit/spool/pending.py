@@ -15,11 +15,10 @@ __all__ = ["Pending", "PendingRecords"]
 class Pending:
     """One record that waits to be written."""
 
-    __slots__ = ("error", "frame", "is_being_written", "is_over")
+    __slots__ = ("error", "frame", "is_over")
 
     def __init__(self, frame: bytes) -> None:
         self.frame = frame
-        self.is_being_written = False
         self.is_over = False
         """True once the record is on disk or refused."""
         self.error: Exception | None = None
@@ -56,7 +55,6 @@ class PendingRecords:
         for pending in islice(self.records, len(self.records)):
             if max_bytes <= 0:
                 break
-            pending.is_being_written = True
             frames.append(pending.frame)
             max_bytes -= len(pending.frame)
         self.writing = len(frames)
@@ -66,7 +64,6 @@ class PendingRecords:
         """Let go of the records that were being written, or *keep* them to be written again."""
         count, self.writing = self.writing, 0
         for pending in islice(self.records, count):
-            pending.is_being_written = False
             pending.error, pending.is_over = error, not keep
         if not keep:
             self.remove(count)
@@ -85,18 +82,12 @@ class PendingRecords:
         self._wake()
 
     def wait(self, pending: Pending) -> None:
-        """Wait until *pending* is on disk. An interrupted wait withdraws a record that is not being written.
+        """Wait until *pending* is on disk. A wait that is interrupted does not withdraw the record.
 
         :raises SpoolError, ClientClosedError: the record was refused.
         """
-        try:
-            while not pending.is_over:
-                self._over.wait()
-        except BaseException:
-            if not pending.is_being_written and not pending.is_over:
-                self.records.remove(pending)
-                self.size -= len(pending.frame) + OVERHEAD
-            raise
+        while not pending.is_over:
+            self._over.wait()
         if pending.error is not None:
             raise type(pending.error)(str(pending.error)) from pending.error
 

@@ -87,7 +87,6 @@ class Store:
     def __init__(
         self, spool: Spool, memory: Memory, counters: Counters, notifier: Notifier, wake: Signal, room: Event
     ) -> None:
-        self.is_always = spool.mode == "always"
         self.is_closing = False
         """True once nothing more is accepted, read or written, but by the last job."""
         self._spool = spool
@@ -107,6 +106,11 @@ class Store:
         self._signal = Signal()  # wakes the writer
         self._writer: workers.Worker | None = None
         self._adopt_at = 0.0
+
+    @property
+    def is_always(self) -> bool:
+        """True if every record is written before ``send`` returns."""
+        return self._spool.mode == "always"
 
     # -- the outbox's side ---------------------------------------------------------------------------------------------
 
