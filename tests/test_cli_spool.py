@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from gevent import subprocess
 from helpers import eventually, first_arrivals, free_port, message, receiving
+from test_acks import scripted
 from test_cli import command, run
+from test_poison import Picky
 
 from geventaudit import Backoff, Client, DomainSocket, Spool
 from geventaudit.agent import Agent
@@ -397,6 +399,23 @@ def test_what_was_damaged_is_kept_aside(folder: Path, socket_path: str) -> None:
     assert (status, out) == (1, f"{path}: 29 delivered, 0 not delivered, 1 dropped\n")
     assert f"{path} is not removed, because of damaged.bin" in err
     assert sorted(each.name for each in path.iterdir()) == ["cursor", "damaged.bin", "lock"]
+
+
+def test_a_record_that_the_agent_never_takes(folder: Path, socket_path: str) -> None:
+    path = folder / "spool"
+    fill(path, 20)
+    agent = Picky(7)
+    with scripted(socket_path, agent):
+        status, out, err = run("spool", "drain", str(path), "--unix", socket_path)
+    # Without acknowledgements, the records that the agent read before it hung up may count as delivered.
+    dropped = int(out.split()[-2])
+    assert out == f"{path}: {20 - dropped} delivered, 0 not delivered, {dropped} dropped\n"
+    assert status == dropped
+    assert path.exists() == bool(dropped)
+    if dropped:
+        assert set(agent.numbers) == set(range(20)) - {7}
+        assert f"{path} is not removed, because of rejected.jsonl" in err
+        assert len((path / "rejected.jsonl").read_text().splitlines()) == 1
 
 
 def test_an_empty_spool_needs_no_agent(folder: Path) -> None:
