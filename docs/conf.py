@@ -94,7 +94,10 @@ def _make_page_of_the_command_line() -> None:
     commands = re.findall(r"^    ([a-z]+)(?: |$)", text, re.MULTILINE)
     page = f"# Command line\n\n```text\n{text}```\n"
     for command in commands:
-        page += f"\n## geventaudit {command}\n\n```text\n{_help(command)}```\n"
+        text = _help(command)
+        page += f"\n## geventaudit {command}\n\n```text\n{text}```\n"
+        for action in re.findall(r"^    ([a-z]+)(?: |$)", text.partition("ACTION\n")[2], re.MULTILINE):
+            page += f"\n### geventaudit {command} {action}\n\n```text\n{_help(command, action)}```\n"
     _pages["command-line"] = page
 
 

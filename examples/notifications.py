@@ -9,7 +9,7 @@ import tempfile
 import gevent
 
 import geventaudit
-from geventaudit import AuditType, Backoff, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record
+from geventaudit import AuditType, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record
 from geventaudit.agent import Agent
 
 RECORD = Record(
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "agent.sock")
         agent = Agent(path, print)
-        client = geventaudit.Client(lambda: geventaudit.DomainSocket(path), backoff=Backoff(initial=0.1))
+        client = geventaudit.Client(lambda: geventaudit.DomainSocket(path))
         watching = gevent.spawn(watch, client)
         client.send(Msg(AuditType.DATA_PLANE, RECORD))  # the agent does not exist yet: that is no reason to wait
         gevent.sleep(0.05)

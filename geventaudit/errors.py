@@ -6,7 +6,7 @@
      +-- AuditError                     everything this library raises on purpose
           +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
           +-- QueueFullError            no room on the queue; the message is still the caller's
-          |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has the file
+          |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has it
           +-- ClientClosedError         the client is closing or closed
           +-- WouldBlockError           the call would have to wait where nothing may wait: in the hub
           +-- ConnectionFailedError     no connection to the agent, or it broke
@@ -106,9 +106,9 @@ class QueueFullError(AuditError):
 
 
 class SpoolError(QueueFullError):
-    """The spool cannot keep a message: the disk fails, the file is damaged, or another process has it.
+    """The spool cannot keep a message: the disk fails, the path is no folder of this user, or another process has it.
 
-    ``send`` raises it with ``Spool(..., mode="always")`` only; the message is still the caller's. Whoever handles
+    ``send`` raises it with ``Spool(..., mode="always")`` only; the message is still the caller's. Code that handles
     :class:`QueueFullError` handles it.
     """
 

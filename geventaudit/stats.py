@@ -46,7 +46,7 @@ class Stats(NamedTuple):
     rejected: Mapping[Rejection, int] = {}
     """Not accepted by ``send``, by :class:`Rejection`."""
     dropped: int = 0
-    """Accepted, and given up when the client closed."""
+    """Accepted, or found in the spool, and given up: undelivered at the end, never taken by the agent, or damaged."""
     recovered: int = 0
     """Accepted, and handed back by ``BaseClient.recover``."""
     adopted: int = 0
@@ -54,7 +54,7 @@ class Stats(NamedTuple):
     kept: int = 0
     """Left in the spool when the client closed, for the next one."""
     spool_failures: int = 0
-    """Times that the spool could not be used."""
+    """Times that the spool could not be used, or that files in it were damaged, removed or cut."""
     connects: int = 0
     """Connections made."""
     connect_failures: int = 0

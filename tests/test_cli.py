@@ -314,7 +314,7 @@ def test_help_and_version() -> None:
     assert "examples:\n" in out
 
 
-COMMANDS = ("listen", "send", "check", "schema", "doctor", "completion", "demo")
+COMMANDS = ("listen", "send", "check", "spool", "schema", "doctor", "completion", "demo")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

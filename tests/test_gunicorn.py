@@ -139,7 +139,7 @@ def test_what_workers_leave_in_their_spools_is_sent_by_the_next(socket_path: str
         "import gunicorn_app\n"
         "from geventaudit import Client, DomainSocket, Spool\n"
         "from gunicorn_app import application\n"
-        f"spool = Spool({str(folder / 'audit-{pid}.db')!r}, mode='always')\n"
+        f"spool = Spool({str(folder / 'audit-{pid}')!r}, mode='always')\n"
         f"gunicorn_app.client = Client(lambda: DomainSocket({socket_path!r}), spool=spool)\n"
     )
     with gunicorn(folder, socket_path, app, "-w", "3", "--graceful-timeout", "2") as (server, port):
@@ -165,7 +165,7 @@ def spooling(folder: Path, socket_path: str, mode: str) -> str:
     return (
         "import gevent, gunicorn_app\n"
         "from geventaudit import Backoff, Client, DomainSocket, Spool\n"
-        f"spool = Spool({str(folder / 'audit-{pid}.db')!r}, mode={mode!r})\n"
+        f"spool = Spool({str(folder / 'audit-{pid}')!r}, mode={mode!r})\n"
         "gunicorn_app.client = Client(\n"
         f"    lambda: DomainSocket({socket_path!r}), backoff=Backoff(initial=0.1, maximum=0.2), spool=spool\n"
         ")\n"
@@ -189,7 +189,7 @@ def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_pat
             server.send_signal(signal.SIGTERM)
             log = server.communicate(timeout=60)[1].decode()
     assert len(answered) == 50
-    assert f"Worker (pid:{killed}) left the spool {folder}/audit-{killed}.db" in log
+    assert f"Worker (pid:{killed}) left the spool {folder}/audit-{killed}" in log
     assert not list(folder.glob("audit-*")), "what is delivered is no file"
 
 

@@ -16,17 +16,25 @@ import geventaudit
 PACKAGE = Path(geventaudit.__file__).parent
 # Dotted, as below geventaudit; a package stands where its __init__.py does, and "" is geventaudit's own.
 ORDER = [
-    "version", "errors", "runtime", "runtime.native", "runtime.clock", "runtime.fork", "runtime.threads",
+    "version", "errors",
+    "runtime", "runtime.native", "runtime.clock", "runtime.forks", "runtime.exits", "runtime.signal", "runtime.workers",
+    "runtime.hub_thread",
     "records",
     "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.compiled",
     "protocol", "protocol.decoding", "protocol.acks", "protocol.handshake",
     "transport.connection", "transport.sockets", "transport.unix", "transport.tcp", "transport.noop", "transport",
-    "backoff", "notifications", "stats", "spoolfile", "spool", "store", "sender", "operation", "pipeline", "base",
-    "client", "agent.server", "agent", "agent.doctor", "agent.shown", "testing", "",
-    "cli.terminal", "cli.lines", "cli.demo", "cli", "__main__",
+    "backoff", "notifications", "stats",
+    "spool.settings", "spool", "spool.format", "spool.directory", "spool.segment", "spool.sidefiles", "spool.recovery",
+    "spool.folder", "spool.inspection", "spool.stream", "spool.writer", "spool.pending", "spool.backlog", "spool.disk",
+    "spool.jobs", "spool.trouble", "spool.store",
+    "delivery", "delivery.inbox", "delivery.outbox", "delivery.quarantine", "delivery.connector", "delivery.heartbeats",
+    "delivery.sender",
+    "operation", "lifecycle", "audit_client", "client",
+    "agent.server", "agent", "agent.doctor", "agent.shown", "testing", "",
+    "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.demo", "cli.spool", "cli", "__main__",
 ]  # fmt: skip
-PACKAGES = ["agent", "cli", "encoder", "protocol", "runtime", "schema", "transport"]
+PACKAGES = ["agent", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "transport"]
 
 
 def path_of(module: str) -> Path:
@@ -112,13 +120,9 @@ def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
     }
 
 
-# Their deadlines are still those of time.monotonic, since these modules are to be replaced.
-STOPPED_BY_FREEZEGUN = {"runtime.threads", "store", "sender", "pipeline"}
-
-
 def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
     """By the module of its own; integrations, which use only what is public, by the same clock."""
-    paths = {path_of(module) for module in ORDER if module not in STOPPED_BY_FREEZEGUN}
+    paths = {path_of(module) for module in ORDER}
     for path in paths | set((PACKAGE / "integrations").glob("*.py")):
         text = path.read_text()
         assert "time.monotonic" not in text, path
@@ -195,8 +199,10 @@ def test_what_is_not_used_is_not_loaded() -> None:
     """A service that is patched, connects and logs has most of them anyway."""
     program = (
         "import sys, geventaudit\n"
-        "for name in ('gevent.monkey', 'gevent.socket', 'logging', 'sqlite3', 'ssl', 'geventaudit.spool.store'):\n"
+        "for name in ('gevent.monkey', 'gevent.socket', 'logging', 'sqlite3', 'ssl'):\n"
         "    assert name not in sys.modules, name\n"
+        "spool = {name for name in sys.modules if name.startswith('geventaudit.spool')}\n"
+        "assert spool == {f'geventaudit.spool{name}' for name in ('', '.settings', '.stream')}, spool\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

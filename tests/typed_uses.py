@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import geventaudit
 from geventaudit import (
     TCP,
+    AuditClient,
     AuditType,
     Backoff,
     BaseClient,
@@ -18,19 +19,25 @@ from geventaudit import (
     CallerIdentityType,
     Client,
     Connection,
+    ConnectionFailedError,
     DomainSocket,
     Msg,
     MsgSchema,
     NoOp,
+    Notification,
+    NotificationChannel,
     NotificationKind,
     OperationCategory,
     OperationResult,
     OperationType,
     Record,
     RecordSchema,
+    Rejection,
+    Spool,
     Stats,
     TargetResource,
     ValidationError,
+    WouldBlockError,
     fill_unknown,
 )
 from geventaudit.integrations.wsgi import AuditMiddleware, facts_of
@@ -51,7 +58,9 @@ class MySchema(RecordSchema):
 class MyConnection:
     name = "Mine"
 
-    def write(self, frames: object) -> None: ...
+    def write(self, frames: object) -> None:
+        raise ConnectionFailedError("the agent hung up", agent_had_read=True)
+
     def delivered(self) -> int:
         return 0
 
@@ -102,10 +111,14 @@ def uses() -> None:
         print(refused, version)
         delivered: bool = client.flush(timeout=5.0)
         stats: Stats = client.stats()
-        count: int = stats.delivered + stats.rejected["invalid"] + delivered
-        for notification in client.notify():
+        count: int = stats.delivered + stats.rejected[Rejection.INVALID] + delivered
+        count += stats.rejected[Rejection.QUEUE_FULL]
+        channel: NotificationChannel = client.notify()
+        for notification in channel:
             if notification.kind is NotificationKind.DROPPED:
                 count += len(notification.undelivered)
+        texts: list[str] = [f"{each.time:%H:%M} {each.error}" for each in channel]
+        print(texts)
         left: list[Msg] = client.close(timeout=1.0)
         count += len(left)
     Client(other_factory)
@@ -121,6 +134,33 @@ def uses() -> None:
         MsgSchema().load({})
     except ValidationError as problem:
         print(problem.messages, recovered, error)
+
+
+def any_client(client: AuditClient) -> list[Msg]:
+    is_spooled: bool = client.spool is not None and not client.is_closed
+    try:
+        return client.close(timeout=5.0 if is_spooled else None)
+    except WouldBlockError as error:
+        client.report(error)
+        client.call_soon(client.close)
+        return []
+
+
+def clients() -> list[AuditClient]:
+    path = "/var/lib/app/audit-{pid}"
+    return [
+        Client(NoOp, spool=Spool(path, mode="always", synchronous="FULL")),
+        BaseClient(NoOp()),
+        *geventaudit.live_clients(),
+    ]
+
+
+def dropped(notifications: Iterator[Notification]) -> list[Msg]:
+    return [message for each in notifications for message in each.undelivered]
+
+
+def all_dropped(client: AuditClient) -> list[Msg]:
+    return dropped(iter(client.notify()))
 
 
 def describe(environ: Mapping[str, Any], status: int, record: Record) -> Record | None:

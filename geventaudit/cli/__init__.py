@@ -1,9 +1,9 @@
-"""The command line: ``geventaudit listen | send | check | schema | doctor | completion | demo``.
+"""The command line: ``geventaudit listen | send | check | spool | schema | doctor | completion | demo``.
 
-Exit status: 0 when all went well, 1 when messages were refused or not delivered, or when the doctor found what is
-wrong; 2 for bad arguments and for addresses that cannot be reached or listened on.
+Exit status: 0 when all went well; 1 when messages were refused, damaged or not delivered, or when the doctor found a
+fault; 2 for bad arguments, for addresses that cannot be reached or listened on, and for spools that cannot be opened.
 
-Read ``terminal``, ``lines`` and ``demo`` first.
+Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``demo`` and ``spool`` first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import gevent
 from gevent.event import Event
@@ -32,10 +32,12 @@ from ..encoder.encoding import Encoder
 from ..errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
 from ..records import Msg, OperationResult
 from ..schema.json_schema import json_schema
-from ..schema.rules import MsgSchema, by_record, service_tree_uuid
-from ..transport import TCP, Connection, DomainSocket, usual_path
+from ..schema.rules import MsgSchema, by_record
+from ..transport import usual_path
 from ..version import __version__
-from . import demo, lines  # as modules: their functions would hide them here
+from . import demo, lines, spool  # as modules: their functions would hide them here
+from .arguments import Parser, add_address, factory_of, host_and_port, seconds, service_tree_id
+from .signals import until_told
 from .terminal import Colour, CommandError, Progress, coloured
 
 __all__ = ["main"]
@@ -70,24 +72,15 @@ def _nowhere() -> TextIO:
     return open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # open for as long as the process lives
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, *, examples: str = "", **options: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=f"examples:\n{examples}" if examples else None,
-            **options,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message} (see {self.prog} --help)")
-
-
 _FILE_HELP = 'one message a line, by wire names; "-" for standard input'
 
 
-def _parser(files: Any = None) -> argparse.ArgumentParser:
-    """The parser; with *files*, which is shtab's word for arguments that are files, for making completions of it."""
-    parser = _Parser(
+def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
+    """Return the parser.
+
+    :param files, folders: shtab's words for arguments that are files or folders, to make completions of the parser.
+    """
+    parser = Parser(
         prog="geventaudit",
         description="Audit trails for gevent services.",
         examples="""\
@@ -97,9 +90,9 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit COMMAND --help                       more examples""",
     )
     parser.add_argument("--version", action="version", version=f"geventaudit {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> _Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> Parser:
         made = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", examples=examples)
         made.set_defaults(run=run)
         return made
@@ -115,7 +108,7 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit listen --unix /tmp/audit.sock
   geventaudit listen --tcp 127.0.0.1:24224 --output received.jsonl""",
     )
-    file(_add_address(listen, "listen on", address=_host_and_port))
+    file(add_address(listen, "listen on", address=host_and_port))
     file(
         listen.add_argument(
             "--output",
@@ -134,7 +127,7 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   my-service | geventaudit send -""",
     )
     file(send.add_argument("file", metavar="FILE", help=_FILE_HELP))
-    file(_add_address(send, "send to"))
+    file(add_address(send, "send to"))
     send.add_argument(
         "--follow",
         action="store_true",
@@ -142,11 +135,11 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
         "its place; waits for as long as the agent is away; ends by SIGINT or SIGTERM",
     )
     send.add_argument(
-        "--service-tree-id", metavar="UUID", type=_service_tree_id, help="the service that the records are of"
+        "--service-tree-id", metavar="UUID", type=service_tree_id, help="the service that the records are of"
     )
     send.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=20.0,
         help="seconds for connecting, for room on the queue, and for the last deliveries (20)",
     )
@@ -160,6 +153,20 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit check - < records.jsonl""",
     )
     file(check.add_argument("file", metavar="FILE", help=_FILE_HELP))
+
+    spool.add_actions(
+        command(
+            "spool",
+            spool.no_action,
+            "look into a spool, or deliver it",
+            """\
+  geventaudit spool list /var/lib/app/audit
+  geventaudit spool show '/var/lib/app/audit-{pid}'
+  geventaudit spool drain /var/lib/app/audit --unix /run/audit/agent.sock""",
+        ),
+        file,
+        folders,
+    )
 
     command(
         "schema",
@@ -178,9 +185,9 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
   geventaudit doctor --unix /tmp/audit.sock
   sudo -u www-data geventaudit doctor              as the user that the service runs as""",
     )
-    file(_add_address(doctor, "look at", path=str))  # one that is empty is a finding
+    file(add_address(doctor, "look at", path=str))  # one that is empty is a finding
     doctor.add_argument(
-        "--timeout", type=_seconds, default=2.0, help="seconds for each thing that the agent is asked to do (2)"
+        "--timeout", type=seconds, default=2.0, help="seconds for each thing that the agent is asked to do (2)"
     )
 
     completion = command(
@@ -203,61 +210,6 @@ def _parser(files: Any = None) -> argparse.ArgumentParser:
     )
     demo_command.add_argument("--records", type=int, default=15_000, help="records to send in all (15000)")
     return parser
-
-
-def _socket_path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must be the path of a socket, got an empty text")
-    return text
-
-
-def _service_tree_id(text: str) -> str:
-    try:
-        return service_tree_uuid(text)
-    except ValidationError:
-        raise argparse.ArgumentTypeError(f"must be a UUID and not the nil UUID, got {text!r}") from None
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text!r}")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        host.encode("idna")
-    except UnicodeError as error:
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:60]!r}: {error}") from None
-    return host, int(port)
-
-
-def _peer(text: str) -> tuple[str, int]:
-    host, port = _host_and_port(text)
-    if not port:  # which asks for a free one, where somebody listens
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT with a port above 0, got {text!r}")
-    return host, port
-
-
-def _add_address(
-    parser: argparse.ArgumentParser,
-    what: str,
-    path: Callable[[str], str] = _socket_path,
-    address: Callable[[str], tuple[str, int]] = _peer,
-) -> argparse.Action:
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--tcp", metavar="HOST:PORT", type=address, help=f"{what} this TCP address")
-    return either.add_argument(
-        "--unix", metavar="PATH", type=path, help=f"{what} this Unix socket (without --tcp: mdsd's usual one)"
-    )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r}")
-    return value
 
 
 # -- listen ------------------------------------------------------------------------------------------------------------
@@ -411,16 +363,14 @@ def _check(arguments: argparse.Namespace) -> int:
     encoder = Encoder()
     tally = _Tally()
     with _bytes_read(arguments.file) as progress:
-        if _until_told(lambda: tally.each(_numbered(arguments.file), load, progress), signal.SIGINT) is None:
+        if until_told(lambda: tally.each(_numbered(arguments.file), load, progress), signal.SIGINT) is None:
             raise KeyboardInterrupt
     print(f"{tally.good} valid, {tally.bad} refused")
     return 1 if tally.bad else 0
 
 
 def _send(arguments: argparse.Namespace) -> int:
-    def factory() -> Connection:
-        timeout = max(arguments.timeout, 0.001)
-        return TCP(arguments.tcp, timeout=timeout) if arguments.tcp else DomainSocket(arguments.unix, timeout=timeout)
+    factory = factory_of(arguments)
 
     def send(message: Any) -> None:
         client.send(message, timeout=None if arguments.follow else arguments.timeout)
@@ -438,7 +388,7 @@ def _send(arguments: argparse.Namespace) -> int:
         with Progress() if arguments.follow else _bytes_read(arguments.file) as progress:
             numbered = _numbered(arguments.file, arguments.follow)
             ends = (signal.SIGTERM, signal.SIGINT)
-            whole = _until_told(lambda: tally.each(numbered, send, progress), *ends) or arguments.follow
+            whole = until_told(lambda: tally.each(numbered, send, progress), *ends) or arguments.follow
     finally:
         undelivered = len(client.close(arguments.timeout))
     left = undelivered + tally.begun - tally.good - tally.bad  # and the one that waited for room when it was told
@@ -446,33 +396,6 @@ def _send(arguments: argparse.Namespace) -> int:
         print(f"stopped at line {tally.line} of {arguments.file}: what follows was not sent", file=sys.stderr)
     print(f"{tally.good - undelivered} delivered, {left} not delivered, {tally.bad} refused")
     return 1 if tally.bad or left or not whole else 0
-
-
-def _until_told(work: Callable[[], bool], *signals: int) -> bool | None:
-    """Do *work* until it is done, and return what it does, or until one of *signals* comes, and return None.
-
-    By watchers of the hub: Python's own handler has no turn where the signal comes just before the hub waits, and it
-    raises in whatever greenlet runs.
-    """
-    trouble: list[Exception] = []
-
-    def working() -> bool:
-        try:
-            return work()
-        except Exception as error:  # not for gevent to print
-            trouble.append(error)
-            return False
-
-    worker = gevent.spawn(working)
-    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in signals]
-    try:
-        done = worker.get()
-    finally:
-        for handler in handlers:
-            handler.cancel()
-    if trouble:
-        raise trouble[0]
-    return None if isinstance(done, gevent.GreenletExit) else done
 
 
 # -- schema, doctor, completion, demo ----------------------------------------------------------------------------------
@@ -504,14 +427,14 @@ def _completion(arguments: argparse.Namespace) -> int:
         import shtab
     except ImportError:
         raise CommandError("completion is made by shtab: pip install 'geventaudit[cli]'") from None
-    print(shtab.complete(_parser(files=shtab.FILE), arguments.shell))
+    print(shtab.complete(_parser(files=shtab.FILE, folders=shtab.DIRECTORY), arguments.shell))
     return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     if arguments.records < 1:
         raise CommandError(f"argument --records: must be at least 1, got {arguments.records}")
-    done = _until_told(lambda: demo.demo(arguments.records), signal.SIGINT)
+    done = until_told(lambda: demo.demo(arguments.records), signal.SIGINT)
     if done is None:
         raise KeyboardInterrupt
     return 0 if done else 1

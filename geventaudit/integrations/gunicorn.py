@@ -1,4 +1,4 @@
-"""Hooks for gunicorn's configuration: workers drain before they go, and what dead ones left in a spool is sent.
+"""Hooks for gunicorn's configuration: workers drain before they go, and the spools of dead workers are sent.
 
 ::
 
@@ -11,20 +11,20 @@ such hooks already calls these from them.
 ====================  ==============================================================================================
 hook                  does
 ====================  ==============================================================================================
-``post_worker_init``  in a worker that is ready: starts its clients that have a spool, so that what a dead worker left
-                      is sent without waiting for a request; and notes when the worker is told to end, and how
+``post_worker_init``  in a worker that is ready: starts its clients that have a spool, so that the records of a dead
+                      worker are sent without waiting for a request; and notes when the worker is to end, and how
 ``worker_exit``       in a worker that ends: closes its clients, all at once, within what is left of
                       ``graceful_timeout``
 ``child_exit``        in the master, when a worker is gone: says in gunicorn's log which spool it left
 ====================  ==============================================================================================
 
 The master itself takes over nothing: that needs a client at work, and greenlets that run in a master go on in every
-worker that it forks later. Nor does it have to. The lock of a spool ends with its process; the worker that the master
-starts in the place of a dead one takes over what is there when it starts, and the others look every 30 seconds.
+worker that it forks later. Nor does it have to. The lock of a spool's folder ends with its process; the worker that the
+master starts in the place of a dead one sends the records of that folder, and the others look for it every 30 seconds.
 
 A worker that gave no sign of life for ``timeout`` is sent SIGABRT, and SIGKILL a second later: where Python can still
 answer, ``worker_exit`` drains for half of that, and keeps the rest in a spool. A worker that is killed at once runs no
-hook. What it had accepted is then in its spool with ``mode="always"``, and what was not delivered is lost without.
+hook. Its accepted records are in its spool then with ``mode="always"``, and undelivered ones are lost without.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Say which spool the worker left. Looks for the file only, so it is safe in the master.
+    """Log the spool that the worker left. Only looks for the folder, so it is safe in the master.
 
     With ``preload_app`` only: otherwise the master knows no client, and this does nothing.
     """

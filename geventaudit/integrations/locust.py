@@ -12,7 +12,7 @@
     locust -f locustfile.py --host unix:///run/agent.sock
 
 Each user is one client with one connection: one process of the service that is simulated. Locust's statistics and web
-page have two rows for each operation name: ``send``, the time that :meth:`AuditClient.send` took, and ``deliver``, the
+page have two rows for each operation name: ``send``, the time that :meth:`LocustClient.send` took, and ``deliver``, the
 time from its call until the agent had taken the record (to within 20 ms under load). Importing this imports Locust,
 which monkey-patches the process.
 """
@@ -37,16 +37,16 @@ except ModuleNotFoundError as error:
 
 from geventaudit import TCP, AuditError, Client, Connection, ConnectionFailedError, DomainSocket, Msg
 
-__all__ = ["AuditClient", "AuditUser"]
+__all__ = ["AuditUser", "LocustClient"]
 
 _LOOK_SECONDS = 0.02  # how often to see what was delivered while more is sent
 
 
-class AuditClient(Client):
+class LocustClient(Client):
     """A client whose sends and deliveries are requests in Locust's statistics.
 
     :param user: whose requests they are.
-    :param options: those of :class:`geventaudit.Client`. With a spool, what is found in it blurs ``deliver``.
+    :param options: those of :class:`geventaudit.Client`. Records that are found in a spool blur ``deliver``.
     """
 
     def __init__(self, user: AuditUser, **options: Any) -> None:
@@ -113,7 +113,7 @@ class AuditClient(Client):
 
 
 class AuditUser(User):
-    """A user whose ``self.client`` is an :class:`AuditClient` to the agent at ``host``.
+    """A user whose ``self.client`` is a :class:`LocustClient` to the agent at ``host``.
 
     ``host``, or Locust's ``--host`` and the field on its page, is ``unix:///path`` or ``tcp://host:port``; None is the
     usual socket of mdsd. An ``on_stop`` of your own must call this one's.
@@ -129,12 +129,12 @@ class AuditUser(User):
     close_timeout: ClassVar[float] = 5.0
     """Seconds that a user who stops waits for the deliveries; what is not delivered by then has failed."""
 
-    client: AuditClient
+    client: LocustClient
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._where = self._parse_host()
-        self.client = AuditClient(self, **self.client_options)
+        self.client = LocustClient(self, **self.client_options)
 
     def _parse_host(self) -> str | tuple[str, int] | None:
         if not self.host:

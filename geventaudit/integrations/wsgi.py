@@ -317,8 +317,7 @@ class _HubWatch:
         if self._asked is None:
             self._asked, self._process = time.clock_gettime(time.CLOCK_MONOTONIC), os.getpid()
             try:
-                # What nobody else needs is not public. A greenlet of this thread would say nothing: it is that hub, and
-                # often another thread's, that sends.
+                # A greenlet of this thread would prove nothing: the client's hub sends, often that of another thread.
                 self._client.call_soon(self._run)
             except ClientClosedError:  # its thread ended just now; the next request will be told so
                 self._has_run = True

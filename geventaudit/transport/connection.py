@@ -38,13 +38,12 @@ class Connection(Protocol):
     name: str
     """What kind it is, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
 
-    # A connection may also have ``read_before_hang_up``, a bool: whether the far side is known to have read from it
-    # before it hung up. Only then can a record be suspected to be what made it hang up.
-
     def write(self, frames: Sequence[bytes]) -> None:
-        """Write whole frames, one after the other, waiting as a greenlet does where it must.
+        """Write whole frames, one after the other, waiting as a greenlet does if need be.
 
-        :raises Exception: anything; the connection counts as broken then, with an unknown part of *frames* written.
+        :raises Exception: the connection counts as broken then, with an unknown part of *frames* written. If the agent
+            hung up, and is known to have read of the frames in flight, ``ConnectionFailedError(...,
+            agent_had_read=True)``: only then may a record be suspected to be the cause.
         """
 
     def delivered(self) -> int:
@@ -54,9 +53,9 @@ class Connection(Protocol):
         """
 
     def wait_broken(self) -> None:
-        """Wait until the far side hangs up, and say why by raising; runs in a greenlet of its own.
+        """Wait until the far side hangs up, and raise the reason; runs in a greenlet of its own.
 
-        :raises Exception: what happened. A connection that cannot break waits for ever.
+        :raises Exception: the reason, as from :meth:`write`. A connection that cannot break waits for ever.
         """
 
     def close(self) -> None:

@@ -1,0 +1,330 @@
+"""``geventaudit spool list | show | drain``: spools of live and of dead processes, on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+
+from ..agent import Received
+from ..agent.shown import json_of
+from ..client import Client
+from ..errors import AuditError, FrameError, SpoolError
+from ..protocol.decoding import Decoder, message_of
+from ..records import Msg
+from ..runtime.clock import Deadline
+from ..spool import Spool
+from ..spool.folder import Folder, orphans
+from ..spool.inspection import FolderView
+from ..stats import Stats
+from ..transport import Connection
+from .arguments import Parser, add_address, factory_of, seconds
+from .signals import until_told
+from .terminal import CommandError, Progress
+
+__all__ = ["add_actions", "drain", "list_segments", "no_action", "show_records", "spool_of"]
+
+_POLL_SECONDS = 0.01
+_CLOSE_SECONDS = 5.0
+
+
+def spool_of(path: str) -> Spool:
+    """Return the spool with that path or template.
+
+    :raises argparse.ArgumentTypeError: there cannot be one.
+    """
+    try:
+        return Spool(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def list_segments(spool: Spool) -> bool:
+    """Print a JSON line for each folder and each segment. Return False if something is damaged."""
+    is_whole = True
+    for view in _views(spool):
+        summaries = [view.summary(segment) for segment in view.segments]
+        undelivered, damaged = sum(each.undelivered for each in summaries), sum(each.damaged for each in summaries)
+        _print(
+            folder=view.path,
+            process=view.owner,
+            segments=len(summaries),
+            first=summaries[0].first if summaries else None,
+            last=summaries[-1].last if summaries else None,
+            undelivered=undelivered,
+            damaged=damaged,
+            bytes=sum(each.size for each in summaries),
+        )
+        for each in summaries:
+            _print(
+                folder=view.path,
+                segment=each.name,
+                first=each.first,
+                last=each.last,
+                undelivered=each.undelivered,
+                damaged=each.damaged,
+                bytes=each.size,
+            )
+        is_whole = _complain(view, damaged) and is_whole
+    return is_whole
+
+
+def show_records(spool: Spool) -> bool:
+    """Print the undelivered records, oldest first in each folder. Return False if not all can be read."""
+    is_whole = True
+    for view in _views(spool):
+        damaged = 0
+        for part in (part for segment in view.segments for part in view.read(segment)):
+            damaged += part.damaged
+            for number, frame in part.frames:
+                try:
+                    line = json_of(_received(frame))
+                except AuditError as error:
+                    damaged += 1
+                    print(f"{view.path}: record {number}: {error}", file=sys.stderr)
+                else:
+                    _print(**line)
+        is_whole = _complain(view, damaged) and is_whole
+    return is_whole
+
+
+def drain(spool: Spool, factory: Callable[[], Connection], timeout: float) -> bool:
+    """Deliver the records of dead processes, and remove the folders that are empty then.
+
+    :param factory: makes connections to the agent.
+    :param timeout: seconds without a delivery after which to give up.
+    :returns: True if all records of all folders are delivered.
+    :raises CommandError: the spool cannot be drained, or the agent cannot be reached.
+    """
+    if not spool.is_for_each_process:
+        return _drain_folder(spool.absolute_path, factory, timeout)
+    is_complete = True
+    for path in _folders(spool):
+        try:
+            is_complete = _drain_folder(path, factory, timeout) and is_complete
+        except SpoolError as error:
+            print(f"geventaudit: {error}", file=sys.stderr)
+            is_complete = False
+    return is_complete
+
+
+def _drain_folder(path: str, factory: Callable[[], Connection], timeout: float) -> bool:
+    count = _count_undelivered(path)
+    stats = Stats()
+    done: bool | None = True
+    if count:
+        # Before the client, which would wait for the agent.
+        factory().close()
+        client = Client(factory, spool=Spool(path))
+        try:
+            with Progress(count, " records") as progress:
+                done = until_told(lambda: _deliver(client, timeout, progress), signal.SIGTERM, signal.SIGINT)
+        finally:
+            client.close(_CLOSE_SECONDS)
+        stats = client.stats()
+    left = count - stats.delivered - stats.dropped
+    print(f"{path}: {stats.delivered} delivered, {left} not delivered, {stats.dropped} dropped")
+    if not left:
+        _remove(path)
+    elif done is None:
+        raise CommandError("stopped by a signal", 1)
+    return not left and not stats.dropped
+
+
+def _count_undelivered(path: str) -> int:
+    """Lock the folder for a moment, and return how many records are to be delivered.
+
+    :raises SpoolError: the folder is in use, or no spool.
+    """
+    with _view(path) as view:
+        owner = view.owner
+    if owner is not None:
+        raise SpoolError(f"the spool {path} is in use by process {owner}, which delivers it; stop that process first")
+    folder = Folder(path)
+    try:
+        folder.open(create=False)
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    try:
+        return folder.count
+    finally:
+        folder.close()
+
+
+def _deliver(client: Client, timeout: float, progress: Progress) -> bool:
+    """Wait until all is delivered, and return True, or until nothing was delivered for *timeout* seconds."""
+    client.connect(max(timeout, 0.001))
+    settled, deadline = 0, Deadline(timeout)
+    while True:
+        stats = client.stats()
+        if stats.adopted and not stats.queued + stats.in_flight + stats.spooled:
+            return True
+        now_settled = stats.delivered + stats.dropped
+        if now_settled > settled:
+            progress.advance(now_settled - settled)
+            settled, deadline = now_settled, Deadline(timeout)
+        if deadline.has_passed() or (stats.spool_failures and not stats.adopted):
+            return False
+        gevent.sleep(_POLL_SECONDS)
+
+
+def _remove(path: str) -> None:
+    """Remove the folder unless something is left in it."""
+    folder = Folder(path)
+    try:
+        folder.open(create=False)
+    except (OSError, SpoolError):
+        # Another process uses the folder by now.
+        return
+    problems = folder.problems.copy()
+    folder.close(remove_if_empty=not folder.count)
+    for problem in problems:
+        print(f"geventaudit: {problem}", file=sys.stderr)
+    try:
+        left = sorted(set(os.listdir(path)) - {"lock", "cursor"})
+    except OSError:
+        return
+    print(f"geventaudit: {path} is not removed, because of {', '.join(left)}", file=sys.stderr)
+
+
+def _folders(spool: Spool) -> list[str]:
+    """Return the folders of a template, or the one folder.
+
+    :raises CommandError: there is no parent folder.
+    """
+    if not spool.is_for_each_process:
+        return [spool.absolute_path]
+    parent = os.path.dirname(spool.absolute_path)
+    if not os.path.isdir(parent):
+        raise CommandError(f"there is no folder {parent}")
+    paths = orphans(spool.absolute_path)
+    if not paths:
+        print(f"geventaudit: no folder of this user fits {spool.absolute_path}", file=sys.stderr)
+    return paths
+
+
+def _views(spool: Spool) -> Iterator[FolderView]:
+    for path in _folders(spool):
+        with _view(path) as view:
+            yield view
+
+
+def _view(path: str) -> FolderView:
+    try:
+        view = FolderView(path)
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    if not view.is_spool:
+        view.close()
+        raise SpoolError(f"{path} is no spool: it has neither a lock file nor segments")
+    return view
+
+
+def _cannot_open(path: str, error: OSError) -> SpoolError:
+    if isinstance(error, FileNotFoundError):
+        return SpoolError(f"there is no spool {path}")
+    return SpoolError(f"the spool {path} cannot be opened: {error.strerror or error}")
+
+
+def _complain(view: FolderView, damaged: int) -> bool:
+    """Print what is wrong with a folder, and return True if nothing is."""
+    for problem in view.problems:
+        print(f"geventaudit: {problem}", file=sys.stderr)
+    if damaged:
+        print(f"geventaudit: {view.path}: {damaged} records are damaged", file=sys.stderr)
+    return not view.problems and not damaged
+
+
+def _received(frame: bytes) -> Received:
+    """Return the record in a frame.
+
+    :raises FrameError: the frame has no record.
+    """
+    frames = list(Decoder(max_frame_bytes=max(len(frame), 1)).feed(frame))
+    if len(frames) != 1 or frames[0].size != 1:
+        raise FrameError("is not one frame with one record")
+    (entry,) = frames[0].unpack(len(frame))
+    message = message_of(frames[0].tag, entry.body)
+    if not isinstance(message, Msg):
+        raise FrameError(f"is no record: {type(message).__name__}")
+    return Received(message, entry.time, entry.body.get("env_ikey"))
+
+
+def _print(**line: object) -> None:
+    # In ASCII: safe for a terminal, whatever a record says.
+    print(json.dumps(line))
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders: Any) -> None:
+    """Add ``list``, ``show`` and ``drain`` to the parser of ``spool``."""
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", parser_class=Parser)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> Parser:
+        made = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", examples=examples)
+        made.set_defaults(run=run)
+        path = made.add_argument(
+            "path",
+            metavar="PATH",
+            type=spool_of,
+            help="the spool's folder, or its path with {pid}: the folders of all processes",
+        )
+        path.complete = folders  # type: ignore[attr-defined]
+        return made
+
+    action(
+        "list",
+        _list,
+        "print a JSON line for each folder and segment, also of a process that is alive; changes nothing",
+        """\
+  geventaudit spool list /var/lib/app/audit
+  geventaudit spool list '/var/lib/app/audit-{pid}'""",
+    )
+    action(
+        "show",
+        _show,
+        "print the undelivered records as JSON lines, also of a process that is alive; changes nothing",
+        """\
+  geventaudit spool show /var/lib/app/audit
+  geventaudit spool show '/var/lib/app/audit-{pid}' > undelivered.jsonl""",
+    )
+    deliver = action(
+        "drain",
+        _drain,
+        "deliver what a dead process left, oldest first, then remove the folder",
+        """\
+  geventaudit spool drain /var/lib/app/audit --unix /run/audit/agent.sock
+  geventaudit spool drain '/var/lib/app/audit-{pid}' --tcp agent.example.com:24224""",
+    )
+    file(add_address(deliver, "deliver to"))
+    deliver.add_argument(
+        "--timeout",
+        type=seconds,
+        default=20.0,
+        help="seconds for connecting, and without a delivery before it gives up (20)",
+    )
+
+
+def no_action(arguments: argparse.Namespace) -> int:
+    """Never called: the parser requires an action."""
+    raise AssertionError("the parser requires an action")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    return 0 if list_segments(arguments.path) else 1
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    return 0 if show_records(arguments.path) else 1
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    return 0 if drain(arguments.path, factory_of(arguments), arguments.timeout) else 1
