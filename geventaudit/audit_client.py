@@ -204,7 +204,11 @@ class AuditClient:
         if life.state is not _RUNNING or not life.sender.worker.greenlet:  # type: ignore[union-attr]
             self._check_accepting()
             life.start()
-        life.outbox.accept(frame, timeout)  # type: ignore[union-attr]
+        try:
+            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]
+        except AttributeError:  # gevent's, if the hub was destroyed: its loop is None
+            life.check_thread()
+            raise
 
     def _accept_from_other_thread(self, frame: bytes, timeout: float | None) -> None:
         """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""
