@@ -16,7 +16,16 @@ from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .encoder.compiled import Compiled
 from .encoder.encoding import Datetimes, Encoder
-from .errors import ClientClosedError, ConnectionFailedError, QueueFullError, SpoolError, ValidationError, logger, show
+from .errors import (
+    AuditError,
+    ClientClosedError,
+    ConnectionFailedError,
+    QueueFullError,
+    SpoolError,
+    ValidationError,
+    logger,
+    show,
+)
 from .lifecycle import Lifecycle, State, keep_alive
 from .notifications import NotificationChannel, NotificationKind, Notifier
 from .operation import Operation
@@ -32,6 +41,13 @@ from .stats import Counters, Rejection, Stats
 __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
 BeforeSend = Callable[[Msg], Msg | None]
+
+_REASONS = (
+    (SpoolError, Rejection.SPOOL),
+    (QueueFullError, Rejection.QUEUE_FULL),
+    (ClientClosedError, Rejection.CLOSED),
+    (ConnectionFailedError, Rejection.BROKEN),
+)
 
 # send() needs them, and a member of a class takes longer to find.
 _RUNNING, _CLOSING, _CLOSED = State.RUNNING, State.CLOSING, State.CLOSED
@@ -115,7 +131,7 @@ class AuditClient:
                 forks.check()
             life = self._life
             if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
-                self._check_accepting()
+                life.check_accepting()
             frame = self._frame_of(msg)
             if frame is None:
                 self._counters.reject(Rejection.LEFT_OUT)
@@ -123,22 +139,23 @@ class AuditClient:
                 self._accept(frame, timeout)
             else:
                 self._accept_from_other_thread(frame, timeout)
-        except SpoolError:  # notified when it began
-            self._counters.reject(Rejection.SPOOL)
+        except AuditError as error:
+            self._note_refusal(error)
             raise
-        except QueueFullError as error:
-            self._counters.reject(Rejection.QUEUE_FULL)
+        except (OSError, MemoryError, RecursionError) as error:
+            refusal = QueueFullError(f"there are not enough resources to accept the message: {show(error)}")
+            try:
+                self._note_refusal(refusal)
+            except (MemoryError, RecursionError):  # the caller learns of it all the same
+                pass
+            raise refusal from error
+
+    def _note_refusal(self, error: AuditError) -> None:
+        """Count a refusal, and notify if the queue is full. A spool notifies of its failures by itself."""
+        reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Rejection.INVALID)
+        self._counters.reject(reason)
+        if reason is Rejection.QUEUE_FULL:
             self._notify(NotificationKind.QUEUE_FULL, error)
-            raise
-        except ClientClosedError:
-            self._counters.reject(Rejection.CLOSED)
-            raise
-        except ConnectionFailedError:
-            self._counters.reject(Rejection.BROKEN)
-            raise
-        except (MemoryError, RecursionError, OSError) as error:  # OSError: no descriptor is left for a hub
-            self._counters.reject(Rejection.QUEUE_FULL)
-            raise QueueFullError(f"there is no room for the message: {type(error).__name__}: {error}") from error
 
     def operation(
         self,
@@ -184,7 +201,7 @@ class AuditClient:
         life = self._life
         # This checks once more whether to accept: a hook may have waited, and the client been closed, or the process
         # forked, meanwhile. mypy does not know that a client that runs has an outbox and a sender.
-        if life.state is not _RUNNING or not life.sender.greenlet:  # type: ignore[union-attr]
+        if life.state is not _RUNNING or not life.sender.worker.greenlet:  # type: ignore[union-attr]
             self._check_accepting()
             life.start()
         life.outbox.accept(frame, timeout)  # type: ignore[union-attr]
@@ -193,20 +210,25 @@ class AuditClient:
         """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""
         self._check_accepting()
         life = self._life
-        is_full = not self._has_room()
-        if (is_full and timeout != 0.0) or (self._spool is not None and self._spool.mode == "always"):
+        life.check_thread()
+        if (self._spool is not None and self._spool.mode == "always") or (timeout != 0.0 and not self._has_room()):
             try:  # in a greenlet of the client's own hub, which may wait there
                 life.thread.call(partial(self._accept, frame, timeout), timeout)
             except NoAnswerError:
                 raise QueueFullError("the client's own thread did not answer") from None
             return
-        if is_full:
+        if not self._has_room():
             raise QueueFullError(f"the queue is full ({self._queue_size} records)")
         if life.state is State.NEW:
             keep_alive(life)
             self._warn_if_unused()
-        life.inbox.put(frame)
-        life.thread.post(life.wake)
+        inbox = life.inbox
+        entry = inbox.put(frame)
+        try:
+            life.thread.post(life.wake)
+        except BaseException:  # the thread has ended, or there is no memory: nothing would take the record
+            if inbox.withdraw(entry):
+                raise
 
     def _has_room(self) -> bool:
         """Return True if another thread may hand over a record. The bound may be exceeded by the number of threads."""
@@ -223,7 +245,7 @@ class AuditClient:
             )
 
     def _check_accepting(self) -> None:
-        """Raise if nothing is accepted; see :meth:`send`."""
+        """Raise if nothing is accepted now."""
         self._life.check_accepting()
 
     def _frame_of(self, msg: Any) -> bytes | None:
@@ -234,25 +256,21 @@ class AuditClient:
         """
         now = time.time()
         try:
-            try:
-                if self._before_send is not None:
-                    msg = self._before_send(self._schema.shape(msg))
-                    if msg is None:
-                        return None
-                frame = self._compiled.frame_of(msg, now, self._encoder.pack)
-                if frame is not None:
-                    return frame
-                loaded = self._schema.load(msg)
-                if self._rules is not None:
-                    loaded = self._rules.load(loaded)
-                return self._encoder.encode(loaded, now)
-            except ValidationError as error:
-                raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
-            except Exception as error:
-                raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
-        except ValidationError:
-            self._counters.reject(Rejection.INVALID)
-            raise
+            if self._before_send is not None:
+                msg = self._before_send(self._schema.shape(msg))
+                if msg is None:
+                    return None
+            frame = self._compiled.frame_of(msg, now, self._encoder.pack)
+            if frame is not None:
+                return frame
+            loaded = self._schema.load(msg)
+            if self._rules is not None:
+                loaded = self._rules.load(loaded)
+            return self._encoder.encode(loaded, now)
+        except ValidationError as error:
+            raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
+        except Exception as error:
+            raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ A forked child starts at NEW again, unless the client was closing or closed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -30,7 +31,7 @@ from .protocol.decoding import decoded
 from .records import Msg
 from .runtime import exits, forks, native, workers
 from .runtime.clock import Deadline
-from .runtime.hub_thread import HubThread, NoAnswerError, Waiter
+from .runtime.hub_thread import GONE, HubThread, NoAnswerError, Waiter
 from .spool import Spool
 from .stats import Counters, Stats
 
@@ -81,7 +82,7 @@ class Lifecycle:
         self._counters = counters
         self._notifier = notifier
         self._parts: dict[str, tuple[Outbox, Sender]] = {}
-        self._undelivered: list[Msg] = []
+        self._undelivered: deque[Msg] = deque()  # not handed back yet
         self._closed = Event()
         self._orphan_close_lock = native.allocate_lock()  # one thread closes a client whose own thread has ended
         self._closer: object = None  # the greenlet that closes
@@ -98,13 +99,25 @@ class Lifecycle:
         if self.state is State.CLOSING or self.state is State.CLOSED:
             raise ClientClosedError(f"the client is {self.state.value}")
 
+    def check_thread(self) -> None:
+        """Raise if nothing can be delivered any more.
+
+        :raises ClientClosedError: the thread has ended, or its hub was destroyed.
+        """
+        if not self.thread.is_alive():
+            raise ClientClosedError(GONE)
+
     def start(self) -> Sender:
         """Return the sender, started if it was not, or if something killed it. In the client's own thread.
 
-        :raises ClientClosedError: the client is closing or closed, or the interpreter exits.
+        Call :meth:`check_accepting` first.
+
+        :raises ClientClosedError: the hub was destroyed, or the interpreter exits.
         :raises OSError: the process has no descriptor left for a hub.
         """
-        self.check_accepting()
+        hub = self.thread.hub
+        if hub is not None and hub.loop is None:
+            raise ClientClosedError(GONE)
         if self.sender is None:
             if exits.has_run():
                 raise ClientClosedError("the interpreter exits, and has closed its clients")
@@ -115,17 +128,17 @@ class Lifecycle:
 
     def _make_parts(self) -> None:
         self.thread.start()
+        exits.register_in_worker()
         if "parts" not in self._parts:
             outbox = Outbox(self.inbox, self._queue_size, self._spool, self._counters, self._notifier)
             sender = Sender(outbox, self._connector, self._heartbeats, self._counters, self._notifier)
             # A signal handler that sends may have been faster: setdefault is atomic.
             if self._parts.setdefault("parts", (outbox, sender))[0] is not outbox and outbox.store is not None:
                 outbox.store.close_watcher()
-        self.outbox, self.sender = self._parts["parts"]
         _running.add(self)
         if self.state is State.NEW:
             self.state = State.RUNNING
-        exits.register_in_worker()
+        self.outbox, self.sender = self._parts["parts"]  # last: start() does not repeat the rest
 
     def wake(self) -> None:
         """Take what other threads handed over. In the hub."""
@@ -142,6 +155,7 @@ class Lifecycle:
                 return self.thread.call(partial(self.flush, timeout), timeout, lambda result: None)
             except NoAnswerError:
                 return False
+        self.check_thread()
         if self.state is State.NEW and self.inbox:
             self._make_parts()
         if self.sender is None or self.outbox is None:
@@ -232,8 +246,17 @@ class Lifecycle:
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
             self._closed.wait(timeout)
-        undelivered, self._undelivered = self._undelivered, []
-        return undelivered
+        return self._hand_back()
+
+    def _hand_back(self) -> list[Msg]:
+        """Return what was not handed back yet. From any thread, each message once."""
+        messages = []
+        while self._undelivered:
+            try:
+                messages.append(self._undelivered.popleft())
+            except IndexError:  # another thread was faster
+                break
+        return messages
 
     def _drain(self, deadline: Deadline) -> None:
         # More than once: a record that waited for room when closing began may still get it.
@@ -278,8 +301,7 @@ class Lifecycle:
                     self._end(left)
                     if interruption is not None:
                         raise interruption
-            undelivered, self._undelivered = self._undelivered, []
-            return undelivered
+            return self._hand_back()
         finally:
             self._orphan_close_lock.release()
 
@@ -287,11 +309,12 @@ class Lifecycle:
         self.state = State.CLOSED
         _running.discard(self)
         self._counters.dropped += len(frames)
-        self._undelivered = decoded(frames)
+        messages = decoded(frames)
+        self._undelivered.extend(messages)
         try:
             if frames:
                 error = ClientClosedError(f"closed before {len(frames)} records were delivered")
-                self._notifier.notify(NotificationKind.DROPPED, error, tuple(self._undelivered))
+                self._notifier.notify(NotificationKind.DROPPED, error, tuple(messages))
             self._notifier.notify(NotificationKind.CLOSED)
         finally:
             self._notifier.end()
@@ -336,9 +359,7 @@ class Lifecycle:
         self.inbox = Inbox()
         self._parts = {}
         self._orphan_close_lock = native.allocate_lock()
-        self._undelivered = []
-        self._counters.reset()
-        self._notifier.forget()
+        self._undelivered.clear()
         if self.state is State.RUNNING:
             self.state = State.NEW
         elif self.state is State.CLOSING:
@@ -349,6 +370,9 @@ class Lifecycle:
         if outbox is not None and outbox.store is not None:
             outbox.store.abandon()
         self._connector.reset()
+        # Last: the sender counts what its connection, which is the parent's, has delivered.
+        self._counters.reset()
+        self._notifier.forget()
 
 
 def check_may_wait(call: str) -> None:

@@ -1,6 +1,6 @@
 """A service that forks, as a process of its own; see test_fork.py.
 
-    python fork_program.py SCENARIO FORK PATCHED SOCKET [COUNT]
+    python fork_program.py SCENARIO FORK PATCHED SOCKET [COUNT | KIND AUTHORITY]
 
 FORK is "os", "gevent" or "multiprocessing". Exits with 0 when every process of it could say that all it accepted was
 delivered; prints what the test has to know.
@@ -9,23 +9,44 @@ delivered; prints what the test has to know.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 scenario, fork_kind, patched, path = sys.argv[1:5]
-count = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+count = int(sys.argv[5]) if sys.argv[5:] and sys.argv[5].isdigit() else 0
 if patched == "patched":
     from gevent import monkey
 
     monkey.patch_all()
 
-import multiprocessing
 import os
-from collections.abc import Callable
+
+foreign: list[Callable[[], object]] = []  # what the at-fork hooks of another library do, in the child
+if scenario == "hooks":  # they run before geventaudit's
+    import gevent
+
+    def foreign_hook() -> None:
+        for action in foreign:
+            action()
+
+    os.register_at_fork(after_in_child=foreign_hook, after_in_parent=lambda: gevent.sleep(0))
+
+import multiprocessing
+import ssl
 
 import gevent
 import gevent.os
 from helpers import message
 
-from geventaudit import Backoff, Client, ClientClosedError, DomainSocket, Stats
+from geventaudit import (
+    TCP,
+    Backoff,
+    BaseClient,
+    Client,
+    ClientClosedError,
+    ConnectionFailedError,
+    DomainSocket,
+    Stats,
+)
 
 ZERO = Stats()
 
@@ -134,7 +155,7 @@ def middle_of_a_write() -> bool:
     gevent.sleep(0.05)
 
     def grandchild() -> bool:
-        assert client.stats() == ZERO
+        assert client.stats() == ZERO, client.stats()
         send(client, 200, 100)
         return client.close(timeout=60) == []
 
@@ -194,6 +215,106 @@ def closing_parent() -> bool:
     fine = in_child(child)()
     say("forked")
     return fine and closing.get(timeout=60) == []
+
+
+def base_client() -> bool:
+    """The child is told that the connection is the parent's, and goes on with one of its own."""
+    client = BaseClient(DomainSocket(path))
+    client.send(message(1))
+    assert client.flush(30)
+
+    def child() -> bool:
+        assert client.stats() == ZERO
+        try:
+            client.send(message(0))
+        except ConnectionFailedError as error:
+            assert "parent process" in str(error)
+        else:
+            return False
+        client.reset(DomainSocket(path))
+        client.send(message(2))
+        return client.flush(30) and client.stats().delivered == 1 and client.close() == []
+
+    fine = in_child(child)()
+    client.send(message(3))
+    return fine and client.error is None and client.close(30) == [] and client.stats().delivered == 2
+
+
+def connect() -> TCP | DomainSocket:
+    kind, authority = sys.argv[5:]
+    if kind.startswith("unix"):
+        return DomainSocket(path, require_ack=kind.endswith("acks"))
+    context = ssl.create_default_context(cafile=authority) if kind == "tls" else None
+    return TCP(("127.0.0.1", int(path)), require_ack=kind.endswith("acks"), ssl=context)
+
+
+def hooks() -> bool:
+    """Fork while the client does nothing, writes, or connects. Prints the numbers of all accepted records."""
+    return all([hook(when, sends, sends * 10_000) for sends in (0, 1) for when in ("idle", "writing", "connecting")])
+
+
+def ask(what: str) -> None:
+    say(what)
+    sys.stdin.readline()
+
+
+def hook(when: str, sends: int, first: int) -> bool:
+    first += ("idle", "writing", "connecting").index(when) * 1000
+    connecting: list[bool] = []
+
+    def factory() -> TCP | DomainSocket:
+        connecting.append(True)
+        if when == "connecting":
+            gevent.sleep(0.1)
+        return connect()
+
+    client = Client(factory, backoff=Backoff(initial=0.01, maximum=0.1), max_frame_bytes=4 << 20)
+    numbers = list(range(first, first + 203))
+    big = "x" * (1 << 20) if when == "writing" else "x"
+    if when == "writing":
+        client.connect(30)
+        ask("stop")
+    for number in numbers[:3]:
+        client.send(message(number, caller_agent=big))
+    if when == "writing":
+        while not client.stats().in_flight:
+            gevent.sleep(0.001)
+    elif when == "idle":
+        client.connect(30)
+    children = []
+    for index in range(4):
+        for number in numbers[3 + 50 * index : 53 + 50 * index]:
+            client.send(message(number))
+        if when == "connecting":
+            while not connecting:
+                gevent.sleep(0.001)
+        mine = 100_000 + first + index  # of a child
+        foreign[:] = [lambda mine=mine: client.send(message(mine))] if sends else []
+        foreign.append(lambda: gevent.sleep(0.15 if when == "connecting" else 0.01))
+        numbers += [mine] * sends
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                left, stats = client.close(30), client.stats()
+                if not left and stats.accepted == sends:
+                    status = 0
+                else:
+                    print(when, sends, len(left), stats, file=sys.stderr, flush=True)
+            finally:
+                os._exit(status)
+        children.append(pid)
+    if when == "writing":
+        gevent.sleep(0.05)  # the children's greenlets run
+        ask("resume")
+    fine = all([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in children])
+    left = client.close(60)
+    stats = client.stats()
+    say(" ".join(map(str, numbers)))
+    if not left and stats.connects == 1 and stats.accepted == stats.delivered == len(numbers) - 4 * sends:
+        return fine
+    print(when, sends, len(left), stats, file=sys.stderr, flush=True)
+    return False
 
 
 if __name__ == "__main__":

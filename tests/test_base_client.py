@@ -237,8 +237,8 @@ def test_a_killed_sender_greenlet_is_a_broken_connection(agent: Agent, got: list
         client.send(message(1))
         assert client.flush(10)
         assert client._life.sender is not None
-        assert client._life.sender.greenlet is not None
-        client._life.sender.greenlet.kill()
+        assert client._life.sender.worker.greenlet is not None
+        client._life.sender.worker.greenlet.kill()
         broken(client)
         client.reset(DomainSocket(socket_path))
         client.send(message(2))

@@ -431,9 +431,9 @@ def test_a_sender_that_is_killed_before_it_is_connected(
         eventually(lambda: calls and (killed == "connecting" or client.stats().connect_failures))
         client._connector._failures = 0  # or the next would wait as well
         assert client._life.sender is not None
-        assert client._life.sender.greenlet is not None
-        client._life.sender.greenlet.kill(timeout=30)
-        assert client._life.sender.greenlet.dead
+        assert client._life.sender.worker.greenlet is not None
+        client._life.sender.worker.greenlet.kill(timeout=30)
+        assert client._life.sender.worker.greenlet.dead
         client.send(message(2))
         assert client.flush(10)
         assert client.stats().connect_failures == (killed == "waiting to connect")
@@ -612,8 +612,8 @@ def test_the_sender_greenlet_survives_being_killed(agent: Agent, got: list[Recei
         client.send(message(1))
         assert client.flush(10)
         assert client._life.sender is not None
-        assert client._life.sender.greenlet is not None
-        client._life.sender.greenlet.kill()
+        assert client._life.sender.worker.greenlet is not None
+        client._life.sender.worker.greenlet.kill()
         assert not client.stats().connected
         client.send(message(2))
         assert client.flush(10)

@@ -10,16 +10,20 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from ssl import PROTOCOL_TLS_SERVER
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
+import trustme
 from gevent import socket, subprocess
 from helpers import eventually, message, receiving
 
-from geventaudit import BaseClient, Client, ConnectionFailedError, NoOp
-from geventaudit.runtime import fork, native
+from geventaudit import Client, Msg, NoOp
+from geventaudit.agent import Agent, Received
+from geventaudit.runtime import forks, native
 
+new_context: Any = native.original("ssl", "SSLContext")  # patched or not, as the agent wants it
 EACH = int(os.environ.get("GEVENTAUDIT_FORK_RECORDS", "5000"))
 KINDS = [
     ("os", "unpatched"), ("os", "patched"), ("gevent", "unpatched"), ("multiprocessing", "unpatched"),
@@ -35,6 +39,7 @@ def program(scenario: str, kind: tuple[str, str], path: str, *more: object) -> I
             *("-W", "ignore:This process:DeprecationWarning"),  # 3.12 on: forking with threads; that is the point here
             *(str(Path(__file__).parent / "fork_program.py"), scenario, *kind, path, *map(str, more)),
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -107,88 +112,90 @@ def test_a_fork_while_the_parent_closes(folder: Path, kind: tuple[str, str]) -> 
         assert receiver.numbers() == [1]
 
 
+@pytest.mark.parametrize("kind", [("os", "patched"), ("multiprocessing", "unpatched")], ids="-".join)
+def test_a_base_client_in_a_child_wants_a_connection_of_its_own(folder: Path, kind: tuple[str, str]) -> None:
+    with receiving(folder) as receiver:
+        receiver.start()
+        with program("base_client", kind, receiver.where) as process:
+            finish(process)
+        assert sorted(receiver.numbers()) == [1, 2, 3]
+
+
+class Links(NamedTuple):
+    """One kind of connection: its agent, and the arguments of the program."""
+
+    agent: Agent
+    arguments: list[str]
+
+
+@contextmanager
+def linked(kind: str, folder: Path, got: list[Received]) -> Iterator[Links]:
+    ssl = None
+    authority = folder / "authority.pem"
+    if kind == "tls":
+        trust = trustme.CA()
+        trust.cert_pem.write_to_path(authority)
+        ssl = new_context(PROTOCOL_TLS_SERVER)
+        trust.issue_cert("localhost", "127.0.0.1").configure_cert(ssl)
+    address = str(folder / "agent.sock") if kind.startswith("unix") else ("127.0.0.1", 0)
+    with Agent(address, got.append, ssl=ssl) as agent:
+        where = agent.address if isinstance(agent.address, str) else str(agent.address[1])
+        yield Links(agent, [where, kind, str(authority)])
+
+
+@pytest.mark.parametrize("kind", ["unix", "unix acks", "tcp", "tcp acks", "tls"])
+def test_hooks_of_other_libraries(folder: Path, kind: str) -> None:
+    """Hooks that switch or send run before the client's own: frames stay whole, and arrive once."""
+    got: list[Received] = []
+    with linked(kind, folder, got) as (agent, (where, *more)), program("hooks", ("os", "patched"), where, *more) as run:
+        act = {b"stop\n": agent.stop_reading, b"resume\n": agent.resume_reading}
+        expected: list[int] = []
+        while line := run.stdout.readline():
+            if line in act:
+                act[line]()
+                run.stdin.write(b"\n")
+                run.stdin.flush()
+            else:
+                expected += map(int, line.split())
+        finish(run)
+        records = [each.message.record for each in got if isinstance(each.message, Msg)]
+        assert sorted(each.custom_data["n"] for each in records) == sorted(expected)
+        assert agent.counts.broken_streams == agent.counts.half_frames == agent.counts.refused == 0
+        mine = [each.custom_data["n"] for each in records if each.custom_data["n"] < 100_000]
+        assert mine == sorted(mine), "the parent's are in order"
+
+
 def test_closed_clients_are_collected() -> None:
+    before = len(forks.registered())
     with Client(NoOp) as client:
         client.send(message(1))
         assert client.flush(10)
         reference = weakref.ref(client)
-        assert client in fork._tracked
+        assert len(forks.registered()) > before
     del client
     gevent.sleep(0)
-    gc.collect()
     eventually(lambda: gc.collect() is not None and reference() is None, timeout=10)
 
 
-def test_a_base_client_in_a_child_wants_a_connection_of_its_own() -> None:
-    """The hook is called as the fork would: the process of the tests itself is not forked."""
-    with BaseClient(NoOp()) as client:
-        client.send(message(1))
-        assert client.flush(10)
-        client.after_fork_in_child()
-        assert client.stats().accepted == 0
-        with pytest.raises(ConnectionFailedError, match="parent process"):
-            client.send(message(2))
-        client.reset(NoOp())
-        client.send(message(3))
-        assert client.flush(10)
-        assert client.stats().delivered == 1
-
-
-def test_one_that_fails_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    class Failing:
-        def after_fork_in_child(self) -> None:
-            raise RuntimeError("cannot")
-
+def test_one_that_fails_does_not_keep_the_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Counting:
         called = 0
 
         def after_fork_in_child(self) -> None:
             self.called += 1
 
-    things = [Counting(), Failing(), Counting()]
-    for thing in things:
-        fork.track(thing)
-    tracked = set(fork._tracked)
-    for other in tracked - set(things):
-        fork._tracked.discard(other)
-    fork._in_child()
-    for other in tracked:
-        fork._tracked.add(other)
-    assert [getattr(thing, "called", None) for thing in things] == [1, None, 1]
-    assert "cannot" in caplog.text
-
-
-def test_two_threads_that_fork_at_once_let_go_of_what_is_theirs() -> None:
-    class Busy:
-        def __init__(self) -> None:
-            self.lock = native.allocate_lock()
-            self.owner = 0
-            self.wrong = 0
-
-        def before_fork(self) -> None:
-            self.lock.acquire()
-            self.owner = native.thread_ident()
-
-        def after_fork_in_parent(self) -> None:
-            self.wrong += self.owner != native.thread_ident()
-            self.lock.release()
-            native.sleep(0.002)  # for the other thread to come in
-
+    class Failing(Counting):
         def after_fork_in_child(self) -> None:
-            pass
+            super().after_fork_in_child()
+            raise RuntimeError("cannot")
 
-    busy, done = [Busy(), Busy()], []
-    for each in busy:
-        fork.track(each)
-
-    def forking() -> None:
-        for _ in range(20):
-            fork._before()
-            fork._in_parent()
-        done.append(True)
-
-    for _ in range(2):
-        native.start_new_thread(forking, ())
-    eventually(lambda: len(done) == 2)
-    assert [each.wrong for each in busy] == [0, 0]
-    assert not fork._held
+    things = [Counting(), Failing(), Counting()]
+    monkeypatch.setattr(forks, "registered", lambda: things)
+    monkeypatch.setattr(forks, "_pid", -1)  # as if the process had been forked
+    monkeypatch.setattr(forks, "under_way", [None])
+    forks.check()
+    forks.check()
+    assert [thing.called for thing in things] == [1, 1, 1]
+    assert "cannot" in caplog.text

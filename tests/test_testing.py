@@ -322,9 +322,7 @@ def busy(agent: AuditAgent) -> Iterator[None]:
         native.sleep(0.1)
         gate.release()
 
-    assert agent._thread is not None
-    assert agent._thread._home is not None
-    agent._thread._home.call(gate.acquire)
+    agent._do(lambda _: gevent.get_hub().loop.run_callback(gate.acquire))  # in its thread, before its sockets
     yield
     native.start_new_thread(open_soon, ())
 

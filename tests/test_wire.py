@@ -30,6 +30,8 @@ from geventaudit.protocol.decoding import Decoder, decode
 from geventaudit.schema.values import MAX_VALUES
 
 EXAMPLE = {"TimeFormat": "DateTime"}
+ENDLESS: dict[str, Any] = {}
+ENDLESS["self"] = ENDLESS
 
 
 def body_of(frame: bytes) -> Any:
@@ -94,7 +96,9 @@ def test_a_frame_above_the_limit() -> None:
 
 @pytest.mark.parametrize("changes", [{"custom_data": {"o": object()}}, {"operation_categories": ["Nonsense"]},
                                      {"caller_ip_address": "nowhere"}, {"custom_data": {"n": 2**64}},
-                                     {"caller_identities": None}, {"target_resources": {"T": [None]}}])  # fmt: skip
+                                     {"caller_identities": None}, {"target_resources": {"T": [None]}},
+                                     {"custom_data": {"t": msgpack.Timestamp(1 << 70)}},
+                                     {"custom_data": ENDLESS}])  # fmt: skip
 def test_what_no_schema_has_seen_is_a_validation_error(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="must be a valid message"):
         encode(message(**changes), 0)
@@ -157,7 +161,7 @@ def test_times_that_agents_take(time: Any, seconds: float) -> None:
         (msgpack.packb(5), "frame must be an array"),
         (msgpack.packb(["tag"]), "2 or 3 elements, has 1"),
         (msgpack.packb(["tag", [], {}, 1]), "2 or 3 elements, has 4"),
-        (b"\xc1", "not MessagePack: FormatError"),
+        (b"\xc1", "not MessagePack: (FormatError|Unknown header)"),
         (b"\x92\xa1\xff\x90", "not MessagePack"),
         (b"GET / HTTP/1.1\r\n", "frame must be an array"),
         (b"\x91" * 5000, "not MessagePack"),
@@ -229,8 +233,27 @@ def test_what_a_larger_frame_held_comes_back() -> None:
 
 def test_a_frame_of_too_many_entries() -> None:
     """Shorter ones than any message is would else be millions."""
-    with pytest.raises(FrameError, match="at most 65536 entries, has 65537"):
-        list(Decoder().feed(b"\x92\xa1t\xdd\x00\x01\x00\x01" + b"\x92\x01\x80" * 65537))
+    for count in (65537, decoding._MAX_ITEMS + 1):
+        with pytest.raises(FrameError, match=f"at most 65536 entries, has {count}"):
+            list(Decoder().feed(b"\x92\xa1t\xdd" + count.to_bytes(4, "big") + b"\x92\x01\x80" * count))
+
+
+@pytest.mark.parametrize("part", ["tag", "entries", "option"])
+def test_a_part_with_too_many_values(part: str) -> None:
+    much = [[0] * 1000] * (decoding._MAX_ITEMS // 1000 + 1)
+    with pytest.raises(FrameError, match=f"more than {decoding._MAX_ITEMS} values"):
+        list(Decoder().feed(frame_with(**{part: {"a": much}})))
+
+
+def test_an_entry_with_too_long_an_array() -> None:
+    """The frame is whole, and the entries before that one are kept."""
+    many = [0] * (decoding._MAX_ITEMS + 1)
+    (frame,) = Decoder().feed(frame_with(entries=[[5, {"a": 1}], [6, {"b": many}]]))
+    got = []
+    with pytest.raises(FrameError, match="exceeds max_array_len"):  # noqa: PT012
+        for each in frame.unpack():
+            got.append(each)
+    assert got == [(5, {"a": 1})]
 
 
 def test_a_frame_above_the_decoders_limit() -> None:

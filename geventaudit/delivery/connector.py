@@ -19,7 +19,7 @@ from gevent.event import Event
 from ..backoff import Backoff
 from ..errors import ConnectionFailedError, as_connection_error
 from ..notifications import NotificationKind, Notifier
-from ..runtime.clock import monotonic
+from ..runtime.clock import TICK, monotonic
 from ..stats import Counters
 from ..transport import Connection, check_connection
 
@@ -128,7 +128,7 @@ class FactoryConnector:
             return
         due = monotonic() + (self._backoff.delay(self._failures) if self._failures else 0.0)
         while (left := due - monotonic()) > 0:
-            gevent.sleep(left if self._path is None else min(left, _WATCH_SECONDS))
+            gevent.sleep(max(left if self._path is None else min(left, _WATCH_SECONDS), TICK))
             if self._path is None:
                 continue
             seen, self._seen = self._seen, _fingerprint(self._path)

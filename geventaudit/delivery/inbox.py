@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import ClientClosedError
+from ..runtime.copying import copied
 
 __all__ = ["HandedOver", "Inbox"]
 
@@ -39,16 +40,23 @@ class Inbox:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def put(self, frame: bytes) -> None:
-        """Hand over *frame*. From any thread.
+    def put(self, frame: bytes) -> HandedOver:
+        """Hand over *frame*, and return its entry. From any thread.
 
         :raises ClientClosedError: the inbox was closed, and nothing was accepted.
         """
         entry = HandedOver(frame)
         self.entries.append(entry)
-        if self.is_closed and entry.claim("thread"):
-            self.remove(entry)
+        if self.is_closed and self.withdraw(entry):
             raise ClientClosedError("the client is closed")
+        return entry
+
+    def withdraw(self, entry: HandedOver) -> bool:
+        """Take *entry* back; return False if the client has its frame already. For the thread that put it."""
+        if not entry.claim("thread"):
+            return False
+        self.remove(entry)
+        return True
 
     def remove(self, entry: HandedOver) -> None:
         """Remove *entry*, if it is still there. Entries are equal only to themselves."""
@@ -60,7 +68,7 @@ class Inbox:
     def take_all(self) -> list[bytes]:
         """Return the frames of all entries, and remove them. For the client, which has closed the inbox."""
         frames = []
-        for entry in list(self.entries):
+        for entry in copied(self.entries):
             if entry.claim("hub"):
                 frames.append(entry.frame)
             self.remove(entry)

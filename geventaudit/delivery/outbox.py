@@ -26,8 +26,11 @@ removed after: an interruption may duplicate a record, and never loses one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from itertools import count, groupby, islice, repeat
+from collections.abc import Callable, Iterable
+from itertools import accumulate, count, groupby, islice, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from gevent.event import Event
@@ -35,6 +38,7 @@ from gevent.queue import Full, Queue
 
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
+from ..runtime.copying import copied
 from ..runtime.signal import Signal
 from ..runtime.workers import may_wait
 from ..spool.stream import Entry, Stream
@@ -56,6 +60,8 @@ MAX_BATCH_BYTES = 1 << 16
 
 MAX_WINDOW_BYTES = 8 << 20
 """No more is written while this many bytes are in flight. Bounds the memory that waits for acknowledgements."""
+
+_MAX_BATCH_RECORDS = 256
 
 _HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, which is never written again
 
@@ -89,6 +95,7 @@ class Outbox:
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
+        self._given_up: tuple[list[tuple[int, bytes]], int] | None = None
         self.store: Store | None = None
         if spool is not None:
             from ..spool.store import Memory, Store
@@ -206,23 +213,18 @@ class Outbox:
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
-    def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
+    def next_batch(self, max_bytes: int, most: int = _MAX_BATCH_RECORDS) -> list[bytes]:
         """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
         if self.cursor == len(self.window):
             self._fill(max_bytes)
-        batch: list[bytes] = []
-        size = 0
-        stop = None if most is None else self.cursor + most
-        for _, _, frame in islice(self.window, self.cursor, stop):
-            if size >= max_bytes:
-                break
-            batch.append(frame)
-            size += len(frame)
+        entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + most))
+        batch, size = _up_to([frame for _, _, frame in entries], max_bytes)
         self.cursor += len(batch)
         self.in_flight_bytes += size
-        resent = min(len(batch), self._to_resend)
-        self._to_resend -= resent
-        self._counters.resent += resent
+        if self._to_resend:
+            resent = min(len(batch), self._to_resend)
+            self._to_resend -= resent
+            self._counters.resent += resent
         return batch
 
     def _fill(self, max_bytes: int) -> None:
@@ -234,17 +236,11 @@ class Outbox:
             if earlier:
                 self.window.extend(earlier)
                 return
-        frames: list[bytes] = []
-        for frame in islice(self.queue.queue, self.queue.qsize()):
-            if max_bytes <= 0:
-                break
-            frames.append(frame)
-            max_bytes -= len(frame)
+        frames, _ = _up_to(copied(self.queue.queue, 0, _MAX_BATCH_RECORDS), max_bytes)
         if frames:
             self.window.extend(zip(repeat(self.stream), count(self.stream.taken + 1), frames))
             self.stream.taken += len(frames)
-            # One call in C: a signal handler cannot raise in the middle.
-            deque(islice(iter(self.queue.get_nowait, None), len(frames)), maxlen=0)
+            _remove(self.queue.get_nowait, len(frames))
         elif self.store is not None:
             self.window.extend(self.store.take(max_bytes))
         self._room.set()
@@ -272,21 +268,15 @@ class Outbox:
 
     def settle(self, amount: int) -> int:
         """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
-        delivered = list(islice(self.window, amount))
-        records = 0
-        for stream, group in groupby(delivered, key=_stream_of):
-            if stream is not _HEARTBEAT[0]:
-                numbers = [number for _, number, _ in group]
-                records += len(numbers)
-                for first, last in _runs(numbers):
-                    stream.settle(first, last)
-        self.in_flight_bytes -= sum(len(frame) for _, _, frame in delivered)
+        delivered = copied(self.window, 0, amount)
+        if not delivered:
+            return 0
+        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=_stream_of))
+        self.in_flight_bytes -= sum([len(frame) for _, _, frame in delivered])
         self.cursor -= len(delivered)
-        for _ in delivered:
-            self.window.popleft()
-        if delivered:
-            self._ahead = None
-            self._after_settling()
+        _remove(self.window.popleft, len(delivered))
+        self._ahead = None
+        self._after_settling()
         return records
 
     def reject_first(self, reason: str) -> bytes:
@@ -306,9 +296,9 @@ class Outbox:
         """Set the cursor back: all in flight is to be sent again, in the old order. Return the heartbeats dropped."""
         heartbeats = 0
         if self.cursor:
-            in_flight = [entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT]
+            in_flight = [entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT]
             heartbeats = self.cursor - len(in_flight)
-            rest = list(islice(self.window, self.cursor, None))
+            rest = copied(self.window, self.cursor)
             self._to_resend += len(in_flight)
             self.cursor = 0
             self.in_flight_bytes = 0
@@ -326,17 +316,21 @@ class Outbox:
     @property
     def first_in_flight(self) -> Entry | None:
         """The oldest record in flight."""
-        return next((entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT), None)
+        return next((entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT), None)
 
     @property
     def in_flight(self) -> int:
         """Records in flight."""
-        return self.cursor - sum(entry is _HEARTBEAT for entry in islice(self.window, self.cursor))
+        return sum(entry is not _HEARTBEAT for entry in self._entries_in_flight())
+
+    def _entries_in_flight(self) -> list[Entry]:
+        return copied(self.window, 0, self.cursor)
 
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
+        given_up = 0 if self._given_up is None else len(self._given_up[0]) + self._given_up[1]
+        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor + given_up
 
     @property
     def spooled(self) -> int:
@@ -359,13 +353,13 @@ class Outbox:
 
     def end_flushes(self) -> None:
         """Let all pending flushes end."""
-        for _, event in self._flushes:
+        for _, event in list(self._flushes):
             event.set()
 
     def _after_settling(self) -> None:
         if self.store is not None:
             self.store.settled()
-        for number, event in self._flushes:
+        for number, event in list(self._flushes):
             if self.stream.settled >= number:
                 event.set()
 
@@ -373,7 +367,7 @@ class Outbox:
         """Remove all frames of this run, and return them with their numbers. Others stay in the spool."""
         self.rewind()
         numbered = [(number, frame) for stream, number, frame in self.window if stream is self.stream]
-        frames = list(self.queue.queue)
+        frames = copied(self.queue.queue)
         numbered += zip(count(self.stream.taken + 1), frames)
         self.stream.taken += len(frames)
         self.window.clear()
@@ -398,19 +392,42 @@ class Outbox:
         :param seconds: the time that the disk may take; it has a second at least.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
-        others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
-        numbered = self.take_all()
+        # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
+        if self._given_up is None:
+            others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
+            self._given_up = self.take_all(), others
+        numbered, others = self._given_up
         if self.store is None:
-            return [frame for _, frame in numbered], None
-        return self.store.persist(numbered, others, seconds)
+            left, interruption = [frame for _, frame in numbered], None
+        else:
+            left, interruption = self.store.persist(numbered, others, seconds)
+        self._given_up = [], 0
+        return left, interruption
 
 
-def _stream_of(entry: Entry) -> Stream:
-    return entry[0]
+_stream_of = itemgetter(0)
 
 
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Return the first and last number of each run of consecutive *numbers*."""
+def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
+    """Note that *entries* of a stream are settled, and return how many are records."""
+    if stream is _HEARTBEAT[0]:
+        return 0
+    numbers = [number for _, number, _ in entries]
     if numbers[-1] - numbers[0] == len(numbers) - 1:
-        return [(numbers[0], numbers[-1])]
-    return [(number, number) for number in numbers]
+        stream.settle(numbers[0], numbers[-1])
+    else:
+        for number in numbers:
+            stream.settle(number, number)
+    return len(numbers)
+
+
+def _up_to(frames: list[bytes], max_bytes: int) -> tuple[list[bytes], int]:
+    """Return the first *frames*, until they have *max_bytes* or more, and their size."""
+    sizes = list(accumulate(map(len, frames)))
+    end = bisect_left(sizes, max_bytes) + 1
+    return frames[:end], sizes[:end][-1] if sizes else 0
+
+
+def _remove(pop: Callable[[], object], amount: int) -> None:
+    """Call *pop* so many times, in one call in C: a signal handler cannot raise in the middle."""
+    deque(islice(iter(pop, None), amount), maxlen=0)

@@ -47,8 +47,7 @@ class Sender:
         self._counters = counters
         self._notifier = notifier
         self._quarantine = Quarantine()
-        self.greenlet: workers.Worker | None = None
-        """The greenlet; false if it has not started, or has ended."""
+        self.worker = workers.OneWorker(self._run)
         self._is_stopped = False
         self._connection: Connection | None = None
         self._watcher: workers.Worker | None = None
@@ -60,8 +59,8 @@ class Sender:
 
     def ensure_running(self) -> None:
         """Start the greenlets, or start them again after something killed them."""
-        if not self.greenlet and not self._is_stopped:
-            self.greenlet = workers.spawn(self._run)
+        if not self.worker.greenlet and not self._is_stopped:
+            self.worker.ensure_running()
         if self._outbox.store is not None:
             self._outbox.store.ensure_running()
 
@@ -87,7 +86,14 @@ class Sender:
         return self._outbox.stream.settled >= target and self._counters.unsent == given_up
 
     def look(self) -> None:
-        """Note deliveries. The greenlet cannot while it waits in a write."""
+        """Note deliveries. The greenlet cannot while it waits in a write.
+
+        A signal handler in a worker changes nothing: it may have interrupted the sender at any point.
+        """
+        if not isinstance(gevent.getcurrent(), workers.Worker):
+            self._look()
+
+    def _look(self) -> None:
         if self._connection is not None:
             try:
                 self._settle(self._connection)
@@ -110,8 +116,7 @@ class Sender:
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
-        if self.greenlet:
-            self.greenlet.kill(block=False)
+        self.worker.kill()
         self._drop_connection()
         self.connected_or_over.set()
         self._outbox.end_flushes()
@@ -129,8 +134,7 @@ class Sender:
 
     def join(self, timeout: float) -> None:
         """Wait for the greenlet's end after :meth:`stop`."""
-        if self.greenlet is not None:
-            self.greenlet.join(timeout)
+        self.worker.join(timeout)
 
     # -- the greenlet --------------------------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class Sender:
             except (Exception, gevent.Timeout) as error:
                 # A Timeout is a BaseException: one that a factory started and forgot may go off here.
                 lost = error
-                self.look()
+                self._look()
                 self._judge(error)
             except BaseException as error:
                 lost = error  # something killed the greenlet; the next use of the client starts it again
@@ -232,8 +236,10 @@ class Sender:
                 return []
         if step is Step.PROBE:
             outbox.bring_forward(quarantine.probe)
-        some = quarantine.some if step is Step.SOME else None if step is Step.BATCH else 1
-        batch = outbox.next_batch(MAX_BATCH_BYTES, some)
+        if step is Step.BATCH:
+            batch = outbox.next_batch(MAX_BATCH_BYTES)
+        else:
+            batch = outbox.next_batch(MAX_BATCH_BYTES, quarantine.some if step is Step.SOME else 1)
         quarantine.on_written(step, len(batch))
         self._heartbeats.on_written()
         return batch
@@ -274,7 +280,7 @@ class Sender:
 
     def _drop_connection(self) -> None:
         """Let go of the connection, and set the outbox back. May be called at any time."""
-        self.look()
+        self._look()
         connection, self._connection = self._connection, None
         watcher, self._watcher = self._watcher, None
         if watcher is not None:

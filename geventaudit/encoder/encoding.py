@@ -12,6 +12,7 @@ reference implementation of the audit protocol writes. That order, and every spe
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -43,6 +44,19 @@ DEFAULT_MAX_FRAME_BYTES = 1 << 20
 
 Datetimes: TypeAlias = Literal["extension", "text"]
 """How times in custom data are written: MessagePack's timestamp extension (as the reference does), or ISO 8601 text."""
+
+# The errors of records that no schema has seen. Those of msgpack have no common base; the last three are of its
+# pure-Python form.
+_INVALID = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    struct.error,
+)
 
 _Packer = msgpack.Packer
 # The buffer grows when a value needs more. msgpack's default of 256 KiB is a system call for some allocators.
@@ -99,8 +113,7 @@ class Encoder:
         try:
             tag, body = self._parts(message)
             frame = self.pack((tag, ((math.floor(unix_time), body),), _OPTION))
-        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
-            # msgpack's errors have no common base; the others come from records that no schema has seen.
+        except _INVALID as error:
             raise ValidationError({"_schema": [f"must be a valid message: {error}"]}) from error
         if len(frame) > self.max_frame_bytes:
             raise ValidationError(

@@ -32,6 +32,7 @@ from ..schema.values import MAX_VALUES, exact_datetime
 __all__ = ["AckDecoder", "Decoder", "Entry", "Frame", "decode", "decoded", "message_of", "unpack_first"]
 
 _MAX_ITEMS = 3 * MAX_VALUES  # in one entry from outside, nested ones too; no record of 1 MiB comes to so many
+_ROOM = 1 << 20  # bytes of a buffer beyond the longest frame: for one read more
 _MAX_ENTRIES = 1 << 16  # of one frame
 
 
@@ -79,7 +80,8 @@ class Frame(NamedTuple):
         :raises FrameError: at the first that is none. Agents keep those before it, send no acknowledgement, and close
             the connection.
         """
-        reader = _Reader(self.packed, self.offset, most)
+        reader = _Reader(len(self.packed), self.offset, most)
+        reader.feed(self.packed)
         for index in range(self.size):
             yield _entry_of(reader.value(), index, self.offset)
 
@@ -92,7 +94,7 @@ class Decoder:
 
     def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
         # It only finds where frames end: half a frame is kept as the bytes that it is.
-        self._scanner = msgpack.Unpacker(max_buffer_size=max_frame_bytes + (1 << 20), read_size=4096)
+        self._scanner = msgpack.Unpacker(max_buffer_size=max_frame_bytes + _ROOM, read_size=4096)
         self._pending = bytearray()
         self._start = 0
         self.max_frame_bytes = max_frame_bytes
@@ -187,7 +189,7 @@ def _unpacker(max_bytes: int, max_items: int, count: _Count | None = None) -> An
         strict_map_key=False,
         timestamp=0,
         read_size=min(max_bytes, 4096),
-        max_buffer_size=max_bytes + (1 << 20),
+        max_buffer_size=max_bytes + _ROOM,
         max_str_len=max_bytes,
         max_bin_len=max_bytes,
         max_ext_len=max_bytes,
@@ -223,18 +225,20 @@ class _Count:
 
 
 class _Reader:
-    """The values of one frame, one by one. Whatever is wrong is a :class:`FrameError`."""
+    """The values of one frame, one by one. All errors are a :class:`FrameError`.
 
-    def __init__(self, data: bytes, offset: int, most: int = _MAX_ITEMS) -> None:
-        self._data = data
+    :param max_bytes: the most bytes that are fed.
+    :param offset: of the frame in its stream, for the errors.
+    :param most: values that one of them may hold.
+    """
+
+    def __init__(self, max_bytes: int, offset: int, most: int = _MAX_ITEMS) -> None:
         self._offset = offset
         self._count = _Count(most)  # an object of its own: hooks that belong to the reader would be a cycle
-        self._unpacker = _unpacker(max(len(data), 1), most, self._count)
-        self._unpacker.feed(data)
+        self._unpacker = _unpacker(max(max_bytes, 1), most, self._count)
 
-    @property
-    def position(self) -> int:
-        return int(self._unpacker.tell())
+    def feed(self, data: bytes) -> None:
+        self._unpacker.feed(data)
 
     def value(self) -> Any:
         self._count.left = self._count.most
@@ -243,39 +247,72 @@ class _Reader:
         except Exception as error:  # msgpack's errors have no common base
             raise _no_msgpack(error, self._offset) from error
 
+    def only_value(self, data: bytes) -> Any:
+        """Return the value that *data* is."""
+        self._unpacker.feed(data)
+        return self.value()
+
+
+class _Scanner:
+    """The positions of the parts of one complete frame. Unpacks no values.
+
+    The pure-Python msgpack applies the limits for values when it skips them too, the C extension does not. So this
+    unpacker has no limits; a complete frame cannot announce more than it holds. All errors are a :class:`FrameError`.
+    """
+
+    def __init__(self, frame: bytes, offset: int) -> None:
+        self._frame = frame
+        self._offset = offset
+        self._unpacker = msgpack.Unpacker(
+            max_buffer_size=len(frame) + _ROOM, max_ext_len=len(frame), read_size=min(len(frame), 4096)
+        )
+        self._unpacker.feed(frame)
+
+    @property
+    def position(self) -> int:
+        return int(self._unpacker.tell())
+
     def at_array(self) -> bool:
-        first = self._data[self.position]
+        first = self._frame[self.position]
         return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
 
     def array_header(self) -> int:
-        return int(self._unpacker.read_array_header())
+        try:
+            return int(self._unpacker.read_array_header())
+        except Exception as error:  # msgpack's errors have no common base
+            raise _no_msgpack(error, self._offset) from error
 
-    def skip(self, count: int) -> None:
-        for _ in range(count):
-            self._unpacker.skip()
+    def skip(self, count: int = 1) -> bytes:
+        """Return the bytes of *count* values, and go on behind them."""
+        start = self.position
+        try:
+            for _ in range(count):
+                self._unpacker.skip()
+        except Exception as error:  # msgpack's errors have no common base
+            raise _no_msgpack(error, self._offset) from error
+        return self._frame[start : self.position]
 
 
 def _frame_of(whole: bytes, offset: int) -> Frame:
-    reader = _Reader(whole, offset)
-    if not reader.at_array():
-        raise FrameError(f"a frame must be an array, got {show(reader.value())}", offset)
-    size = reader.array_header()
+    scanner, reader = _Scanner(whole, offset), _Reader(len(whole), offset)
+    if not scanner.at_array():
+        raise FrameError(f"a frame must be an array, got {show(reader.only_value(whole))}", offset)
+    size = scanner.array_header()
     if not 2 <= size <= 3:
         raise FrameError(f"a frame must have 2 or 3 elements, has {size}", offset)
-    tag = reader.value()
+    tag = reader.only_value(scanner.skip())
     if not isinstance(tag, str):
         raise FrameError(f"the tag must be text, got {show(tag)}", offset)
-    if not reader.at_array():
+    if not scanner.at_array():
+        entries = reader.only_value(scanner.skip())
         raise FrameError(
-            f"the entries must be an array (only the Forward mode is spoken here), got {show(reader.value())}", offset
+            f"the entries must be an array (only the Forward mode is spoken here), got {show(entries)}", offset
         )
-    count = reader.array_header()
+    count = scanner.array_header()
     if count > _MAX_ENTRIES:
         raise FrameError(f"a frame must have at most {_MAX_ENTRIES} entries, has {count}", offset)
-    start = reader.position
-    reader.skip(count)
-    packed = whole[start : reader.position]
-    option = reader.value() if size == 3 else None
+    packed = scanner.skip(count)
+    option = reader.only_value(scanner.skip()) if size == 3 else None
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
     return Frame(tag, packed, count, option or {}, offset)

@@ -6,7 +6,10 @@ import time
 
 from ..errors import show
 
-__all__ = ["Deadline", "check_timeout", "monotonic"]
+__all__ = ["TICK", "Deadline", "check_timeout", "monotonic"]
+
+TICK = 0.001
+"""The shortest time to wait, in seconds. libuv warns of shorter timers."""
 
 _clock_gettime = time.clock_gettime
 
@@ -28,8 +31,11 @@ class Deadline:
         self._at = None if seconds is None else monotonic() + seconds
 
     def left(self) -> float | None:
-        """Return the seconds that are left, at least 0; None if there is no limit."""
-        return None if self._at is None else max(self._at - monotonic(), 0.0)
+        """Return the seconds that are left: 0, or at least a tick; None if there is no limit."""
+        if self._at is None:
+            return None
+        left = self._at - monotonic()
+        return max(left, TICK) if left > 0 else 0.0
 
     def has_passed(self) -> bool:
         """Return True if no time is left."""

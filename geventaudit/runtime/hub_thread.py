@@ -32,12 +32,14 @@ from ..errors import ClientClosedError
 from . import forks, native
 from .clock import Deadline
 
-__all__ = ["HubThread", "NoAnswerError", "Waiter"]
+__all__ = ["GONE", "HubThread", "NoAnswerError", "Waiter"]
 
 _T = TypeVar("_T")
 _Callback: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
 
-_GONE = "the client's thread has ended, or its hub was destroyed"
+GONE = "the client's thread has ended, or its hub was destroyed"
+"""The reason of a ClientClosedError."""
+
 _GRACE = 1.0  # seconds that a hub may take to begin, or to end, a call beyond the call's own time limit
 _CHECK_SECONDS = 0.5  # how often a waiting thread checks that the hub still exists; destroying one tells nobody
 
@@ -108,13 +110,13 @@ class HubThread:
         :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
         if not self.is_alive():
-            raise ClientClosedError(_GONE)
+            raise ClientClosedError(GONE)
         self._callbacks.append((function, arguments))
         if self._wake is not None:
             try:
                 self._wake.send()
             except ValueError:  # the loop was destroyed at this moment
-                raise ClientClosedError(_GONE) from None
+                raise ClientClosedError(GONE) from None
 
     def call(self, function: Callable[[], _T], timeout: float | None, late: Callable[[_T], object] | None = None) -> _T:
         """Run *function* in a greenlet of the hub, and return its result. From another thread.
@@ -140,7 +142,7 @@ class HubThread:
     def fail_calls(self) -> None:
         """The thread has ended: no call comes to its end any more."""
         for call in list(self._calls):
-            call.fail(ClientClosedError(_GONE))
+            call.fail(ClientClosedError(GONE))
 
     def after_fork_in_child(self) -> None:
         """Forget the calls of the parent's threads."""
@@ -204,7 +206,7 @@ class _Call(Generic[_T]):
                 raise NoAnswerError
             self._waiter.wait(min(left or _CHECK_SECONDS, _CHECK_SECONDS))
             if not self._outcome and not thread.is_alive():
-                raise ClientClosedError(_GONE)
+                raise ClientClosedError(GONE)
 
     def abandon(self, thread: HubThread) -> None:
         """Withdraw the function, or see to its result: the caller does not wait any more."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gevent.event import Event
 
+from .clock import TICK
+
 __all__ = ["Signal"]
 
 
@@ -40,6 +42,6 @@ class Signal:
     def wait(self, timeout: float | None) -> None:
         """Wait for a :meth:`set` since :meth:`arm`, *timeout* seconds at most."""
         try:
-            self._event.wait(timeout)
+            self._event.wait(timeout and max(timeout, TICK))
         finally:
             self.is_armed = False

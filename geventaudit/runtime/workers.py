@@ -11,11 +11,44 @@ from collections.abc import Callable
 import gevent
 from gevent._hub_local import get_hub_if_exists
 
-__all__ = ["Worker", "may_wait", "spawn"]
+__all__ = ["OneWorker", "Worker", "may_wait", "spawn"]
 
 
 class Worker(gevent.Greenlet):  # type: ignore[type-arg]
     """A greenlet that does the library's work."""
+
+
+class OneWorker:
+    """A function that at most one worker runs at a time. It can be started again after something killed it.
+
+    A signal handler may start it while it is being started: the one in ``greenlet`` does the work.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self.greenlet: Worker | None = None
+        """The greenlet that runs the function; false once it has ended."""
+
+    def ensure_running(self) -> None:
+        """Start the worker unless it runs."""
+        if not self.greenlet:
+            worker = self.greenlet = Worker(self._run)
+            if self.greenlet is worker:
+                worker.start()
+
+    def kill(self) -> None:
+        """Kill the worker, without waiting for its end."""
+        if self.greenlet:
+            self.greenlet.kill(block=False)
+
+    def join(self, timeout: float) -> None:
+        """Wait for the worker's end, *timeout* seconds at most."""
+        if self.greenlet:
+            self.greenlet.join(timeout)
+
+    def _run(self) -> None:
+        if self.greenlet is gevent.getcurrent():
+            self._function()
 
 
 def may_wait() -> bool:

@@ -97,6 +97,11 @@ class Backlog:
         """True if all records are settled."""
         return not self.count and self.settled_on_disk >= self.last
 
+    @property
+    def is_over(self) -> bool:
+        """True if all records are settled, and the folder knows."""
+        return self.is_finished and self.advanced >= self.last
+
     def is_on_disk(self, number: int) -> bool:
         """Return True if this run wrote the record with that number in the stream."""
         return number + self.base in self.on_disk

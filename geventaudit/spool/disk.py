@@ -60,6 +60,7 @@ class DiskThread:
         self._idle.acquire()
         self._is_started = False
         self._is_ended = False
+        self._last: Job[Any] | None = None
         self._watcher: Any = gevent.get_hub().loop.async_(ref=False)
         self._watcher.start(self._call_back)
 
@@ -92,12 +93,18 @@ class DiskThread:
     def run_last(self, work: Callable[[], _T], deadline: Deadline) -> Job[_T]:
         """Do *work* after all other jobs, wait for it, and end the thread. From any thread, also without a hub.
 
+        Another call waits for the same job: the thread of the first may have ended during its wait.
+
         :returns: the job; its ``is_over`` is False if it takes longer than *deadline* allows.
         """
         waiter = Waiter()
-        job = Job(work, lambda job: waiter.wake())
-        self._is_ended = True
-        self._start(job, None)
+        job = self._last
+        if job is None:
+            job = self._last = Job(work, lambda job: waiter.wake())
+            self._is_ended = True
+            self._start(job, None)
+        else:
+            job.done = lambda job: waiter.wake()
         while not job.is_over and (left := deadline.left()) != 0.0:
             waiter.wait(1.0 if left is None else min(left, 1.0))
         return job

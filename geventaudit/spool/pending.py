@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 from gevent.event import Event
 
+from ..runtime.copying import copied
 from .format import OVERHEAD
 
 __all__ = ["Pending", "PendingRecords"]
@@ -52,7 +52,7 @@ class PendingRecords:
     def start_writing(self, max_bytes: int) -> list[bytes]:
         """Return the oldest frames, about *max_bytes*, for the disk thread."""
         frames: list[bytes] = []
-        for pending in islice(self.records, len(self.records)):
+        for pending in copied(self.records):
             if max_bytes <= 0:
                 break
             frames.append(pending.frame)
@@ -63,7 +63,7 @@ class PendingRecords:
     def end_writing(self, *, keep: bool, error: Exception | None = None) -> None:
         """Let go of the records that were being written, or *keep* them to be written again."""
         count, self.writing = self.writing, 0
-        for pending in islice(self.records, count):
+        for pending in copied(self.records, 0, count):
             pending.error, pending.is_over = error, not keep
         if not keep:
             self.remove(count)
@@ -76,7 +76,7 @@ class PendingRecords:
 
     def refuse_all(self, error: Exception) -> None:
         """Refuse all records."""
-        for pending in self.records:
+        for pending in copied(self.records):
             pending.error, pending.is_over = error, True
         self.records.clear()
         self._wake()
@@ -93,7 +93,7 @@ class PendingRecords:
 
     def frames(self) -> list[bytes]:
         """Return the frames of all records."""
-        return [pending.frame for pending in self.records]
+        return [pending.frame for pending in copied(self.records)]
 
     def _wake(self) -> None:
         over, self._over = self._over, Event()

@@ -104,7 +104,7 @@ class Store:
         self._disk_bytes = 0  # of undelivered frames in this run's folder
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
-        self._writer: workers.Worker | None = None
+        self._writer = workers.OneWorker(self._run)
         self._adopt_at = 0.0
 
     @property
@@ -116,8 +116,8 @@ class Store:
 
     def ensure_running(self) -> None:
         """Start the writer, or start it again after something killed it."""
-        if not self._writer and not self.is_closing:
-            self._writer = workers.spawn(self._run)
+        if not self._writer.greenlet and not self.is_closing:
+            self._writer.ensure_running()
 
     @property
     def is_passed(self) -> bool:
@@ -303,10 +303,10 @@ class Store:
         append = None
         if frames:
             append = self._segments.encode(self._next_number(own), frames)
-        finished = [each for each in self._earlier if each.is_finished and each.folder is not own.folder]
         folders = [(each.folder, number) for each, number in advances]
         for each, number in advances:
             each.advanced = number
+        finished = [each for each in self._earlier if each.is_over and each.folder is not own.folder]
         self._disk.submit(
             partial(jobs.write, own.folder, append, folders, [each.folder for each in finished]),
             partial(self._written, own, append, frames),
@@ -322,7 +322,7 @@ class Store:
             return
         written: jobs.Written = job.result
         self._disk_bytes = written.size
-        self._earlier = [each for each in self._earlier if not each.is_finished]
+        self._earlier = [each for each in self._earlier if not each.is_over]
         self._segments.note_removed(written.removed)
         if written.removed:
             self._trouble.retry_now()
@@ -390,6 +390,7 @@ class Store:
         self._report(SpoolError(reason))
 
     def _report_failure(self, job: Job[_T]) -> None:
+        self._signal.set()
         if job.error is not None:
             self._report(SpoolError(f"{self._path}: {job.error}"))
 

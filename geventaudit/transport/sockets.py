@@ -16,7 +16,7 @@ from ..encoder.encoding import pack
 from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.acks import AckWindow
 from ..runtime import forks, native
-from ..runtime.clock import monotonic
+from ..runtime.clock import TICK, monotonic
 from .connection import Closing, Connection, check_seconds
 
 __all__ = ["Acks", "SocketConnection", "acks_asked", "fork_safe", "new_socket", "release"]
@@ -177,7 +177,7 @@ class SocketConnection(Closing):
             return self._ack_timeout
         left = since + self._ack_timeout - monotonic()
         if left > 0:
-            return left
+            return max(left, TICK)
         if self._acks.acknowledged:
             raise ConnectionFailedError(
                 f"{self._where}: the agent acknowledged nothing for {self._ack_timeout} seconds"

@@ -1,0 +1,61 @@
+"""The pure-Python form of msgpack, which some systems have instead of its C extension."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PURE = {**os.environ, "MSGPACK_PUREPYTHON": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
+IS_PURE = "MSGPACK_PUREPYTHON" in os.environ
+
+# A few of each kind: frames, streams, limits, values, acknowledgements, and the recorded facts of the reference.
+CHOSEN = {
+    "test_wire.py": (
+        "frame_of_the_example or times_are or no_schema_has_seen or options_that or times_that or streams_that or "
+        "good_entries or too_many or too_long or larger_frame or above_the or decode or heartbeat"
+    ),
+    "test_golden.py": "",
+    "test_values.py": "",
+    "test_acks.py": "batch or chunk or size or ack",
+}
+
+HANDED_BACK = """
+import datetime, msgpack
+from geventaudit import Client, DomainSocket
+from helpers import message
+
+assert msgpack.Packer.__module__ == "msgpack.fallback"
+sent = [
+    message(1),
+    message(custom_data={"t": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "deep": [[{"b": b"x", "f": 1.5}]]}),
+    message(caller_access_levels=[f"{n:06x}" for n in range(400_000)]),
+    message(custom_data={"l": list(range(100_000))}),
+    message(custom_data={str(n): n for n in range(60_000)}),
+]
+client = Client(lambda: DomainSocket("/nowhere/agent.sock"), max_frame_bytes=8 << 20)
+for each in sent:
+    client.send(each)
+assert client.close(0.1) == sent
+"""
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_suite_passes(name: str) -> None:
+    if IS_PURE:
+        pytest.skip("all tests run with it already")
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [str(HERE / name), *(["-k", CHOSEN[name]] if CHOSEN[name] else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=PURE, cwd=HERE.parent, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_close_hands_back_what_was_accepted() -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", HANDED_BACK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=PURE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
