@@ -198,6 +198,8 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         (["listen", "--unix", "/"], "cannot listen on /: a folder is there, and no socket"),
         (["check", "/nonexistent"], "cannot read /nonexistent: No such file or directory"),
         (["check", "/"], "cannot read /: Is a directory"),
+        (["spool"], "the following arguments are required: ACTION"),
+        (["spool", "list", "/nonexistent"], "there is no spool /nonexistent"),
         (["demo", "--records", "0"], "must be at least 1"),
         (["demo", "--records", "x"], "invalid int value"),
     ],

@@ -17,8 +17,8 @@ PACKAGE = Path(geventaudit.__file__).parent
 # Dotted, as below geventaudit; a package stands where its __init__.py does, and "" is geventaudit's own.
 ORDER = [
     "version", "errors",
-    "runtime", "runtime.native", "runtime.clock", "runtime.copying", "runtime.forks", "runtime.exits", "runtime.signal", "runtime.workers",
-    "runtime.hub_thread",
+    "runtime", "runtime.native", "runtime.clock", "runtime.copying", "runtime.forks", "runtime.exits", "runtime.signal",
+    "runtime.workers", "runtime.hub_thread",
     "records",
     "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.compiled",
