@@ -88,6 +88,7 @@ class Outbox:
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
+        self._is_moving = False
         self.store: Store | None = None
         if spool is not None:
             from ..spool.store import Memory, Store
@@ -127,6 +128,8 @@ class Outbox:
         :returns: in mode ``always`` of a spool, an object to wait for.
         :raises gevent.queue.Full: there is no room.
         """
+        if self.inbox.entries and self.store is not None:
+            self.move_inbox()  # without an agent, the sender does not, and the disk may have room
         if self.inbox.entries:
             if len(self.inbox) + self.queue.qsize() >= (self.queue.maxsize or 0):
                 raise Full
@@ -184,16 +187,26 @@ class Outbox:
         self._room.set()
 
     def move_inbox(self) -> None:
-        """Move what other threads handed over to the queue, up to the bound. Only the sender calls this."""
+        """Move what other threads handed over to the queue, or to the disk, up to the bound. In the hub's thread.
+
+        A signal handler that sends meanwhile moves nothing: its record goes behind.
+        """
         entries = self.inbox.entries
-        while entries:
-            entry = entries[0]
-            try:
+        if self._is_moving or not entries:
+            return
+        self._is_moving = True
+        try:
+            while entries:
+                entry = entries[0]
                 if entry.claim("hub"):
                     self._put_in_order(entry.frame)
-            except (Full, QueueFullError):
-                return
-            self.inbox.remove(entry)
+                self.inbox.remove(entry)
+        except (Full, QueueFullError):
+            return
+        finally:
+            self._is_moving = False
+        if self.store is not None:
+            self._room.set()
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
@@ -360,13 +373,11 @@ class Outbox:
             if self.stream.settled >= number:
                 event.set()
 
-    def take_all(self) -> list[tuple[int, bytes]]:
-        """Remove all frames of this run, and return them with their numbers. Others stay in the spool."""
+    def take_all(self) -> list[Entry]:
+        """Remove all frames, and return them."""
         self.rewind()
-        numbered = [(number, frame) for stream, number, frame in self.window if stream is self.stream]
+        entries = list(self.window)
         frames = list(self.queue.queue)
-        numbered += zip(count(self.stream.taken + 1), frames)
-        self.stream.taken += len(frames)
         self.window.clear()
         while not self.queue.empty():
             self.queue.get_nowait()
@@ -374,9 +385,10 @@ class Outbox:
         if self.store is not None:
             self.store.add_last(handed_over)
         else:
-            numbered += zip(count(self.stream.taken + 1), handed_over)
-            self.stream.taken += len(handed_over)
-        return numbered
+            frames += handed_over
+        entries += zip(repeat(self.stream), count(self.stream.taken + 1), frames)
+        self.stream.taken += len(frames)
+        return entries
 
     def settle_all(self) -> None:
         """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
@@ -389,11 +401,10 @@ class Outbox:
         :param seconds: the time that the disk may take; it has a second at least.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
-        others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
-        numbered = self.take_all()
+        entries = self.take_all()
         if self.store is None:
-            return [frame for _, frame in numbered], None
-        return self.store.persist(numbered, others, seconds)
+            return [frame for _, _, frame in entries], None
+        return self.store.persist(entries, seconds)
 
 
 def _stream_of(entry: Entry) -> Stream:
