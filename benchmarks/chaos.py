@@ -245,7 +245,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> Outcome:
                 receiver.start()
             elif kill % 3 == 2:
                 receiver.end(signal.SIGTERM)
-            command = _program("spool_program.py", receiver.where, folder / "spool.db", "always", first, 0)
+            command = _program("spool_program.py", receiver.where, folder / "spool", "always", first, 0)
             with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
                 assert program.stdout
                 line = program.stdout.readline()
@@ -256,7 +256,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> Outcome:
             first = max(accepted) + 1000
         if receiver.process is None:
             receiver.start()
-        command = _program("spool_program.py", receiver.where, folder / "spool.db", "always", first, 10)
+        command = _program("spool_program.py", receiver.where, folder / "spool", "always", first, 10)
         output = subprocess.run(command, stdout=subprocess.PIPE, timeout=300, check=True).stdout
         assert output.endswith(b"delivered\n"), output
         accepted += [int(line) for line in output.split() if line.isdigit()]
