@@ -174,10 +174,10 @@ class BaseClient(AuditClient):
         life = self._life
         if self._connector.error is None or life.outbox is None or life.state is not State.RUNNING:
             return []
-        numbered = life.outbox.take_all()
-        self._counters.recovered += len(numbered)
+        entries = life.outbox.take_all()
+        self._counters.recovered += len(entries)
         life.outbox.settle_all()
-        return decoded(frame for _, frame in numbered)
+        return decoded(frame for _, _, frame in entries)
 
     def reset(self, connection: Connection) -> None:
         """Go on with another open connection: what is undelivered (and was not recovered) goes first.

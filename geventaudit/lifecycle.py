@@ -146,6 +146,8 @@ class Lifecycle:
             self._make_parts()
         if self.sender is not None and self.outbox is not None:
             self.sender.ensure_running()
+            if self.outbox.store is not None:
+                self.outbox.move_inbox()  # the disk takes records while there is no agent
             self.outbox.wake.set()
 
     def flush(self, timeout: float | None) -> bool:

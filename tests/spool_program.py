@@ -31,7 +31,10 @@ client = Client(
     spool=Spool(spool, mode=mode),  # type: ignore[arg-type]
 )
 if len(sys.argv) > 6:
-    import geventaudit.spoolfile  # noqa: F401 (what is loaded now needs no permission later)
+    # Loaded now, modules need no permission later.
+    import geventaudit.spool.store  # noqa: F401
+
+    gevent.get_hub()
 
     os.setuid(int(sys.argv[6]))
 number = int(first)

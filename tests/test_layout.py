@@ -26,7 +26,7 @@ ORDER = [
     "transport.connection", "transport.sockets", "transport.unix", "transport.tcp", "transport.noop", "transport",
     "backoff", "notifications", "stats",
     "spool.settings", "spool", "spool.format", "spool.directory", "spool.segment", "spool.sidefiles", "spool.recovery",
-    "spool.folder", "spool.inspection", "spool.stream", "spool.writer", "spool.pending", "spool.backlog", "spool.disk",
+    "spool.folder", "spool.inspection", "spool.stream", "spool.writer", "spool.pending", "spool.backlog", "spool.backlogs", "spool.disk",
     "spool.jobs", "spool.trouble", "spool.store",
     "delivery", "delivery.inbox", "delivery.outbox", "delivery.quarantine", "delivery.connector", "delivery.heartbeats",
     "delivery.sender",

@@ -95,7 +95,8 @@ class Outbox:
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
-        self._given_up: tuple[list[tuple[int, bytes]], int] | None = None
+        self._given_up: list[Entry] | None = None
+        self._is_moving = False
         self.store: Store | None = None
         if spool is not None:
             from ..spool.store import Memory, Store
@@ -137,6 +138,8 @@ class Outbox:
         :returns: in mode ``always`` of a spool, an object to wait for.
         :raises gevent.queue.Full: there is no room.
         """
+        if self.inbox.entries and self.store is not None:
+            self.move_inbox()  # without an agent, the sender does not, and the disk may have room
         if self.inbox.entries:
             if len(self.inbox) + self.queue.qsize() >= (self.queue.maxsize or 0):
                 raise Full
@@ -200,16 +203,26 @@ class Outbox:
         self._room.set()
 
     def move_inbox(self) -> None:
-        """Move what other threads handed over to the queue, up to the bound. Only the sender calls this."""
+        """Move what other threads handed over to the queue, or to the disk, up to the bound. In the hub's thread.
+
+        A signal handler that sends meanwhile moves nothing: its record goes behind.
+        """
         entries = self.inbox.entries
-        while entries:
-            entry = entries[0]
-            try:
+        if self._is_moving or not entries:
+            return
+        self._is_moving = True
+        try:
+            while entries:
+                entry = entries[0]
                 if entry.claim("hub"):
                     self._put_in_order(entry.frame)
-            except (Full, QueueFullError):
-                return
-            self.inbox.remove(entry)
+                self.inbox.remove(entry)
+        except (Full, QueueFullError):
+            return
+        finally:
+            self._is_moving = False
+        if self.store is not None:
+            self._room.set()
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
@@ -329,8 +342,7 @@ class Outbox:
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        given_up = 0 if self._given_up is None else len(self._given_up[0]) + self._given_up[1]
-        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor + given_up
+        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor + len(self._given_up or ())
 
     @property
     def spooled(self) -> int:
@@ -363,13 +375,11 @@ class Outbox:
             if self.stream.settled >= number:
                 event.set()
 
-    def take_all(self) -> list[tuple[int, bytes]]:
-        """Remove all frames of this run, and return them with their numbers. Others stay in the spool."""
+    def take_all(self) -> list[Entry]:
+        """Remove all frames, and return them."""
         self.rewind()
-        numbered = [(number, frame) for stream, number, frame in self.window if stream is self.stream]
+        entries = copied(self.window)
         frames = copied(self.queue.queue)
-        numbered += zip(count(self.stream.taken + 1), frames)
-        self.stream.taken += len(frames)
         self.window.clear()
         while not self.queue.empty():
             self.queue.get_nowait()
@@ -377,9 +387,10 @@ class Outbox:
         if self.store is not None:
             self.store.add_last(handed_over)
         else:
-            numbered += zip(count(self.stream.taken + 1), handed_over)
-            self.stream.taken += len(handed_over)
-        return numbered
+            frames += handed_over
+        entries += zip(repeat(self.stream), count(self.stream.taken + 1), frames)
+        self.stream.taken += len(frames)
+        return entries
 
     def settle_all(self) -> None:
         """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
@@ -394,14 +405,12 @@ class Outbox:
         """
         # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
         if self._given_up is None:
-            others = sum(stream is not self.stream and stream is not _HEARTBEAT[0] for stream, _, _ in self.window)
-            self._given_up = self.take_all(), others
-        numbered, others = self._given_up
+            self._given_up = self.take_all()
         if self.store is None:
-            left, interruption = [frame for _, frame in numbered], None
+            left, interruption = [frame for _, _, frame in self._given_up], None
         else:
-            left, interruption = self.store.persist(numbered, others, seconds)
-        self._given_up = [], 0
+            left, interruption = self.store.persist(self._given_up, seconds)
+        self._given_up = []
         return left, interruption
 
 

@@ -19,6 +19,7 @@ interpreter's lock: now and then a wakeup is lost.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -83,6 +84,8 @@ class HubThread:
         """
         if self.hub is not None:
             return
+        if get_hub_if_exists() is None:
+            _check_descriptors()
         hub = gevent.get_hub()
         # Without a reference: a hub that has nothing else to wait for may end. A watcher that runs is never collected
         # and outlives the loop, so it must not refer to this object.
@@ -148,6 +151,21 @@ class HubThread:
         """Forget the calls of the parent's threads."""
         self._callbacks.clear()
         self._calls.clear()
+
+
+_HUB_DESCRIPTORS = 4  # a hub needs two or three, depending on its loop
+_close: Callable[[int], None] = native.original("os", "close")
+
+
+def _check_descriptors() -> None:
+    """Raise an OSError if a hub cannot open its descriptors: libev and libuv would end the process."""
+    opened: list[int] = []
+    try:
+        for _ in range(_HUB_DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        for descriptor in opened:
+            _close(descriptor)
 
 
 class _ThreadExitGuard:

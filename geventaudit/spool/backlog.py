@@ -34,13 +34,6 @@ class Ranges:
             first, _ = self._ranges.pop()
         self._ranges.append((first, last))
 
-    def discard(self, first: int, last: int) -> None:
-        """Remove the numbers *first* to *last*."""
-        parts = [
-            part for low, high in self._ranges for part in ((low, min(high, first - 1)), (max(low, last + 1), high))
-        ]
-        self._ranges = sorted({(low, high) for low, high in parts if low <= high})
-
     def forget_up_to(self, number: int) -> None:
         """Remove the ranges that end at *number* or before."""
         self._ranges = [each for each in self._ranges if each[1] > number]
@@ -67,7 +60,6 @@ class Backlog:
         """The number on disk up to which the folder knows of the delivery."""
         self.on_disk = Ranges()
         """The numbers on disk of the records that this run wrote."""
-        self._known_lost = 0
         self._read = base + stream.taken
         self._ahead: deque[tuple[int, bytes]] = deque()
         self._ahead_bytes = 0
@@ -97,11 +89,6 @@ class Backlog:
         """True if all records are settled."""
         return not self.count and self.settled_on_disk >= self.last
 
-    @property
-    def is_over(self) -> bool:
-        """True if all records are settled, and the folder knows."""
-        return self.is_finished and self.advanced >= self.last
-
     def is_on_disk(self, number: int) -> bool:
         """Return True if this run wrote the record with that number in the stream."""
         return number + self.base in self.on_disk
@@ -125,9 +112,7 @@ class Backlog:
         self._ahead.extend(frames)
         self._ahead_bytes += sum(len(frame) for _, frame in frames)
         unread = self.count - len(self._ahead) + len(frames)
-        known = min(read.damaged, self._known_lost)
-        self._known_lost -= known
-        lost = min(read.damaged - known, max(unread - len(frames), 0))
+        lost = min(read.damaged, max(unread - len(frames), 0))
         self._read = min(read.last, self.last)
         if self._read >= self.last or not (read.frames or read.damaged):
             lost = unread - len(frames)
@@ -161,8 +146,9 @@ class Backlog:
 
     def note_lost(self, count: int) -> None:
         """Note that *count* records cannot be read any more, and are counted as dropped already."""
-        self.count -= min(count, self.count)
-        self._known_lost += count
+        self.count -= count
+        if not self._ahead and not self.count:
+            self._settle_up_to(self.last)
 
     def _settle_up_to(self, number: int) -> None:
         """Settle the numbers that no readable record has, between the last one taken and *number* on disk."""

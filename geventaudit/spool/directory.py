@@ -19,6 +19,7 @@ from ..runtime.native import original
 __all__ = [
     "Directory",
     "close_descriptor",
+    "close_inherited_locks",
     "is_temporary",
     "orphans",
     "temporary_name",
@@ -170,11 +171,15 @@ class Directory:
 
     def is_in_place(self) -> bool:
         """Return True if the path still leads to this directory, and its lock file is the locked one."""
+        return self.is_at_path() and self.holds(_LOCK, self._lock)
+
+    def is_at_path(self) -> bool:
+        """Return True if the path still leads to this directory."""
         try:
             there = os.stat(self.path, follow_symlinks=False)
         except OSError:
             return False
-        return _identity(there) == _identity(os.fstat(self._fd)) and self.holds(_LOCK, self._lock)
+        return _identity(there) == _identity(os.fstat(self._fd))
 
     def stat(self, name: str) -> os.stat_result | None:
         """Return the status of the entry *name*, not following a link, or None if there is none."""
@@ -293,6 +298,29 @@ class Directory:
                     close_descriptor(descriptor)
                 except OSError:
                     pass
+
+
+def close_inherited_locks(paths: Sequence[str]) -> None:
+    """Close all descriptors of the lock files of the folders *paths*, in a forked child.
+
+    For locks that another thread of the parent was taking: the child has no other trace of them. Best effort.
+    """
+    locks = set()
+    for path in paths:
+        try:
+            locks.add(_identity(os.lstat(os.path.join(path, _LOCK))))
+        except OSError:
+            pass
+    try:
+        descriptors = os.listdir("/proc/self/fd") if locks else []
+    except OSError:
+        return
+    for descriptor in map(int, descriptors):
+        try:
+            if _identity(os.fstat(descriptor)) in locks:
+                close_descriptor(descriptor)
+        except OSError:
+            pass
 
 
 def _no_permission(path: str) -> SpoolError:

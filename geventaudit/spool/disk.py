@@ -149,6 +149,8 @@ class DiskThread:
         while self._over:
             job = self._over.popleft()
             self._under_way -= 1
+            if self._is_ended:
+                continue  # the last job has the state of before, and does its work again
             try:
                 job.done(job)
             except BaseException:

@@ -85,7 +85,8 @@ class Folder:
         self._segments: list[Segment] = []
         self._current: Segment | None = None
         self._unsynced = 0
-        self._check = Check()
+        self.changes = Check()
+        """The changes that the next :meth:`check` returns: those found by one that failed."""
         self._rejected = RotatingPair("rejected", "jsonl")
         self._damaged = RotatingPair("damaged", "bin")
 
@@ -121,6 +122,11 @@ class Folder:
     def is_open(self) -> bool:
         """True while the folder is claimed."""
         return self._directory is not None
+
+    @property
+    def is_in_place(self) -> bool:
+        """True while the folder is open and still at its path."""
+        return self._directory is not None and self._directory.is_at_path()
 
     @property
     def cursor(self) -> int:
@@ -288,7 +294,7 @@ class Folder:
         errors: list[OSError] = []
         try:
             if self._cursor.restore(directory):
-                self._check.problems.append(f"{directory.full_path(Cursor.NAME)} was changed; it is written anew")
+                self.changes.problems.append(f"{directory.full_path(Cursor.NAME)} was changed; it is written anew")
         except OSError as error:
             errors.append(error)
         for segment in self._segments.copy():
@@ -298,7 +304,7 @@ class Folder:
                 errors.append(error)
         if errors:
             raise errors[0]
-        result, self._check = self._check, Check()
+        result, self.changes = self.changes, Check()
         return result
 
     def _reclaim(self) -> None:
@@ -311,24 +317,24 @@ class Folder:
         self._directory = directory
         if self._synchronous == "FULL":
             directory.sync_parent()
-        self._check.problems.append(f"the spool {self.path} or its lock was removed or replaced; it is made anew")
+        self.changes.problems.append(f"the spool {self.path} or its lock was removed or replaced; it is made anew")
 
     def _check_segment(self, directory: Directory, segment: Segment) -> None:
         path = directory.full_path(segment.name)
         if segment.is_parked:
             if not segment.is_in_place(directory):
-                self._check.problems.append(f"{path} was removed or replaced; keep other programs away")
-                self._check.missing.append((max(segment.first, self._cursor.seq + 1), segment.last))
+                self.changes.problems.append(f"{path} was removed or replaced; keep other programs away")
+                self.changes.missing.append((max(segment.first, self._cursor.seq + 1), segment.last))
                 self._segments.remove(segment)
             return
         size = os.fstat(segment.fd).st_size
         if size < segment.end:
-            self._check.problems.append(f"{path} was cut from {segment.end} to {size} bytes; keep other programs away")
+            self.changes.problems.append(f"{path} was cut from {segment.end} to {size} bytes; keep other programs away")
             last = segment.last
             segment.shrink(size)
             lost = max(segment.last, self._cursor.seq) + 1
             if lost <= last:
-                self._check.missing.append((lost, last))
+                self.changes.missing.append((lost, last))
             if segment is self._current:
                 self._finish()
             if not segment.count or segment.last <= self._cursor.seq:
@@ -336,14 +342,14 @@ class Folder:
                 self._segments.remove(segment)
                 return
         elif size > segment.file_size:
-            self._check.problems.append(f"{path} was appended to by another program; keep other programs away")
+            self.changes.problems.append(f"{path} was appended to by another program; keep other programs away")
             segment.file_size = size
             if segment is self._current:
                 self._finish()
         if not segment.is_in_place(directory):
             is_durable = self._synchronous != "OFF"
             segment.replace(directory.copy(segment.fd, segment.end, segment.name, durable=is_durable), segment.end)
-            self._check.restored += 1
+            self.changes.restored += 1
 
     def read(self, after: int, max_bytes: int) -> Read:
         """Read the undelivered frames after the sequence number *after*, oldest first.
@@ -375,6 +381,18 @@ class Folder:
             max_bytes -= part.size
             if max_bytes <= 0:
                 break
+        return result
+
+    def read_detached(self) -> Read:
+        """Read the undelivered frames of all segments that are not in the folder any more."""
+        directory = self._claimed()
+        result = Read(last=self._cursor.seq)
+        for segment in self._segments:
+            if segment.is_parked or (self.is_in_place and segment.is_in_place(directory)):
+                continue
+            part = segment.read(max(self._cursor.seq, segment.first - 1), segment.end)
+            result.frames += part.frames
+            result.damaged += part.damaged
         return result
 
     def advance(self, seq: int) -> list[bytes]:
@@ -460,7 +478,7 @@ class Folder:
             directory.close()
         self._end_current()
         self._cursor = Cursor()
-        self._check = Check()
+        self.changes = Check()
         self.problems = []
 
     def _claimed(self) -> Directory:

@@ -6,22 +6,21 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ..errors import SpoolError
+from .backlogs import Remains
 from .folder import Check, Folder, orphans
 from .settings import Spool
 from .writer import Append, encode_runs
 
-__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "open_and_keep", "open_folder", "rewrite", "write"]
-
-_READ_BYTES = 1 << 20
+__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "open_and_keep", "rewrite", "write"]
 
 
 class Written(NamedTuple):
     """The outcome of one write."""
 
     error: Exception | None
-    """The reason if the frames are not on disk."""
+    """The reason if the frames cannot be written."""
     check: Check | None
-    """The state of the files after the write; None if nothing was appended."""
+    """Changes that others made to the files. If there are any, the frames are not written, and may be at once."""
     problems: list[str]
     """What else failed."""
     removed: set[bytes]
@@ -48,30 +47,24 @@ class Kept(NamedTuple):
     """The reason."""
 
 
-def open_folder(path: str, synchronous: str) -> Folder:
-    """Open the folder of this process, and lock it."""
-    folder = Folder(path, synchronous)
-    folder.open()
-    return folder
-
-
 def write(
     folder: Folder, append: Append | None, advances: Sequence[tuple[Folder, int]], finished: Sequence[Folder]
 ) -> Written:
-    """Append frames, note deliveries, and close the folders whose records are all delivered."""
+    """Append frames, note deliveries, and close the folders whose records are all delivered.
+
+    The files are checked before: a write behind the end of a file that was cut would hide the cut.
+    """
     error: Exception | None = None
     check = None
     problems: list[str] = []
     removed: set[bytes] = set()
     if append is not None:
         try:
-            folder.append(append.first, append.magic, append.data, append.amount)
+            check = folder.check()
+            if not check:
+                folder.append(append.first, append.magic, append.data, append.amount)
         except (OSError, SpoolError) as problem:
             error = problem
-        try:
-            check = folder.check()
-        except (OSError, SpoolError) as problem:
-            problems.append(f"{folder.path}: a file was removed and cannot be restored now: {problem}")
     for each, number in advances:
         try:
             removed |= set(each.advance(number))
@@ -88,13 +81,17 @@ def rewrite(folder: Folder, appends: Sequence[Append]) -> None:
         folder.insert(append.first, append.magic, append.data, append.amount)
 
 
-def adopt(spool: Spool, known: Collection[str]) -> Adopted:
-    """Lock the folders that dead processes left with records in them."""
+def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted:
+    """Lock the folders that dead processes left with records in them.
+
+    :param opened: takes each folder that is opened, before it is: the client may close, or fork, meanwhile.
+    """
     folders, problems = [], []
     for path in orphans(spool.absolute_path):
         if path in known:
             continue
         folder = Folder(path, spool.synchronous)
+        opened.append(folder)
         try:
             folder.open(create=False)
         except (SpoolError, FileNotFoundError):
@@ -110,67 +107,59 @@ def adopt(spool: Spool, known: Collection[str]) -> Adopted:
     return Adopted(folders, problems)
 
 
-def open_and_keep(path: str, synchronous: str, frames: Sequence[bytes], remove_if_empty: bool) -> Kept:
-    """Open the folder and leave *frames* there."""
+def open_and_keep(folder: Folder, frames: Sequence[bytes], others: Sequence[Folder], remove_if_empty: bool) -> Kept:
+    """Open the folder, unless an earlier job has, and leave *frames* there."""
     try:
-        folder = open_folder(path, synchronous)
+        if not folder.is_open:
+            folder.open()
     except (OSError, SpoolError) as error:
+        for other in others:
+            other.close(remove_if_empty=True)
         return Kept(list(frames), 0, error)
-    numbered = list(enumerate(frames, folder.last_seq + 1))
-    return keep(folder, numbered, numbered, [], [], remove_if_empty)
+    numbered = dict(enumerate(frames, folder.last_seq + 1))
+    return keep(folder, Remains(numbered, set(numbered), []), [], others, remove_if_empty)
 
 
 def keep(
     folder: Folder,
-    memory: Sequence[tuple[int, bytes]],
-    unwritten: Sequence[tuple[int, bytes]],
+    remains: Remains,
     advances: Sequence[tuple[Folder, int]],
     others: Sequence[Folder],
     remove_if_empty: bool,
 ) -> Kept:
     """Leave all undelivered records on disk, and close the folders.
 
-    :param memory: the frames that the outbox held, by number on disk.
-    :param unwritten: the frames that are not on disk yet.
     :param others: folders of dead processes.
     """
-    written = write(folder, None, advances, ())
-    error = written.error
-    left: list[bytes] = []
+    write(folder, None, advances, ())
+    error: Exception | None = None
+    left: dict[int, bytes] = {}
     lost = 0
-    appends = encode_runs(unwritten)
     try:
-        while appends:
-            rewrite(folder, appends[:1])
-            appends.pop(0)
-    except (OSError, SpoolError) as problem:
-        error = problem
-        first = appends[0].first
-        left = [frame for number, frame in unwritten if number >= first]
-    try:
-        check = folder.check()
-        for first, last in check.missing:
-            found = [each for each in memory if first <= each[0] <= last]
-            lost += last - first + 1 - len(found)
-            rewrite(folder, encode_runs(found))
-        if lost:
-            error = SpoolError(f"a file was cut off; {lost} records are lost")
+        missing = folder.check().missing
     except (OSError, SpoolError) as problem:
         # A file that was removed and cannot be restored ends with this process. Its records can still be read.
         error = problem
-        left = _read_all(folder) + left
+        missing = folder.changes.missing
+        detached = folder.read_detached()
+        left, lost = dict(detached.frames), detached.damaged
+    unsaved = set(remains.unsaved)
+    for first, last in missing:
+        unsaved.update(number for number in remains.memory if first <= number <= last)
+        cut_off = sum(max(min(last, high) - max(first, low) + 1, 0) for low, high in remains.unread)
+        lost += cut_off
+        if cut_off:
+            error = SpoolError(f"a file was cut off; {cut_off} records are lost")
+    for append in encode_runs((number, remains.memory[number]) for number in sorted(unsaved - set(left))):
+        try:
+            if not folder.is_in_place:
+                raise SpoolError("the folder was removed or replaced")
+            rewrite(folder, [append])
+        except (OSError, SpoolError) as problem:
+            error = problem
+            numbers = range(append.first, append.first + append.amount)
+            left.update((number, remains.memory[number]) for number in numbers)
     folder.close(remove_if_empty=remove_if_empty)
     for other in others:
         other.close(remove_if_empty=True)
-    return Kept(left, lost, error)
-
-
-def _read_all(folder: Folder) -> list[bytes]:
-    frames: list[bytes] = []
-    after = folder.cursor
-    while True:
-        read = folder.read(after, _READ_BYTES)
-        frames += [frame for _, frame in read.frames]
-        if not read.frames and not read.damaged:
-            return frames
-        after = read.last
+    return Kept([frame for _, frame in sorted(left.items())], lost, error)

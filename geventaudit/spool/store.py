@@ -39,6 +39,8 @@ from ..runtime.signal import Signal
 from ..stats import Counters
 from . import jobs
 from .backlog import AHEAD_BYTES, Backlog
+from .backlogs import Backlogs
+from .directory import close_inherited_locks, orphans
 from .disk import DiskThread, Job
 from .folder import Check, Folder, Read
 from .format import OVERHEAD
@@ -90,15 +92,13 @@ class Store:
         self.is_closing = False
         """True once nothing more is accepted, read or written, but by the last job."""
         self._spool = spool
-        self._path = spool.folder_of_process()
         self._memory = memory
         self._counters = counters
         self._notifier = notifier
         self._wake = wake
         self._room = room
         self._disk = DiskThread()
-        self._own: Backlog | None = None  # the records that this run wrote; None while the folder is not open
-        self._earlier: list[Backlog] = []  # oldest first
+        self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous))
         self._segments = SegmentWriter(min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1)))
         self._pending = PendingRecords()
         self._disk_bytes = 0  # of undelivered frames in this run's folder
@@ -111,6 +111,14 @@ class Store:
     def is_always(self) -> bool:
         """True if every record is written before ``send`` returns."""
         return self._spool.mode == "always"
+
+    @property
+    def _own(self) -> Backlog | None:
+        return self._backlogs.own
+
+    @property
+    def _path(self) -> str:
+        return self._backlogs.folder.path
 
     # -- the outbox's side ---------------------------------------------------------------------------------------------
 
@@ -155,7 +163,7 @@ class Store:
         """
         if self._own is None:
             return [] if self._trouble.error is not None or self.is_closing else None
-        for backlog in self._earlier:
+        for backlog in self._backlogs.earlier:
             if backlog.count:
                 entries = backlog.take(max_bytes)
                 self._signal.set()
@@ -184,7 +192,7 @@ class Store:
 
     def settled(self) -> None:
         """Note that records are settled; the writer tells the folders."""
-        if self._advances():
+        if self._backlogs.advances():
             self._signal.set()
 
     def reject(self, frame: bytes, reason: str) -> None:
@@ -196,13 +204,13 @@ class Store:
     @property
     def waiting(self) -> int:
         """Accepted records that are in the spool, or on the way there, and not in the window."""
-        on_disk = sum(each.count for each in self._backlogs())
+        on_disk = sum(each.count for each in self._backlogs.all())
         return on_disk + (0 if self.is_always else len(self._pending))
 
     @property
     def waiting_of_this_run(self) -> int:
         """Like :attr:`waiting`, without the records of earlier runs and dead processes."""
-        return self.waiting - sum(each.count for each in self._earlier)
+        return self.waiting - sum(each.count for each in self._backlogs.earlier)
 
     def add_last(self, frames: Sequence[bytes]) -> None:
         """Take the last frames, whether there is room or not: the client closes."""
@@ -233,50 +241,49 @@ class Store:
         own, is_blocked = self._own, self._trouble.blocks
         if own is None:
             if not is_blocked:
-                self._disk.submit(partial(jobs.open_folder, self._path, self._spool.synchronous), self._opened)
+                self._disk.submit(self._backlogs.folder.open, self._opened)
             return not is_blocked
-        for backlog in self._backlogs():
+        for backlog in self._backlogs.all():
             if backlog.is_loading_due:
                 read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES)
                 self._disk.submit(read, partial(self._loaded, backlog))
                 return True
-        advances = self._advances()
+        if self._backlogs.unsaved and not is_blocked:
+            rewrites = encode_runs(self._backlogs.take_unsaved())
+            self._disk.submit(partial(jobs.rewrite, own.folder, rewrites), self._rewritten)
+            return True
+        advances = self._backlogs.advances()
         if advances or (self._pending and not is_blocked):
             self._write(own, advances, [] if is_blocked else self._pending.start_writing(BATCH_BYTES))
             return True
         if self._spool.is_for_each_process and monotonic() >= self._adopt_at:
             self._adopt_at = monotonic() + ADOPT_SECONDS
-            known = [each.folder.path for each in self._backlogs()]
-            self._disk.submit(partial(jobs.adopt, self._spool, known), self._adopted)
+            opened = self._backlogs.orphans
+            opened[:] = [each for each in opened if each.is_open]
+            known = [own.folder.path, *(each.path for each in opened)]
+            self._disk.submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
             return True
         return False
 
     def _idle_seconds(self) -> float | None:
-        if self._trouble.error is not None and (self._pending or self._own is None):
+        if self._trouble.error is not None and (self._pending or self._backlogs.unsaved or self._own is None):
             return self._trouble.seconds_left
         return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
 
-    def _opened(self, job: Job[Folder]) -> None:
+    def _opened(self, job: Job[None]) -> None:
         self._signal.set()
         if job.error is not None:
-            self._fail(job.error)
-            if self.is_always and self._trouble.error is not None:
-                self._pending.refuse_all(self._trouble.error)
+            self._fail_and_refuse(job.error)
             self._wake.set()
             return
-        folder: Folder = job.result
+        folder = self._backlogs.folder
         self._disk_bytes = folder.undelivered_bytes
-        if folder.count:
-            self._add_earlier(folder)
-        self._own = Backlog(folder, self._memory.stream, base=folder.last_seq, last=folder.last_seq, count=0)
+        self._counters.adopted += folder.count
+        self._backlogs.open(self._memory.stream)
         for problem in folder.problems:
             self._report(SpoolError(problem))
         self._recovered()
         self._wake.set()
-
-    def _add_earlier(self, folder: Folder) -> None:
-        self._earlier.append(Backlog(folder, Stream(folder.cursor), base=0, last=folder.last_seq, count=folder.count))
-        self._counters.adopted += folder.count
 
     def _adopted(self, job: Job[jobs.Adopted]) -> None:
         self._signal.set()
@@ -284,7 +291,7 @@ class Store:
             self._report_failure(job)
             return
         for folder in job.result.folders:
-            self._add_earlier(folder)
+            self._counters.adopted += self._backlogs.add_earlier(folder)
         for problem in job.result.problems:
             self._report(SpoolError(problem))
         self._wake.set()
@@ -306,33 +313,43 @@ class Store:
         folders = [(each.folder, number) for each, number in advances]
         for each, number in advances:
             each.advanced = number
-        finished = [each for each in self._earlier if each.is_over and each.folder is not own.folder]
+        finished = self._backlogs.finished()
+        closing = [each.folder for each in finished if each.folder is not own.folder]
         self._disk.submit(
-            partial(jobs.write, own.folder, append, folders, [each.folder for each in finished]),
-            partial(self._written, own, append, frames),
+            partial(jobs.write, own.folder, append, folders, closing),
+            partial(self._written, own, append, frames, finished),
         )
 
     def _next_number(self, own: Backlog) -> int:
         """Return the number on disk of the oldest pending record. It stays the same while that record is pending."""
-        return own.base + self._memory.stream.taken + self._memory.queue.qsize() + own.count + 1
+        if own.count:
+            return own.last + 1
+        return own.base + self._memory.stream.taken + self._memory.queue.qsize() + 1
 
-    def _written(self, own: Backlog, append: Append | None, frames: list[bytes], job: Job[jobs.Written]) -> None:
+    def _written(
+        self,
+        own: Backlog,
+        append: Append | None,
+        frames: list[bytes],
+        finished: list[Backlog],
+        job: Job[jobs.Written],
+    ) -> None:
         if job.error is not None:
             self._end_write(own, append, frames, job.error)
             return
         written: jobs.Written = job.result
         self._disk_bytes = written.size
-        self._earlier = [each for each in self._earlier if not each.is_over]
+        self._backlogs.earlier = [each for each in self._backlogs.earlier if each not in finished]
         self._segments.note_removed(written.removed)
         if written.removed:
             self._trouble.retry_now()
         for problem in written.problems:
             self._segments.start_new_segment()
             self._report(SpoolError(problem))
-        rewrites = self._repair(own, written.check) if written.check else []
-        if rewrites:
-            end = partial(self._end_write, own, append, frames, written.error)
-            self._disk.submit(partial(jobs.rewrite, own.folder, rewrites), partial(self._rewritten, own, rewrites, end))
+        if written.check:
+            self._take_note(written.check)
+            self._pending.end_writing(keep=True)
+            self._signal.set()
         else:
             self._end_write(own, append, frames, written.error)
 
@@ -351,29 +368,30 @@ class Store:
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
-    def _repair(self, own: Backlog, check: Check) -> list[Append]:
-        """Return the frames to write once more, after others changed the files; count those that are lost."""
+    def _take_note(self, check: Check) -> None:
+        """Note that others changed the files."""
         self._segments.start_new_segment()
         if check.restored:
             self._report(SpoolError(f"{self._path}: {check.restored} files in it were removed, and are restored"))
         for problem in check.problems:
             self._report(SpoolError(problem))
-        rewrites: list[Append] = []
-        for first, last in check.missing:
-            backlog = next((each for each in self._earlier if each.folder is own.folder and first <= each.last), own)
-            found = backlog.in_memory(first, last, self._memory.window)
-            if lost := last - first + 1 - len(found):
-                backlog.note_lost(lost)
-                self._lose(lost, f"{self._path}: a file in it was cut off; {lost} records are lost")
-            rewrites += encode_runs(found)
-        return rewrites
+        lost = self._backlogs.take_damage(check, self._memory.window)
+        if lost:
+            self._lose(lost, f"{self._path}: a file in it was cut off; {lost} records are lost")
 
-    def _rewritten(self, own: Backlog, rewrites: list[Append], end: Callable[[], None], job: Job[None]) -> None:
+    def _rewritten(self, job: Job[None]) -> None:
+        self._signal.set()
         if job.error is not None:
-            for append in rewrites:
-                own.on_disk.discard(append.first, append.first + append.amount - 1)
-            self._report_failure(job)
-        end()
+            self._fail_and_refuse(job.error)
+        else:
+            self._backlogs.unsaved.clear()
+            self._recovered()
+
+    def _fail_and_refuse(self, error: Exception) -> None:
+        """Like :meth:`_fail`; in mode ``always``, refuse the records that wait."""
+        self._fail(error)
+        if self.is_always and self._trouble.error is not None:
+            self._pending.refuse_all(self._trouble.error)
 
     def _fail(self, error: Exception) -> None:
         """Note that the disk fails; the writer tries again after a while."""
@@ -400,13 +418,10 @@ class Store:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def persist(
-        self, frames: Sequence[tuple[int, bytes]], others: int, seconds: float
-    ) -> tuple[list[bytes], BaseException | None]:
+    def persist(self, entries: Sequence[Entry], seconds: float) -> tuple[list[bytes], BaseException | None]:
         """Close for good, and leave on disk all that is undelivered. From any thread, also if the hub is destroyed.
 
-        :param frames: the frames of this run that the outbox held, by number; the outbox has given them up.
-        :param others: the records of earlier runs and dead processes that the outbox held.
+        :param entries: the records that the outbox held, and has given up.
         :param seconds: the time that this may take, CLOSE_SECONDS at least. A disk that does not answer may keep the
             records all the same.
         :returns: the frames that are not on disk, and an exception that has interrupted the wait.
@@ -421,38 +436,46 @@ class Store:
         except BaseException as error:
             interruption = error
         pending = [] if self.is_always else self._pending.frames()
+        total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
         try:
-            job = self._disk.run_last(self._last_job(frames, pending), deadline)
+            job = self._disk.run_last(self._last_job(entries, pending), deadline)
         except BaseException as error:
             interruption = error
-        total = len(frames) + others + len(pending) + sum(each.count for each in self._backlogs())
         self._pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
         if job is not None and job.is_over and job.error is None:
             kept: jobs.Kept = job.result
-            left, lost, problem = kept.left, kept.lost, kept.error
+            left, lost, problem = kept.left, min(kept.lost, total - len(kept.left)), kept.error
         else:
-            own = self._own
-            left = [frame for number, frame in frames if own is None or not own.is_on_disk(number)] + pending
-            lost, problem = 0, (job and job.error) or TimeoutError("the disk did not answer")
+            left, lost, problem = (
+                self._unsaved(entries) + pending,
+                0,
+                (job and job.error) or TimeoutError("the disk did not answer"),
+            )
         self._counters.dropped += lost
         self._counters.kept += total - len(left) - lost
-        self._own, self._earlier = None, []
+        self._backlogs.own, self._backlogs.earlier = None, []
         if problem is not None and total:
             self._report(SpoolError(f"{self._path}: not all undelivered records could be kept: {problem}"))
         return left, interruption
 
-    def _last_job(self, frames: Sequence[tuple[int, bytes]], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
-        own = self._own
-        earlier = [each.folder for each in self._earlier if own is None or each.folder is not own.folder]
-        advances = [(each.folder, number) for each, number in self._advances()]
+    def _last_job(self, entries: Sequence[Entry], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
+        backlogs, own = self._backlogs, self._own
         remove_if_empty = self._spool.is_for_each_process
         if own is None:
-            unnumbered = [frame for _, frame in frames] + list(pending)
-            return lambda: jobs.open_and_keep(self._path, self._spool.synchronous, unnumbered, remove_if_empty)
-        memory = [(number + own.base, frame) for number, frame in frames]
-        unwritten = [(number + own.base, frame) for number, frame in frames if not own.is_on_disk(number)]
-        unwritten += enumerate(pending, self._next_number(own))
-        return lambda: jobs.keep(own.folder, memory, unwritten, advances, earlier, remove_if_empty)
+            unnumbered = [frame for _, _, frame in entries] + list(pending)
+            return lambda: jobs.open_and_keep(backlogs.folder, unnumbered, backlogs.orphans, remove_if_empty)
+        remains = backlogs.remains(entries)
+        numbered = dict(enumerate(pending, self._next_number(own)))
+        remains.memory.update(numbered)
+        remains.unsaved.update(numbered)
+        advances = [(each.folder, number) for each, number in backlogs.advances()]
+        return lambda: jobs.keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
+
+    def _unsaved(self, entries: Sequence[Entry]) -> list[bytes]:
+        if self._own is None:
+            return [frame for _, _, frame in entries]
+        remains = self._backlogs.remains(entries)
+        return [remains.memory[number] for number in sorted(remains.unsaved)]
 
     def close_watcher(self) -> None:
         """Let go of the hub, after :meth:`persist`. In the hub's thread."""
@@ -462,25 +485,8 @@ class Store:
         """Let go of everything, in a forked child: it is the parent's. Must not wait."""
         self.is_closing = True
         self._disk.abandon()
-        for folder in {each.folder for each in self._backlogs()}:
+        for folder in (self._backlogs.folder, *self._backlogs.orphans):
             folder.leave()
+        if self._disk.is_busy:
+            close_inherited_locks([self._path, *orphans(self._spool.absolute_path)])
         self._pending.refuse_all(ClientClosedError("the process was forked"))
-
-    # -- small things --------------------------------------------------------------------------------------------------
-
-    def _backlogs(self) -> list[Backlog]:
-        return [*self._earlier, self._own] if self._own is not None else self._earlier
-
-    def _advances(self) -> list[tuple[Backlog, int]]:
-        """Return the backlogs whose folders do not know of all deliveries, and the numbers up to which all is settled.
-
-        The numbers of this run are higher than those of an earlier run in the same folder, which come first.
-        """
-        advances = []
-        open_folders: list[Folder] = []
-        for backlog in self._backlogs():
-            if backlog.is_advance_due and backlog.folder not in open_folders:
-                advances.append((backlog, backlog.settled_on_disk))
-            if not backlog.is_finished:
-                open_folders.append(backlog.folder)
-        return advances

@@ -1,0 +1,122 @@
+"""All records on disk that one client has to send: of dead processes, of earlier runs, of this run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .backlog import Backlog
+from .folder import Check, Folder
+from .stream import Entry, Stream
+
+__all__ = ["Backlogs", "Remains"]
+
+
+class Remains(NamedTuple):
+    """The records in the folder of this process when the client closes. All numbers are those on disk."""
+
+    memory: dict[int, bytes]
+    """The frames that are in memory."""
+    unsaved: set[int]
+    """Those that are not on disk."""
+    unread: list[tuple[int, int]]
+    """Ranges of the records that are not in memory, both ends included."""
+
+
+class Backlogs:
+    """The backlogs of one client, and their folders.
+
+    :param folder: of this process.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.own: Backlog | None = None
+        """The records that this run wrote; None while the folder is not open."""
+        self.earlier: list[Backlog] = []
+        """Earlier records, oldest first."""
+        self.orphans: list[Folder] = []
+        """The folders of dead processes that the disk thread has opened."""
+        self.unsaved: dict[int, bytes] = {}
+        """Frames that have to be written again, by number on disk: their file was damaged."""
+
+    def all(self) -> list[Backlog]:
+        """Return the backlogs, oldest first."""
+        return [*self.earlier, self.own] if self.own is not None else self.earlier
+
+    def add_earlier(self, folder: Folder) -> int:
+        """Add the records that a folder has, and return their number."""
+        count = folder.count
+        if count:
+            self.earlier.append(Backlog(folder, Stream(folder.cursor), base=0, last=folder.last_seq, count=count))
+        return count
+
+    def open(self, stream: Stream) -> Backlog:
+        """Add the folder of this process, which is open now."""
+        self.add_earlier(self.folder)
+        last = self.folder.last_seq
+        self.own = Backlog(self.folder, stream, base=last, last=last, count=0)
+        return self.own
+
+    def advances(self) -> list[tuple[Backlog, int]]:
+        """Return the backlogs whose folders do not know of all deliveries, and the numbers up to which all is settled.
+
+        The numbers of this run are higher than those of an earlier run in the same folder, which come first.
+        """
+        advances = []
+        open_folders: list[Folder] = []
+        for backlog in self.all():
+            if backlog.is_advance_due and backlog.folder not in open_folders:
+                advances.append((backlog, backlog.settled_on_disk))
+            if not backlog.is_finished:
+                open_folders.append(backlog.folder)
+        return advances
+
+    def finished(self) -> list[Backlog]:
+        """Return the earlier backlogs whose records are all settled, as their folders know."""
+        return [each for each in self.earlier if each.is_finished and not each.is_advance_due]
+
+    def take_damage(self, check: Check, window: Iterable[Entry]) -> int:
+        """Note that frames were cut off: those in memory become unsaved. Return how many are lost."""
+        lost = 0
+        for first, last in check.missing:
+            for backlog in self._in_own_folder():
+                low, high = max(first, backlog.settled_on_disk + 1), min(last, backlog.last)
+                self.unsaved.update(backlog.in_memory(low, high, window))
+                # A number up to read_up_to belongs to a record in memory, or to one that is settled or lost already.
+                gone = max(high - max(low - 1, backlog.read_up_to), 0)
+                backlog.note_lost(gone)
+                lost += gone
+        return lost
+
+    def take_unsaved(self) -> list[tuple[int, bytes]]:
+        """Return the frames to write again, oldest first."""
+        for number in list(self.unsaved):
+            if number <= self._settled():
+                del self.unsaved[number]
+        return sorted(self.unsaved.items())
+
+    def remains(self, entries: Iterable[Entry]) -> Remains:
+        """Return the state of the folder of this process.
+
+        :param entries: the records that the outbox held.
+        """
+        entries = list(entries)
+        memory: dict[int, bytes] = {}
+        unread = []
+        for backlog in self._in_own_folder():
+            memory.update(backlog.in_memory(1, backlog.last, entries))
+            unread.append((backlog.read_up_to + 1, backlog.last))
+        unsaved = {number for number, _ in self.take_unsaved()}
+        if self.own is not None:
+            own = self.own
+            numbers = {number + own.base: frame for stream, number, frame in entries if stream is own.stream}
+            memory.update(numbers)
+            unsaved |= {number for number in numbers if number not in own.on_disk}
+        return Remains(memory, unsaved, unread)
+
+    def _in_own_folder(self) -> list[Backlog]:
+        return [each for each in self.all() if each.folder is self.folder]
+
+    def _settled(self) -> int:
+        return next((each.settled_on_disk for each in self._in_own_folder() if not each.is_finished), 0)
