@@ -21,14 +21,15 @@ in flight                 :attr:`Outbox.window`, before the cursor              
 ========================  ==================================================================  ==========================
 
 ``send()`` may be entered again at any bytecode, by a signal handler or by ``__del__``. So frames are copied first and
-removed after: an interruption may duplicate a record, and never loses one.
+removed after: an interruption may duplicate a record, and never loses one. A deque that changes under a loop raises, so
+loops go over a copy.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import count, groupby, islice, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gevent.event import Event
 from gevent.queue import Full, Queue
@@ -56,6 +57,10 @@ MAX_BATCH_BYTES = 1 << 16
 
 MAX_WINDOW_BYTES = 8 << 20
 """No more is written while this many bytes are in flight. Bounds the memory that waits for acknowledgements."""
+
+_T = TypeVar("_T")
+
+_LEAST_BYTES = 256  # of a frame, for the number of frames to look at
 
 _HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, which is never written again
 
@@ -113,27 +118,48 @@ class Outbox:
             self.wake.set()
             if self.store is None and not self.inbox.entries:  # the common case, without further calls
                 self.queue.put(frame, False)
+                if self._refusal is not None:
+                    self._withdraw(frame, None)
                 return
             pending = self._put(frame)
         except Full:
             if (timeout is not None and timeout <= 0) or not may_wait():
                 raise self._full() from None
             pending = self._put_when_there_is_room(frame, timeout)
-        if pending is not None and self.store is not None:
+        if pending is not None and self.store is not None and self.store.is_always:
             self.store.wait(pending)
 
     def _put(self, frame: bytes) -> Pending | None:
         """Put one of the hub's own frames behind all others. The order of the records is final then.
 
-        :returns: in mode ``always`` of a spool, an object to wait for.
+        :returns: the record if it goes to the spool; in mode ``always``, the caller has to wait for it.
         :raises gevent.queue.Full: there is no room.
         """
         if self.inbox.entries:
-            if len(self.inbox) + self.queue.qsize() >= (self.queue.maxsize or 0):
+            queued = self.queue.qsize() if self.store is None else 0  # with a spool, the rest goes to disk
+            if len(self.inbox) + queued >= (self.queue.maxsize or 0):
                 raise Full
             self.inbox.put(frame)
             return None
-        return self._put_in_order(frame)
+        pending = self._put_in_order(frame)
+        if self._refusal is not None:
+            self._withdraw(frame, pending)
+        return pending
+
+    def _withdraw(self, frame: bytes, pending: Pending | None) -> None:
+        """Take *frame* back, and raise the refusal. A signal handler has closed the client before *frame* was put.
+
+        If *frame* is not there any more, the handler came later, and close() has taken it.
+        """
+        try:
+            if pending is None:
+                self.queue.queue.remove(frame)
+        except ValueError:
+            return
+        if pending is not None and self.store is not None and not self.store.withdraw(pending):
+            return
+        if self._refusal is not None:
+            raise self._refusal
 
     def _put_in_order(self, frame: bytes) -> Pending | None:
         store = self.store
@@ -146,8 +172,7 @@ class Outbox:
                     raise
         if store.is_always and not may_wait():
             raise SpoolError("the record has to be on disk before send() returns, and here nothing may wait")
-        pending = store.add(frame)
-        return pending if store.is_always else None
+        return store.add(frame)
 
     def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Pending | None:
         """Let one greenlet after the other wait, in the order in which they came, so that none waits for ever.
@@ -204,8 +229,8 @@ class Outbox:
             self._fill(max_bytes)
         batch: list[bytes] = []
         size = 0
-        stop = None if most is None else self.cursor + most
-        for _, _, frame in islice(self.window, self.cursor, stop):
+        most = max_bytes // _LEAST_BYTES + 1 if most is None else most
+        for _, _, frame in _copy(self.window, self.cursor, self.cursor + most):
             if size >= max_bytes:
                 break
             batch.append(frame)
@@ -227,7 +252,7 @@ class Outbox:
                 self.window.extend(earlier)
                 return
         frames: list[bytes] = []
-        for frame in islice(self.queue.queue, self.queue.qsize()):
+        for frame in _copy(self.queue.queue, 0, max_bytes // _LEAST_BYTES + 1):
             if max_bytes <= 0:
                 break
             frames.append(frame)
@@ -264,7 +289,7 @@ class Outbox:
 
     def settle(self, amount: int) -> int:
         """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
-        delivered = list(islice(self.window, amount))
+        delivered = _copy(self.window, 0, amount)
         records = 0
         for stream, group in groupby(delivered, key=_stream_of):
             if stream is not _HEARTBEAT[0]:
@@ -298,9 +323,9 @@ class Outbox:
         """Set the cursor back: all in flight is to be sent again, in the old order. Return the heartbeats dropped."""
         heartbeats = 0
         if self.cursor:
-            in_flight = [entry for entry in islice(self.window, self.cursor) if entry is not _HEARTBEAT]
+            in_flight = [entry for entry in _copy(self.window, 0, self.cursor) if entry is not _HEARTBEAT]
             heartbeats = self.cursor - len(in_flight)
-            rest = list(islice(self.window, self.cursor, None))
+            rest = _copy(self.window, self.cursor, None)
             self._to_resend += len(in_flight)
             self.cursor = 0
             self.in_flight_bytes = 0
@@ -322,8 +347,9 @@ class Outbox:
 
     @property
     def in_flight(self) -> int:
-        """Records in flight."""
-        return self.cursor - sum(entry is _HEARTBEAT for entry in islice(self.window, self.cursor))
+        """Records in flight. From any thread."""
+        entries = _copy(self.window, 0, self.cursor)
+        return len(entries) - sum(entry is _HEARTBEAT for entry in entries)
 
     @property
     def queued(self) -> int:
@@ -402,6 +428,15 @@ class Outbox:
             left, interruption = self.store.persist(numbered, others, seconds)
         self._given_up = [], 0
         return left, interruption
+
+
+def _copy(entries: deque[_T], start: int, stop: int | None = None) -> list[_T]:
+    """Return some *entries*. A signal handler may add one between the two calls in C; then copy again."""
+    while True:
+        try:
+            return list(islice(entries, start, stop))
+        except RuntimeError:
+            continue
 
 
 def _stream_of(entry: Entry) -> Stream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 from gevent.event import Event
 
@@ -53,7 +52,7 @@ class PendingRecords:
     def start_writing(self, max_bytes: int) -> list[bytes]:
         """Return the oldest frames, about *max_bytes*, for the disk thread."""
         frames: list[bytes] = []
-        for pending in islice(self.records, len(self.records)):
+        for pending in list(self.records):
             if max_bytes <= 0:
                 break
             pending.is_being_written = True
@@ -65,7 +64,7 @@ class PendingRecords:
     def end_writing(self, *, keep: bool, error: Exception | None = None) -> None:
         """Let go of the records that were being written, or *keep* them to be written again."""
         count, self.writing = self.writing, 0
-        for pending in islice(self.records, count):
+        for pending in list(self.records)[:count]:
             pending.is_being_written = False
             pending.error, pending.is_over = error, not keep
         if not keep:
@@ -79,9 +78,9 @@ class PendingRecords:
 
     def refuse_all(self, error: Exception) -> None:
         """Refuse all records."""
-        for pending in self.records:
+        while self.records:
+            pending = self.records.popleft()
             pending.error, pending.is_over = error, True
-        self.records.clear()
         self._wake()
 
     def wait(self, pending: Pending) -> None:
@@ -94,15 +93,23 @@ class PendingRecords:
                 self._over.wait()
         except BaseException:
             if not pending.is_being_written and not pending.is_over:
-                self.records.remove(pending)
-                self.size -= len(pending.frame) + OVERHEAD
+                self.withdraw(pending)
             raise
         if pending.error is not None:
             raise type(pending.error)(str(pending.error)) from pending.error
 
     def frames(self) -> list[bytes]:
         """Return the frames of all records."""
-        return [pending.frame for pending in self.records]
+        return [pending.frame for pending in list(self.records)]
+
+    def withdraw(self, pending: Pending) -> bool:
+        """Take a record back; return False if it is not here any more."""
+        try:
+            self.records.remove(pending)
+        except ValueError:
+            return False
+        self.size -= len(pending.frame) + OVERHEAD
+        return True
 
     def _wake(self) -> None:
         over, self._over = self._over, Event()
