@@ -122,6 +122,7 @@ class Lifecycle:
             if exits.has_run():
                 raise ClientClosedError("the interpreter exits, and has closed its clients")
             self._make_parts()
+            self.check_accepting()  # a signal handler may have closed the client meanwhile
         sender: Sender = self.sender  # type: ignore[assignment]  # _make_parts() has set it
         sender.ensure_running()
         return sender
@@ -135,9 +136,10 @@ class Lifecycle:
             # A signal handler that sends may have been faster: setdefault is atomic.
             if self._parts.setdefault("parts", (outbox, sender))[0] is not outbox and outbox.store is not None:
                 outbox.store.close_watcher()
-        _running.add(self)
         if self.state is State.NEW:
             self.state = State.RUNNING
+        if self.state is not State.CLOSED:
+            _running.add(self)
         self.outbox, self.sender = self._parts["parts"]  # last: start() does not repeat the rest
 
     def wake(self) -> None:
@@ -182,7 +184,7 @@ class Lifecycle:
         outbox, sender = self.outbox, self.sender
         if outbox is None or sender is None:
             return self._counters.snapshot(queued=len(self.inbox))
-        if self.thread.is_current():
+        if self.thread.is_current() and not workers.is_worker():
             sender.look()
         return self._counters.snapshot(
             queued=outbox.queued,

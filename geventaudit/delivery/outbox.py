@@ -21,7 +21,8 @@ in flight                 :attr:`Outbox.window`, before the cursor              
 ========================  ==================================================================  ==========================
 
 ``send()`` may be entered again at any bytecode, by a signal handler or by ``__del__``. So frames are copied first and
-removed after: an interruption may duplicate a record, and never loses one.
+removed after: an interruption may duplicate a record, and never loses one. A deque that changes under a loop raises, so
+loops go over a copy.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class Outbox:
                 self.wake.set()
             if self._is_plain and not self.inbox.entries:
                 self.queue.put(frame, False)
+                if self._refusal is not None:
+                    self._withdraw(frame, None)
                 return
             if self._refusal is not None:
                 raise self._refused(self._refusal)
@@ -129,23 +132,42 @@ class Outbox:
             if (timeout is not None and timeout <= 0) or not may_wait():
                 raise self._full() from None
             pending = self._put_when_there_is_room(frame, timeout)
-        if pending is not None and self.store is not None:
+        if pending is not None and self.store is not None and self.store.is_always:
             self.store.wait(pending)
 
     def _put(self, frame: bytes) -> Pending | None:
         """Put one of the hub's own frames behind all others. The order of the records is final then.
 
-        :returns: in mode ``always`` of a spool, an object to wait for.
+        :returns: the record if it goes to the spool; in mode ``always``, the caller has to wait for it.
         :raises gevent.queue.Full: there is no room.
         """
         if self.inbox.entries and self.store is not None:
             self.move_inbox()  # without an agent, the sender does not, and the disk may have room
         if self.inbox.entries:
-            if len(self.inbox) + self.queue.qsize() >= (self.queue.maxsize or 0):
+            queued = self.queue.qsize() if self.store is None else 0  # with a spool, the rest goes to disk
+            if len(self.inbox) + queued >= (self.queue.maxsize or 0):
                 raise Full
             self.inbox.put(frame)
             return None
-        return self._put_in_order(frame)
+        pending = self._put_in_order(frame)
+        if self._refusal is not None:
+            self._withdraw(frame, pending)
+        return pending
+
+    def _withdraw(self, frame: bytes, pending: Pending | None) -> None:
+        """Take *frame* back, and raise the refusal. A signal handler has closed the client before *frame* was put.
+
+        If *frame* is not there any more, the handler came later, and close() has taken it.
+        """
+        try:
+            if pending is None:
+                self.queue.queue.remove(frame)
+        except ValueError:
+            return
+        if pending is not None and self.store is not None and not self.store.withdraw(pending):
+            return
+        if self._refusal is not None:
+            raise self._refusal
 
     def _put_in_order(self, frame: bytes) -> Pending | None:
         store = self.store
@@ -158,8 +180,7 @@ class Outbox:
                     raise
         if store.is_always and not may_wait():
             raise SpoolError("the record has to be on disk before send() returns, and here nothing may wait")
-        pending = store.add(frame)
-        return pending if store.is_always else None
+        return store.add(frame)
 
     def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Pending | None:
         """Let one greenlet after the other wait, in the order in which they came, so that none waits for ever.

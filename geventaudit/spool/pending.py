@@ -76,9 +76,9 @@ class PendingRecords:
 
     def refuse_all(self, error: Exception) -> None:
         """Refuse all records."""
-        for pending in copied(self.records):
+        while self.records:
+            pending = self.records.popleft()
             pending.error, pending.is_over = error, True
-        self.records.clear()
         self._wake()
 
     def wait(self, pending: Pending) -> None:
@@ -94,6 +94,15 @@ class PendingRecords:
     def frames(self) -> list[bytes]:
         """Return the frames of all records."""
         return [pending.frame for pending in copied(self.records)]
+
+    def withdraw(self, pending: Pending) -> bool:
+        """Take a record back; return False if it is not here any more."""
+        try:
+            self.records.remove(pending)
+        except ValueError:
+            return False
+        self.size -= len(pending.frame) + OVERHEAD
+        return True
 
     def _wake(self) -> None:
         over, self._over = self._over, Event()

@@ -149,6 +149,10 @@ class Store:
         self._signal.set()
         return pending
 
+    def withdraw(self, pending: Pending) -> bool:
+        """Take a record back; return False if it is not in memory any more."""
+        return self._pending.withdraw(pending)
+
     def wait(self, pending: Pending) -> None:
         """Wait until *pending* is on disk.
 

@@ -1,0 +1,517 @@
+"""send() within send(): at every bytecode, in signal handlers and finalizers, without memory and without stack."""
+
+from __future__ import annotations
+
+import datetime as dt
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import monkey
+from gevent.queue import Queue
+from helpers import eventually, message
+
+from geventaudit import Backoff, BaseClient, Client, ClientClosedError, DomainSocket, NoOp, QueueFullError, Spool
+from geventaudit import ValidationError as Invalid
+from geventaudit.delivery.inbox import HandedOver, Inbox
+from geventaudit.encoder.encoding import Encoder
+from geventaudit.runtime import exits, native
+from geventaudit.runtime.hub_thread import HubThread
+from geventaudit.runtime.signal import Signal
+from geventaudit.runtime.workers import OneWorker
+from geventaudit.testing import AuditAgent
+
+QUICK = Backoff(initial=0.01, maximum=0.05)
+MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+PACKAGE = str(Path(sys.modules["geventaudit"].__file__ or "").parent)
+
+
+def broken() -> NoOp:
+    raise OSError("no agent")
+
+
+@contextmanager
+def on_signal(act: Callable[[], object], number: int = signal.SIGALRM) -> Iterator[None]:
+    old = signal.signal(number, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(number, old)
+
+
+def natively(function: Callable[[], Any]) -> Any:
+    """Run *function* in another native thread, while this one's hub does not run."""
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append((function(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    native.start_new_thread(run, ())
+    deadline = time.monotonic() + 60
+    while not done:
+        assert time.monotonic() < deadline, "the other thread waits for this one"
+        native.sleep(0.0005)
+    result, error = done[0]
+    if error is not None:
+        raise error
+    return result
+
+
+# -- at every bytecode -------------------------------------------------------------------------------------------------
+
+
+def interrupted(call: Callable[[], Any], at: int, act: Callable[[], Any]) -> bool:
+    """Call *call*, and *act* before the bytecode number *at* of the library in it; return True if there was one."""
+    steps = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal steps
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            if steps == at:
+                sys.settrace(None)
+                act()
+            steps += 1
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(old)
+    return steps > at
+
+
+class Situations:
+    """How the outer send() finds the client."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def make(self, situation: str) -> Client:
+        self._count += 1
+        spool = None
+        if situation in ("disk", "opening"):
+            spool = Spool(self._folder / f"spool{self._count}")
+        client = Client(broken, backoff=Backoff(1000, 1000), queue_size=3 if situation == "disk" else 100, spool=spool)
+        if situation not in ("first use", "opening"):
+            client.send(message(-1))
+        if situation == "disk":
+            client.send(message(-2))
+            client.send(message(-3))
+            eventually(lambda: not self.is_full(client))
+        if situation == "inbox":
+            natively(lambda: client.send(message(-2)))
+        return client
+
+    @staticmethod
+    def is_full(client: Client) -> bool:
+        try:
+            client.send(message(-4))
+        except QueueFullError:
+            return True
+        return False
+
+
+@pytest.mark.parametrize(("situation", "step"), [("first use", 7), ("running", 1), ("inbox", 1), ("disk", 5)])
+def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
+    situations = Situations(folder)
+    at, more = 0, True
+    while more:
+        client = situations.make(situation)
+        before = client.stats().accepted
+        more = interrupted(lambda: client.send(message(1)), at, lambda: client.send(message(2)))
+        assert client.stats().accepted == before + 1 + more
+        left = [each.record.custom_data["n"] for each in client.close(0)]
+        stats = client.stats()
+        assert stats.accepted == before + 1 + more == stats.dropped + stats.kept
+        assert sorted(each for each in left if each > 0) == ([] if situation == "disk" else [1, 2] if more else [1])
+        at += step
+    assert at > 50
+
+
+def test_send_at_every_bytecode_of_close() -> None:
+    """It is refused, or handed back."""
+    at, more = 0, True
+    while more:
+        client = Client(broken, backoff=Backoff(1000, 1000))
+        client.send(message(1))
+        results: list[BaseException | None] = []
+
+        def nested(client: Client = client, results: list[BaseException | None] = results) -> None:
+            try:
+                client.send(message(2))
+                results.append(None)
+            except ClientClosedError as error:
+                results.append(error)
+
+        left: list[Any] = []
+        more = interrupted(lambda: left.extend(client.close(0.0)), at, nested)  # noqa: B023
+        numbers = sorted(each.record.custom_data["n"] for each in left + client.close())
+        assert numbers == ([1, 2] if results == [None] else [1])
+        assert client.stats().dropped == len(numbers)
+        at += 11
+    assert at > 300
+
+
+@pytest.mark.parametrize(("situation", "step"), [("first use", 13), ("running", 1), ("inbox", 3), ("disk", 11)])
+def test_close_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
+    situations = Situations(folder)
+    at, more = 0, True
+    while more:
+        client = situations.make(situation)
+        before = client.stats().accepted
+        left: list[Any] = []
+        try:
+            more = interrupted(lambda: client.send(message(1)), at, lambda: left.extend(client.close(0)))  # noqa: B023
+            accepted = 1
+        except ClientClosedError:
+            accepted = 0
+        left += client.close(0)
+        stats = client.stats()
+        assert stats.accepted == before + accepted == stats.dropped + stats.kept
+        assert len(left) == stats.dropped
+        at += step
+    assert at > 50
+
+
+# -- signal handlers and finalizers ------------------------------------------------------------------------------------
+
+
+class Sends:
+    """Sends records and remembers the numbers of those that were accepted."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.accepted: list[int] = []
+        self.refused = 0
+        self._next = iter(range(50_000))
+
+    def __call__(self) -> None:
+        number = next(self._next)
+        try:
+            self.client.send(message(custom_data={"n": number, "at": [MOMENT] * 5}))
+        except QueueFullError:
+            self.refused += 1
+        else:
+            self.accepted.append(number)
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["alone", "beside a thread"])
+@pytest.mark.parametrize("how", ["signal", "finalizer"])
+@pytest.mark.parametrize("mode", [None, "overflow", "always"])
+def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bool) -> None:
+    outer_sends = 300 if mode == "always" else 1500
+    spool = None if mode is None else Spool(folder / "spool", mode=mode)
+    with AuditAgent() as agent:
+        client = Client(lambda: DomainSocket(agent.address), queue_size=50_000 if mode is None else 100, spool=spool)
+        outer, nested, beside = Sends(client), Sends(client), Sends(client)
+        over = not thread
+
+        class Finalized:
+            def __init__(self) -> None:
+                self.cycle = self
+
+            def __del__(self) -> None:
+                nested()
+
+        def another() -> None:
+            nonlocal over
+            for _ in range(outer_sends):
+                beside()
+                native.sleep(0.0001)
+            over = True
+
+        def interrupt() -> None:
+            for _ in range(3):
+                if how == "signal":
+                    nested()
+                else:
+                    Finalized().cycle = None  # type: ignore[assignment]
+
+        if thread:
+            native.start_new_thread(another, ())
+        with on_signal(interrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            while len(outer.accepted) < outer_sends or len(nested.accepted) + nested.refused < 1000:
+                refused = outer.refused
+                outer()
+                if len(outer.accepted) % 20 == 0 or outer.refused > refused:
+                    gevent.sleep(0)
+            eventually(lambda: over)
+        assert client.flush(60)
+        stats = client.stats()
+        each = (outer, nested, beside)
+        total = sum(len(sends.accepted) for sends in each)
+        assert (stats.accepted, stats.delivered, stats.connects) == (total, total, 1)
+        assert sum(stats.rejected.values()) == sum(sends.refused for sends in each)
+        assert client.close() == []
+        agent.wait_for(total, timeout=60)
+        assert not agent.refused
+        numbers = sorted(record.custom_data["n"] for record in agent.records)
+        assert numbers == sorted(sum((sends.accepted for sends in each), []))
+        if mode is None:
+            assert not nested.refused
+
+
+# -- no lock -----------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """A native thread stops here until the gate is opened."""
+
+    def __init__(self) -> None:
+        self.is_here = False
+        self._main = native.thread_ident()
+        self._gate = native.allocate_lock()
+        self._gate.acquire()
+
+    def __call__(self) -> None:
+        if native.thread_ident() != self._main and not self.is_here:
+            self.is_here = True
+            self._gate.acquire()
+
+    def open(self) -> None:
+        self._gate.release()
+
+
+class StoppingDeque(deque[HandedOver]):
+    before: Callable[[], None]
+    after: Callable[[], None]
+
+    def append(self, entry: HandedOver) -> None:
+        self.before()
+        super().append(entry)
+        self.after()
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["send", "close"])
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("where", ["before the append", "after the append", "claim", "post"])
+def test_a_thread_that_stops_in_the_middle_keeps_nobody(
+    monkeypatch: pytest.MonkeyPatch, where: str, used: bool, closes: bool
+) -> None:
+    """As a plain lock would, for ever, if the handler of a signal sends in the hub's thread."""
+    stop, results = Stop(), list[BaseException | None]()
+    with AuditAgent() as agent:
+        client = Client(lambda: DomainSocket(agent.address), backoff=QUICK)
+        if used:
+            client.send(message(0))
+            assert client.flush(30)
+        if where == "claim":
+            claim = HandedOver.claim
+            monkeypatch.setattr(HandedOver, "claim", lambda *arguments: (stop(), claim(*arguments))[1])
+        elif where == "post":
+            post = HubThread.post
+            monkeypatch.setattr(HubThread, "post", lambda *arguments: (stop(), post(*arguments))[1])
+        else:
+            entries = StoppingDeque()
+            entries.before, entries.after = (stop, lambda: None) if where.startswith("before") else (lambda: None, stop)
+            client._life.inbox.entries = entries
+
+        def beside() -> None:
+            try:
+                client.send(message(1))
+                results.append(None)
+            except ClientClosedError as error:
+                results.append(error)
+
+        def late() -> None:
+            raise AssertionError("it hangs")
+
+        native.start_new_thread(beside, ())
+        deadline = time.monotonic() + 30
+        while not stop.is_here and not results:
+            assert time.monotonic() < deadline
+            native.sleep(0.001)
+        with on_signal(late), on_signal(lambda: client.send(message(2)), signal.SIGUSR1):
+            signal.setitimer(signal.ITIMER_REAL, 20)
+            signal.raise_signal(signal.SIGUSR1)
+            client.send(message(3))
+            if closes:
+                assert client.close(0.5) == []
+            else:
+                gevent.sleep(0.05)
+        stop.open()
+        eventually(lambda: results)
+        left = client.close(30)
+        expected = [*([0] if used else []), 2, 3]
+        if results == [None]:
+            expected.append(1)
+        arrived = [each.record.custom_data["n"] for each in [*agent.messages, *left]]
+        eventually(lambda: len(agent.messages) + len(left) >= len(expected))
+        arrived = [each.record.custom_data["n"] for each in [*agent.messages, *left]]
+        assert sorted(arrived) == sorted(expected)
+        assert client.stats().accepted == len(expected)
+
+
+# -- no stack, no memory -----------------------------------------------------------------------------------------------
+
+
+def with_frames_left(count: int, call: Callable[[], None]) -> None:
+    """Call *call* where the interpreter allows about *count* more nested calls."""
+
+    def descend(more: int) -> None:
+        if more > 0:
+            descend(more - 1)
+        else:
+            call()
+
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+        depth += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    descend(sys.getrecursionlimit() - depth - count)
+
+
+@pytest.fixture
+def shallow() -> Iterator[None]:
+    old = sys.getrecursionlimit()
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+        depth += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    sys.setrecursionlimit(depth + 250)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(old)
+
+
+FEW = 6  # frames without which not even an error can be made
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("situation", ["first use", "running", "inbox", "disk", "opening", "full", "thread"])
+@pytest.mark.parametrize("form", ["record", "mapping"])
+def test_send_with_little_stack_is_done_or_refused(folder: Path, situation: str, form: str) -> None:
+    msg: Any = message(1)
+    if form == "mapping":
+        from helpers import mapping
+
+        msg = {"Type": "ControlPlane", "Record": mapping(CustomData={"n": 1})}
+    situations, outcomes = Situations(folder), set[str]()
+    for left in range(1, 150, 1 if situation != "disk" else 3):
+        client = situations.make(situation)
+        if situation == "full":
+            while not situations.is_full(client):
+                pass
+        before = client.stats()
+        said: list[str] = []
+
+        def call(client: Client = client, said: list[str] = said) -> None:
+            client.send(msg)
+            said.append("accepted")
+
+        def attempt(left: int = left, call: Callable[[], None] = call, said: list[str] = said) -> None:
+            try:
+                with_frames_left(left, call)
+            except (Invalid, QueueFullError) as error:
+                said.append(type(error).__name__)
+            except RecursionError:
+                said.append("RecursionError")
+
+        if situation == "thread":
+            natively(attempt)
+        else:
+            attempt()
+        after = client.stats()
+        assert len(said) == 1
+        assert after.accepted == before.accepted + (said == ["accepted"]), (left, said)
+        assert left > FEW or said != ["accepted"]
+        assert left <= FEW or said != ["RecursionError"], left
+        outcomes.add(said[0])
+        if situation != "full":
+            client.send(message(2))
+        expected = after.accepted + (situation != "full")
+        handed_back = client.close(0)
+        assert client.stats().accepted == expected == len(handed_back) + client.stats().kept
+    assert "accepted" in outcomes or situation == "full"
+    assert len(outcomes) > 1
+
+
+def raising(*arguments: Any, **options: Any) -> Any:
+    raise MemoryError
+
+
+class Failing(Queue):  # type: ignore[type-arg]
+    fails = False
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> Any:
+        if self.fails:
+            raise MemoryError
+        return super().put(item, block, timeout)
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "encoder": (Encoder, "pack"),
+    "queue": (Failing, "fails"),
+    "wake": (Signal, "set"),
+    "inbox": (Inbox, "put"),
+    "post": (HubThread, "post"),
+    "start": (HubThread, "start"),
+    "worker": (OneWorker, "ensure_running"),
+    "register": (exits, "register_in_worker"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("caller", ["own", "thread"])
+def test_a_memory_error_refuses(monkeypatch: pytest.MonkeyPatch, place: str, used: bool, caller: str) -> None:
+    monkeypatch.setattr("geventaudit.delivery.outbox.Queue", Failing)
+    with AuditAgent() as agent:
+        client = Client(lambda: DomainSocket(agent.address))
+        number = 0
+        if used:
+            client.send(message(number))
+            number += 1
+        owner, name = PLACES[place]
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, True if place == "queue" else raising)
+            refusal = None
+            try:
+                if caller == "own":
+                    client.send(message(number))
+                else:
+                    natively(lambda: client.send(message(number)))
+            except (Invalid, QueueFullError) as error:
+                refusal = error
+            assert client.stats().accepted == number + (refusal is None)
+            assert sum(client.stats().rejected.values()) == (refusal is not None)
+        if refusal is None:
+            number += 1
+        client.send(message(number))
+        assert client.flush(30)
+        assert client.close() == []
+        agent.wait_for(number + 1)
+        assert [each.custom_data["n"] for each in agent.records] == list(range(number + 1))
+
+
+def test_no_memory_for_a_base_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    with BaseClient(NoOp()) as client:
+        with monkeypatch.context() as patch, pytest.raises((Invalid, QueueFullError)):
+            patch.setattr(Encoder, "pack", raising)
+            client.send({"Type": "ControlPlane", "Record": {"CustomData": {"at": MOMENT}}})
+        client.send(message(1))
+        assert client.flush(10)
+        assert client.stats().accepted == 1
+
+
+def test_the_program_is_not_patched_by_this() -> None:
+    assert monkey.get_original("_thread", "allocate_lock") is native.allocate_lock
