@@ -86,6 +86,10 @@ class AuditClient:
             raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
+        # Loaded here, since the first send() may find no descriptor left to read a module.
+        logger()
+        if spool is not None:
+            from .spool import store  # noqa: F401
         self._schema = MsgSchema(record=schema)
         # The rules themselves hold whatever a user's schema or its hooks make of a message.
         self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
@@ -146,7 +150,7 @@ class AuditClient:
             refusal = QueueFullError(f"there are not enough resources to accept the message: {show(error)}")
             try:
                 self._note_refusal(refusal)
-            except (MemoryError, RecursionError):  # the caller learns of it all the same
+            except (OSError, MemoryError, RecursionError):  # the caller learns of it all the same
                 pass
             raise refusal from error
 
