@@ -578,7 +578,6 @@ def test_flush_does_not_wait_for_orphans(folder: Path, monkeypatch: pytest.Monke
         eventually(lambda: client.stats().adopted == 100)
         receiver.start()
         assert client.flush(30)
-        assert set(range(100)) <= set(receiver.numbers())
         eventually(lambda: receiver.numbers() == [*range(1000, 1100), *range(100)], "the orphan is older")
         reading, read = [], Folder.read
 
