@@ -226,6 +226,10 @@ class Lifecycle:
                 return []
             except ClientClosedError:  # the thread has ended meanwhile
                 return self._close_without_hub()
+        self._close_in_own_thread(timeout)
+        return self._hand_back()
+
+    def _close_in_own_thread(self, timeout: float | None) -> None:
         if self.state is State.NEW and not self.inbox:
             self.inbox.is_closed = True
             if not self.inbox:
@@ -245,7 +249,6 @@ class Lifecycle:
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
             self._closed.wait(timeout)
-        return self._hand_back()
 
     def _hand_back(self) -> list[Msg]:
         """Return what was not handed back yet. From any thread, each message once."""
@@ -402,6 +405,11 @@ def close_all() -> None:
             pass
     for life in own:
         _at_exit(life, life.close_now, deadline)
+    _await_others(others, deadline)
+
+
+def _await_others(others: list[Lifecycle], deadline: Deadline) -> None:
+    """Wait until the hubs of other threads have closed their clients."""
     late = Deadline((deadline.left() or 0.0) + _LATE_SECONDS)
     waiter = Waiter()
     for life in others:
