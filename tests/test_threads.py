@@ -263,7 +263,6 @@ def test_a_base_client_too(socket_path: str) -> None:
         assert got
 
 
-
 def test_what_a_thread_sent_first_is_not_forgotten(socket_path: str) -> None:
     got: list[Any] = []
     with Agent(socket_path, got.append):
@@ -595,9 +594,11 @@ def test_an_interrupted_send_from_another_thread_has_sent_nothing(folder: Path) 
     client = Client(broken, spool=Spool(folder / "spool", max_bytes=5000), queue_size=2)
 
     def fill(timeout: float) -> None:
-        with pytest.raises(QueueFullError):
+        try:
             while True:
                 client.send(message(0), timeout=timeout)
+        except QueueFullError:
+            pass
 
     fill(0.3)
     NativeThread(lambda: fill(0.0)).get()
