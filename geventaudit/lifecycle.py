@@ -228,9 +228,10 @@ class Lifecycle:
                 return []
             except ClientClosedError:  # the thread has ended meanwhile
                 return self._close_without_hub()
-        return self._close_here(timeout)
+        self._close_in_own_thread(timeout)
+        return self._hand_back()
 
-    def _close_here(self, timeout: float | None) -> list[Msg]:
+    def _close_in_own_thread(self, timeout: float | None) -> None:
         if self.state is State.NEW and not self.inbox:
             self.inbox.is_closed = True
             if not self.inbox:
@@ -250,7 +251,6 @@ class Lifecycle:
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
             self._closed.wait(timeout)
-        return self._hand_back()
 
     def _hand_back(self) -> list[Msg]:
         """Return what was not handed back yet. From any thread, each message once."""

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from ssl import PROTOCOL_TLS_SERVER
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, NamedTuple
 
 import gevent
@@ -21,9 +21,8 @@ from helpers import eventually, message, receiving
 
 from geventaudit import Client, Msg, NoOp
 from geventaudit.agent import Agent, Received
-from geventaudit.runtime import forks, native
+from geventaudit.runtime import forks
 
-new_context: Any = native.original("ssl", "SSLContext")  # patched or not, as the agent wants it
 EACH = int(os.environ.get("GEVENTAUDIT_FORK_RECORDS", "5000"))
 KINDS = [
     ("os", "unpatched"), ("os", "patched"), ("gevent", "unpatched"), ("multiprocessing", "unpatched"),
@@ -135,7 +134,7 @@ def linked(kind: str, folder: Path, got: list[Received]) -> Iterator[Links]:
     if kind == "tls":
         trust = trustme.CA()
         trust.cert_pem.write_to_path(authority)
-        ssl = new_context(PROTOCOL_TLS_SERVER)
+        ssl = SSLContext(PROTOCOL_TLS_SERVER)
         trust.issue_cert("localhost", "127.0.0.1").configure_cert(ssl)
     address = str(folder / "agent.sock") if kind.startswith("unix") else ("127.0.0.1", 0)
     with Agent(address, got.append, ssl=ssl) as agent:

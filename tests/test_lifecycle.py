@@ -410,7 +410,7 @@ def test_close_in_a_handler_while_another_greenlet_closes() -> None:
     assert closing.get(timeout=30) + got[0][0] == [message(0)]
 
 
-class UndecidedError(Exception):
+class HandlerError(Exception):
     """Raised by a handler in the middle of close()."""
 
 
@@ -430,7 +430,7 @@ def test_an_interrupted_close_hands_everything_back_once(folder: Path, spool: bo
         return client.close(60)
 
     def raising() -> None:
-        raise UndecidedError
+        raise HandlerError
 
     closing = gevent.spawn(lambda: outcome(close))
     gevent.sleep(0.02)
@@ -439,10 +439,10 @@ def test_an_interrupted_close_hands_everything_back_once(folder: Path, spool: bo
     if how == "kill":
         closing.kill(timeout=30)
     elif how == "handler":
-        closing.kill(UndecidedError, timeout=30)
+        closing.kill(HandlerError, timeout=30)
     gevent.joinall([closing, *waiting], timeout=30, raise_error=True)
     if how != "kill":
-        assert isinstance(closing.value[1], gevent.Timeout if how == "timeout" else UndecidedError)
+        assert isinstance(closing.value[1], gevent.Timeout if how == "timeout" else HandlerError)
     left = sum((each.value for each in waiting), client.close())
     stats = client.stats()
     assert client.is_closed
@@ -511,9 +511,9 @@ def test_time_limits_while_time_is_frozen(folder: Path, spool: Any) -> None:
     assert not client.flush(0.05)
     with pytest.raises(ConnectionFailedError):
         client.connect(0.05)
-    with pytest.raises(QueueFullError):  # noqa: PT012  one of them
-        for _ in range(20):
-            client.send(message(2), timeout=0.05)
+    for _ in range(20):
+        last = outcome(lambda: client.send(message(2), timeout=0.05))[1]
+    assert isinstance(last, QueueFullError)
     assert client.stats().connect_failures > 2, "the backoff goes on"
     accepted = client.stats().accepted
     left = client.close(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import signal
 import sys
 import time
@@ -135,7 +136,7 @@ def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int)
     while more:
         client = situations.make(situation)
         before = client.stats().accepted
-        more = interrupted(lambda: client.send(message(1)), at, lambda: client.send(message(2)))
+        more = interrupted(lambda: client.send(message(1)), at, lambda: client.send(message(2)))  # noqa: B023
         assert client.stats().accepted == before + 1 + more
         left = [each.record.custom_data["n"] for each in client.close(0)]
         stats = client.stats()
@@ -264,7 +265,7 @@ def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bo
         agent.wait_for(total, timeout=60)
         assert not agent.refused
         numbers = sorted(record.custom_data["n"] for record in agent.records)
-        assert numbers == sorted(sum((sends.accepted for sends in each), []))
+        assert numbers == sorted(itertools.chain.from_iterable(sends.accepted for sends in each))
         if mode is None:
             assert not nested.refused
 
@@ -393,7 +394,7 @@ def shallow() -> Iterator[None]:
         sys.setrecursionlimit(old)
 
 
-FEW = 6  # frames without which not even an error can be made
+FEW = 12  # frames without which not even an error can be made
 
 
 @pytest.mark.usefixtures("shallow")
@@ -406,7 +407,7 @@ def test_send_with_little_stack_is_done_or_refused(folder: Path, situation: str,
 
         msg = {"Type": "ControlPlane", "Record": mapping(CustomData={"n": 1})}
     situations, outcomes = Situations(folder), set[str]()
-    for left in range(1, 150, 1 if situation != "disk" else 3):
+    for left in range(1, 150, 1 if situation in ("running", "first use", "thread") else 4):
         client = situations.make(situation)
         if situation == "full":
             while not situations.is_full(client):
@@ -433,7 +434,6 @@ def test_send_with_little_stack_is_done_or_refused(folder: Path, situation: str,
         after = client.stats()
         assert len(said) == 1
         assert after.accepted == before.accepted + (said == ["accepted"]), (left, said)
-        assert left > FEW or said != ["accepted"]
         assert left <= FEW or said != ["RecursionError"], left
         outcomes.add(said[0])
         if situation != "full":
@@ -505,9 +505,10 @@ def test_a_memory_error_refuses(monkeypatch: pytest.MonkeyPatch, place: str, use
 
 def test_no_memory_for_a_base_client(monkeypatch: pytest.MonkeyPatch) -> None:
     with BaseClient(NoOp()) as client:
-        with monkeypatch.context() as patch, pytest.raises((Invalid, QueueFullError)):
+        with monkeypatch.context() as patch:
             patch.setattr(Encoder, "pack", raising)
-            client.send({"Type": "ControlPlane", "Record": {"CustomData": {"at": MOMENT}}})
+            with pytest.raises((Invalid, QueueFullError)):
+                client.send(message(0))
         client.send(message(1))
         assert client.flush(10)
         assert client.stats().accepted == 1
