@@ -566,10 +566,10 @@ def test_a_first_send_without_a_hub_and_a_free_descriptor(folder: Path, mode: st
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_segment_that_is_removed_again_and_again(folder: Path, mode: Any) -> None:
-    path = folder / "spool"
+    path, total = folder / "spool", 70
     with receiving(folder) as receiver:
         client = client_of(receiver, Spool(path, mode=mode, max_bytes=160_000), queue_size=QUEUE)
-        for number in range(COUNT):
+        for number in range(total):
             client.send(message(number))
             gevent.sleep(0)
             if number >= QUEUE and number % 7 in (3, 5):
@@ -578,10 +578,10 @@ def test_a_segment_that_is_removed_again_and_again(folder: Path, mode: Any) -> N
                     segments(path)[-1].unlink()
                 else:
                     os.truncate(segments(path)[0], 200)
-        assert client.stats().accepted == COUNT
+        assert client.stats().accepted == total
         receiver.start()
         assert client.flush(30)
-        eventually(lambda: receiver.numbers() == list(range(COUNT)), "all of them are in memory")
+        eventually(lambda: receiver.numbers() == list(range(total)), "all of them are in memory")
         assert client.stats().dropped == 0
         assert client.stats().spool_failures
         assert balanced(client)
