@@ -129,7 +129,7 @@ class Situations:
         return False
 
 
-@pytest.mark.parametrize(("situation", "step"), [("first use", 7), ("running", 1), ("inbox", 1), ("disk", 5)])
+@pytest.mark.parametrize(("situation", "step"), [("first use", 17), ("running", 2), ("inbox", 5), ("disk", 11)])
 def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
     at, more = 0, True
@@ -166,11 +166,11 @@ def test_send_at_every_bytecode_of_close() -> None:
         numbers = sorted(each.record.custom_data["n"] for each in left + client.close())
         assert numbers == ([1, 2] if results == [None] else [1])
         assert client.stats().dropped == len(numbers)
-        at += 11
+        at += 23
     assert at > 300
 
 
-@pytest.mark.parametrize(("situation", "step"), [("first use", 13), ("running", 1), ("inbox", 3), ("disk", 11)])
+@pytest.mark.parametrize(("situation", "step"), [("first use", 29), ("running", 3), ("inbox", 7), ("disk", 23)])
 def test_close_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
     at, more = 0, True
@@ -201,23 +201,27 @@ class Sends:
         self.client = client
         self.accepted: list[int] = []
         self.refused = 0
+        self.busy: set[int] = set()  # a handler may have interrupted a greenlet that waits for the disk
         self._next = iter(range(50_000))
 
     def __call__(self) -> None:
         number = next(self._next)
+        self.busy.add(number)
         try:
             self.client.send(message(custom_data={"n": number, "at": [MOMENT] * 5}))
         except QueueFullError:
             self.refused += 1
         else:
             self.accepted.append(number)
+        finally:
+            self.busy.discard(number)
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["alone", "beside a thread"])
 @pytest.mark.parametrize("how", ["signal", "finalizer"])
 @pytest.mark.parametrize("mode", [None, "overflow", "always"])
 def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bool) -> None:
-    outer_sends = 300 if mode == "always" else 1500
+    outer_sends = 200 if mode == "always" else 600
     spool = None if mode is None else Spool(folder / "spool", mode=mode)
     with AuditAgent() as agent:
         client = Client(lambda: DomainSocket(agent.address), queue_size=50_000 if mode is None else 100, spool=spool)
@@ -255,9 +259,10 @@ def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bo
                 if len(outer.accepted) % 20 == 0 or outer.refused > refused:
                     gevent.sleep(0)
             eventually(lambda: over)
+        each = (outer, nested, beside)
+        eventually(lambda: not any(sends.busy for sends in each))
         assert client.flush(60)
         stats = client.stats()
-        each = (outer, nested, beside)
         total = sum(len(sends.accepted) for sends in each)
         assert (stats.accepted, stats.delivered, stats.connects) == (total, total, 1)
         assert sum(stats.rejected.values()) == sum(sends.refused for sends in each)
@@ -398,8 +403,11 @@ FEW = 12  # frames without which not even an error can be made
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("situation", ["first use", "running", "inbox", "disk", "opening", "full", "thread"])
-@pytest.mark.parametrize("form", ["record", "mapping"])
+@pytest.mark.parametrize(
+    ("form", "situation"),
+    [("record", each) for each in ("first use", "running", "inbox", "disk", "opening", "full", "thread")]
+    + [("mapping", each) for each in ("running", "thread")],
+)
 def test_send_with_little_stack_is_done_or_refused(folder: Path, situation: str, form: str) -> None:
     msg: Any = message(1)
     if form == "mapping":
@@ -407,7 +415,7 @@ def test_send_with_little_stack_is_done_or_refused(folder: Path, situation: str,
 
         msg = {"Type": "ControlPlane", "Record": mapping(CustomData={"n": 1})}
     situations, outcomes = Situations(folder), set[str]()
-    for left in range(1, 150, 1 if situation in ("running", "first use", "thread") else 4):
+    for left in range(1, 150, 1 if situation == "running" else 5):
         client = situations.make(situation)
         if situation == "full":
             while not situations.is_full(client):
