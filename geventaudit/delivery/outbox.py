@@ -47,7 +47,7 @@ from ..stats import Counters
 from .inbox import Inbox
 
 if TYPE_CHECKING:
-    from gevent.lock import BoundedSemaphore
+    from gevent.lock import RLock
 
     from ..notifications import Notifier
     from ..spool import Spool
@@ -90,7 +90,7 @@ class Outbox:
         """Wakes the sender."""
         self._counters = counters
         self._room = Event()
-        self._turn: BoundedSemaphore | None = None  # held by the one greenlet that waits for room
+        self._turn: RLock | None = None  # held by the one greenlet that waits for room, or by a handler within it
         self._refusal: Exception | None = None
         self._is_plain = spool is None  # nothing but the queue decides whether a record is accepted
         self._to_resend = 0  # how many entries behind the cursor were written before
@@ -189,9 +189,9 @@ class Outbox:
         """
         deadline = Deadline(timeout)
         if self._turn is None:
-            from gevent.lock import BoundedSemaphore  # loads gevent.monkey, a tenth of what importing costs
+            from gevent.lock import RLock  # loads gevent.monkey, a tenth of what importing costs
 
-            self._turn = BoundedSemaphore(1)
+            self._turn = RLock()
         turn = self._turn
         if turn.acquire(timeout=timeout):
             try:

@@ -86,8 +86,11 @@ class PendingRecords:
 
         :raises SpoolError, ClientClosedError: the record was refused.
         """
-        while not pending.is_over:
-            self._over.wait()
+        while True:
+            over = self._over  # before the look: a signal handler may wait for the next write in between
+            if pending.is_over:
+                break
+            over.wait()
         if pending.error is not None:
             raise type(pending.error)(str(pending.error)) from pending.error
 
