@@ -14,6 +14,7 @@ import gevent
 
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
+from .delivery.outbox import new_turn
 from .encoder.compiled import Compiled
 from .encoder.encoding import Datetimes, Encoder
 from .errors import (
@@ -86,8 +87,10 @@ class AuditClient:
             raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
-        # Loaded here, since the first send() may find no descriptor left to read a module.
+        # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
+        # sends may interrupt it there.
         logger()
+        new_turn()
         if spool is not None:
             from .spool import store  # noqa: F401
         self._schema = MsgSchema(record=schema)

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ..spool.pending import Pending
     from ..spool.store import Store
 
-__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox"]
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox", "new_turn"]
 
 MAX_BATCH_BYTES = 1 << 16
 """Frames are joined up to this many bytes (one frame more may begin below it) and written at once."""
@@ -90,7 +90,7 @@ class Outbox:
         """Wakes the sender."""
         self._counters = counters
         self._room = Event()
-        self._turn: RLock | None = None  # held by the one greenlet that waits for room, or by a handler within it
+        self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
         self._refusal: Exception | None = None
         self._is_plain = spool is None  # nothing but the queue decides whether a record is accepted
         self._to_resend = 0  # how many entries behind the cursor were written before
@@ -188,10 +188,6 @@ class Outbox:
         Not with ``Queue.put(timeout=...)``: a frame could get onto the queue after the client was closed.
         """
         deadline = Deadline(timeout)
-        if self._turn is None:
-            from gevent.lock import RLock  # loads gevent.monkey, a tenth of what importing costs
-
-            self._turn = RLock()
         turn = self._turn
         if turn.acquire(timeout=timeout):
             try:
@@ -436,6 +432,13 @@ class Outbox:
 
 
 _stream_of = itemgetter(0)
+
+
+def new_turn() -> RLock:
+    """Return a lock for greenlets. The import loads gevent.monkey, a tenth of what importing this package costs."""
+    from gevent.lock import RLock
+
+    return RLock()
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
