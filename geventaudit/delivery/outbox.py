@@ -40,7 +40,7 @@ from gevent.queue import Full, Queue
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
 from ..runtime.copying import copied
-from ..runtime.signal import Signal
+from ..runtime.signal import Change, Signal
 from ..runtime.workers import may_wait
 from ..spool.stream import Entry, Stream
 from ..stats import Counters
@@ -89,7 +89,7 @@ class Outbox:
         self.wake = Signal()
         """Wakes the sender."""
         self._counters = counters
-        self._room = Event()
+        self._room = Change()
         self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
         self._refusal: Exception | None = None
         self._is_plain = spool is None  # nothing but the queue decides whether a record is accepted
@@ -192,11 +192,11 @@ class Outbox:
         if turn.acquire(timeout=timeout):
             try:
                 while self._refusal is None:
-                    self._room.clear()
+                    room = self._room.next()
                     try:
                         return self._put(frame)
                     except Full:
-                        if not self._room.wait(deadline.left()):
+                        if not room.wait(deadline.left()):
                             break
             finally:
                 turn.release()

@@ -1,4 +1,4 @@
-"""A gevent Event that costs one comparison to set while no greenlet waits for it."""
+"""Events without lost wakeups, also when signal handlers run in the middle of a wait."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gevent.event import Event
 
 from .clock import TICK
 
-__all__ = ["Signal"]
+__all__ = ["Change", "Signal"]
 
 
 class Signal:
@@ -45,3 +45,32 @@ class Signal:
             self._event.wait(timeout and max(timeout, TICK))
         finally:
             self.is_armed = False
+
+
+class Change:
+    """Wakes all greenlets that wait for something to change.
+
+    ::
+
+        change = changes.next()
+        while not try_it():
+            change.wait(timeout)
+            change = changes.next()
+
+    A greenlet takes the event before it looks. So a change between its look and its wait ends the wait, also if a
+    signal handler has waited for the same change in between.
+    """
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = Event()
+
+    def next(self) -> Event:
+        """Return the event that the next :meth:`set` sets."""
+        return self._event
+
+    def set(self) -> None:
+        """Wake all that wait. In the hub's thread only."""
+        event, self._event = self._event, Event()
+        event.set()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from gevent.event import Event
-
 from ..runtime.copying import copied
+from ..runtime.signal import Change
 from .format import OVERHEAD
 
 __all__ = ["Pending", "PendingRecords"]
@@ -37,7 +36,7 @@ class PendingRecords:
         """Bytes of the records on disk."""
         self.writing = 0
         """How many of them, from the oldest on, the disk thread writes now."""
-        self._over = Event()
+        self._over = Change()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,7 +66,7 @@ class PendingRecords:
             pending.error, pending.is_over = error, not keep
         if not keep:
             self.remove(count)
-        self._wake()
+        self._over.set()
 
     def remove(self, count: int) -> None:
         """Let go of the oldest *count* records."""
@@ -79,7 +78,7 @@ class PendingRecords:
         while self.records:
             pending = self.records.popleft()
             pending.error, pending.is_over = error, True
-        self._wake()
+        self._over.set()
 
     def wait(self, pending: Pending) -> None:
         """Wait until *pending* is on disk. A wait that is interrupted does not withdraw the record.
@@ -87,7 +86,7 @@ class PendingRecords:
         :raises SpoolError, ClientClosedError: the record was refused.
         """
         while True:
-            over = self._over  # before the look: a signal handler may wait for the next write in between
+            over = self._over.next()
             if pending.is_over:
                 break
             over.wait()
@@ -106,7 +105,3 @@ class PendingRecords:
             return False
         self.size -= len(pending.frame) + OVERHEAD
         return True
-
-    def _wake(self) -> None:
-        over, self._over = self._over, Event()
-        over.set()

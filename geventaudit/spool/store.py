@@ -28,14 +28,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from gevent.event import Event
 from gevent.queue import Full, Queue
 
 from ..errors import ClientClosedError, SpoolError
 from ..notifications import NotificationKind, Notifier
 from ..runtime import forks, workers
 from ..runtime.clock import Deadline, monotonic
-from ..runtime.signal import Signal
+from ..runtime.signal import Change, Signal
 from ..stats import Counters
 from . import jobs
 from .backlog import AHEAD_BYTES, Backlog
@@ -87,7 +86,7 @@ class Store:
     """
 
     def __init__(
-        self, spool: Spool, memory: Memory, counters: Counters, notifier: Notifier, wake: Signal, room: Event
+        self, spool: Spool, memory: Memory, counters: Counters, notifier: Notifier, wake: Signal, room: Change
     ) -> None:
         self.is_closing = False
         """True once nothing more is accepted, read or written, but by the last job."""
