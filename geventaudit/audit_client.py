@@ -207,12 +207,13 @@ class AuditClient:
         """Accept *frame*, in the client's own thread."""
         life = self._life
         # This checks once more whether to accept: a hook may have waited, and the client been closed, or the process
-        # forked, meanwhile. mypy does not know that a client that runs has an outbox and a sender.
-        if life.state is not _RUNNING or not life.sender.worker.greenlet:  # type: ignore[union-attr]
+        # forked, meanwhile.
+        sender = life.sender
+        if life.state is not _RUNNING or sender is None or not sender.worker.greenlet:
             self._check_accepting()
             life.start()
         try:
-            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]
+            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
         except AttributeError:  # gevent's, if the hub was destroyed: its loop is None
             life.check_thread()
             raise
