@@ -212,11 +212,9 @@ class AuditClient:
         if life.state is not _RUNNING or sender is None or not sender.worker.greenlet:
             self._check_accepting()
             life.start()
-        try:
-            life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
-        except AttributeError:  # gevent's, if the hub was destroyed: its loop is None
+        elif life.thread.hub.loop is None:
             life.check_thread()
-            raise
+        life.outbox.accept(frame, timeout)  # type: ignore[union-attr]  # start() has made it
 
     def _accept_from_other_thread(self, frame: bytes, timeout: float | None) -> None:
         """Hand *frame* to the hub of the client's own thread; see :mod:`geventaudit.delivery.inbox`."""

@@ -241,8 +241,10 @@ class Lifecycle:
                 check_may_wait("close()")
             self.inbox.is_closed = True
             self._make_parts()
-            self.state = State.CLOSING
+            if self.state is not State.RUNNING:  # a signal handler has closed it meanwhile
+                return
             self._closer = gevent.getcurrent()
+            self.state = State.CLOSING
             deadline = Deadline(timeout)
             try:
                 self._drain(deadline)
@@ -275,6 +277,9 @@ class Lifecycle:
         if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
             return  # closed at interpreter exit; or this is a forked child's copy of the parent's call
         self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
+        store = self.outbox.store
+        if store is not None:
+            store.stop()
         left, interruption = self.outbox.give_up(seconds)
         if self.state is not State.CLOSING:  # a forked child's copy of the parent's call
             return
@@ -282,10 +287,10 @@ class Lifecycle:
             self._end(left)
         finally:
             self._closed.set()
+        if store is not None:
+            store.close_watcher()
         if interruption is not None:
             raise interruption
-        if self.outbox.store is not None:
-            self.outbox.store.close_watcher()
         if workers.may_wait():
             self.sender.join(0.1)  # a greenlet that a factory keeps from ending is not waited for
 
@@ -310,11 +315,11 @@ class Lifecycle:
             self._orphan_close_lock.release()
 
     def _end(self, frames: list[bytes]) -> None:
-        self.state = State.CLOSED
-        _running.discard(self)
-        self._counters.dropped += len(frames)
         messages = decoded(frames)
         self._undelivered.extend(messages)
+        self._counters.dropped += len(frames)
+        self.state = State.CLOSED
+        _running.discard(self)
         try:
             if frames:
                 error = ClientClosedError(f"closed before {len(frames)} records were delivered")

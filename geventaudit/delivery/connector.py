@@ -201,8 +201,10 @@ class GivenConnector:
 
     def connect(self) -> Connection:
         """See :meth:`Connector.connect`."""
-        while self.given is None:
+        while True:
             self._is_given.clear()
+            if self.given is not None:
+                break
             self._is_given.wait()
         connection, self.given = self.given, None
         self._notifier.notify(NotificationKind.CONNECTED)

@@ -29,6 +29,10 @@ class HandedOver:
         # setdefault is atomic, since key and value are text.
         return self._claims.setdefault("owner", claimant) == claimant
 
+    def is_claimed_by(self, claimant: str) -> bool:
+        """Return True if *claimant* was the first."""
+        return self._claims.get("owner") == claimant
+
 
 class Inbox:
     """The entries of one client, oldest first."""
@@ -65,11 +69,18 @@ class Inbox:
         except ValueError:
             pass
 
+    def claim_all(self) -> list[bytes]:
+        """Return the frames of all entries. For the client, which has closed the inbox and removes them afterwards."""
+        return [entry.frame for entry in copied(self.entries) if entry.claim("hub")]
+
     def take_all(self) -> list[bytes]:
         """Return the frames of all entries, and remove them. For the client, which has closed the inbox."""
-        frames = []
-        for entry in copied(self.entries):
-            if entry.claim("hub"):
-                frames.append(entry.frame)
-            self.remove(entry)
+        frames = self.claim_all()
+        self.remove_claimed()
         return frames
+
+    def remove_claimed(self) -> None:
+        """Remove the entries that :meth:`claim_all` has claimed."""
+        for entry in copied(self.entries):
+            if entry.is_claimed_by("hub"):
+                self.remove(entry)

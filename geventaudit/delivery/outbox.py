@@ -188,18 +188,19 @@ class Outbox:
         Not with ``Queue.put(timeout=...)``: a frame could get onto the queue after the client was closed.
         """
         deadline = Deadline(timeout)
-        turn = self._turn
-        if turn.acquire(timeout=timeout):
-            try:
-                while self._refusal is None:
-                    room = self._room.next()
-                    try:
-                        return self._put(frame)
-                    except Full:
-                        if not room.wait(deadline.left()):
-                            break
-            finally:
-                turn.release()
+        has_turn = False
+        try:
+            has_turn = self._turn.acquire(timeout=timeout)
+            while has_turn and self._refusal is None:
+                room = self._room.next()
+                try:
+                    return self._put(frame)
+                except Full:
+                    if not room.wait(deadline.left()):
+                        break
+        finally:
+            if has_turn:
+                self._turn.release()
         if self._refusal is not None:
             raise self._refused(self._refusal)
         raise self._full(f" after {timeout} s")
@@ -225,7 +226,7 @@ class Outbox:
         A signal handler that sends meanwhile moves nothing: its record goes behind.
         """
         entries = self.inbox.entries
-        if self._is_moving or not entries:
+        if self._is_moving or not entries or self._given_up is not None:
             return
         self._is_moving = True
         try:
@@ -234,7 +235,7 @@ class Outbox:
                 if entry.claim("hub"):
                     self._put_in_order(entry.frame)
                 self.inbox.remove(entry)
-        except (Full, QueueFullError):
+        except (Full, QueueFullError, IndexError):  # IndexError: another thread has withdrawn the last one
             return
         finally:
             self._is_moving = False
@@ -286,9 +287,8 @@ class Outbox:
 
     def bring_forward(self, place: int) -> None:
         """Let the record at *place* behind the next one be the next. Nothing is in flight."""
-        entry = self.window[place]
-        del self.window[place]
-        self.window.appendleft(entry)
+        self.window.appendleft(self.window[place])
+        del self.window[place + 1]
         self._ahead = place
 
     def add_heartbeat(self) -> None:
@@ -328,16 +328,14 @@ class Outbox:
         if self.cursor:
             in_flight = [entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT]
             heartbeats = self.cursor - len(in_flight)
-            rest = copied(self.window, self.cursor)
             self._to_resend += len(in_flight)
             self.cursor = 0
             self.in_flight_bytes = 0
-            if heartbeats:
-                self.window.clear()
-                self.window.extend(in_flight + rest)
+            for _ in range(heartbeats):
+                del self.window[next(place for place, entry in enumerate(self.window) if entry is _HEARTBEAT)]
         if self._ahead is not None and self.window:
-            entry = self.window.popleft()
-            self.window.insert(self._ahead, entry)
+            self.window.insert(self._ahead + 1, self.window[0])
+            self.window.popleft()
         self._ahead = None
         return heartbeats
 
@@ -359,7 +357,9 @@ class Outbox:
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor + len(self._given_up or ())
+        if self._given_up is not None:
+            return len(self._given_up)
+        return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
 
     @property
     def spooled(self) -> int:
@@ -394,20 +394,25 @@ class Outbox:
 
     def take_all(self) -> list[Entry]:
         """Remove all frames, and return them."""
-        self.rewind()
-        entries = copied(self.window)
-        frames = copied(self.queue.queue)
-        self.window.clear()
-        while not self.queue.empty():
-            self.queue.get_nowait()
-        handed_over = self.inbox.take_all()
-        if self.store is not None:
-            self.store.add_last(handed_over)
-        else:
-            frames += handed_over
-        entries += zip(repeat(self.stream), count(self.stream.taken + 1), frames)
-        self.stream.taken += len(frames)
+        entries = self._copy_all()
+        self._clear(entries)
         return entries
+
+    def _copy_all(self) -> list[Entry]:
+        self.rewind()
+        frames = copied(self.queue.queue)
+        if self.store is None:
+            frames += self.inbox.claim_all()
+        else:
+            self.store.add_last(self.inbox.claim_all())
+        return [*copied(self.window), *zip(repeat(self.stream), count(self.stream.taken + 1), frames)]
+
+    def _clear(self, entries: list[Entry]) -> None:
+        own = [number for stream, number, _ in entries if stream is self.stream]
+        self.stream.taken = max(own, default=self.stream.taken)
+        self.window.clear()
+        self.inbox.remove_claimed()
+        _remove(self.queue.get_nowait, self.queue.qsize())
 
     def settle_all(self) -> None:
         """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
@@ -422,7 +427,8 @@ class Outbox:
         """
         # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
         if self._given_up is None:
-            self._given_up = self.take_all()
+            self._given_up = self._copy_all()
+            self._clear(self._given_up)
         if self.store is None:
             left, interruption = [frame for _, _, frame in self._given_up], None
         else:

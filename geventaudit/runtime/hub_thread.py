@@ -269,6 +269,7 @@ class Waiter:
         if get_hub_if_exists() is not None:
             self._event = Event()
             self._thread = HubThread.current()
+            self._thread.start()
 
     def wait(self, seconds: float) -> None:
         """Wait for :meth:`wake`, *seconds* at most."""

@@ -73,4 +73,7 @@ class Change:
     def set(self) -> None:
         """Wake all that wait. In the hub's thread only."""
         event, self._event = self._event, Event()
-        event.set()
+        try:
+            event.set()
+        except AttributeError:  # gevent's, if the hub was destroyed: its loop is None, and nothing runs there
+            pass

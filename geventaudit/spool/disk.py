@@ -60,6 +60,8 @@ class DiskThread:
         self._idle.acquire()
         self._is_started = False
         self._is_ended = False
+        self.is_abandoned = False
+        """True in a forked child: the thread is the parent's."""
         self._last: Job[Any] | None = None
         self._watcher: Any = gevent.get_hub().loop.async_(ref=False)
         self._watcher.start(self._call_back)
@@ -111,7 +113,7 @@ class DiskThread:
 
     def abandon(self) -> None:
         """Take no more jobs, in a forked child: the thread is the parent's."""
-        self._is_ended = True
+        self._is_ended = self.is_abandoned = True
         self._jobs.clear()
         self._over.clear()
 
@@ -156,7 +158,10 @@ class DiskThread:
             except BaseException:
                 gevent.get_hub().handle_error(job.done, *sys.exc_info())
         if not self._under_way:
-            self._watcher.ref = False
+            try:
+                self._watcher.ref = False
+            except ValueError:  # the hub was destroyed
+                pass
 
     def _run(self) -> None:
         while True:

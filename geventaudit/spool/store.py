@@ -145,6 +145,7 @@ class Store:
         if self._disk_bytes + size > self._spool.max_bytes or (size > PENDING_BYTES and not self.is_always):
             raise Full
         pending = self._pending.add(frame)
+        self.ensure_running()
         self._signal.set()
         return pending
 
@@ -236,7 +237,13 @@ class Store:
         while not self.is_closing:
             self._signal.arm()
             forks.check()
-            if self._disk.is_busy or not self._start_job():
+            try:
+                has_work = self._disk.is_busy or self._start_job()
+            except Exception as error:  # there is no memory, say: it is a disk that fails
+                self._pending.end_writing(keep=True)
+                self._fail_and_refuse(error)
+                has_work = False
+            if self._disk.is_busy or not has_work:
                 self._signal.wait(None if self._disk.is_busy else self._idle_seconds())
 
     def _start_job(self) -> bool:
@@ -403,6 +410,7 @@ class Store:
         self._report(problem)
 
     def _recovered(self) -> None:
+        self._room.set()
         if self._trouble.end():
             self._notifier.notify(NotificationKind.SPOOL_RESTORED)
 
@@ -421,6 +429,11 @@ class Store:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """End the writer, before :meth:`persist`. In the hub's thread; does not wait."""
+        self.is_closing = True
+        self._signal.set()
+
     def persist(self, entries: Sequence[Entry], seconds: float) -> tuple[list[bytes], BaseException | None]:
         """Close for good, and leave on disk all that is undelivered. From any thread, also if the hub is destroyed.
 
@@ -430,7 +443,6 @@ class Store:
         :returns: the frames that are not on disk, and an exception that has interrupted the wait.
         """
         self.is_closing = True
-        self._signal.set()
         deadline = Deadline(max(seconds, CLOSE_SECONDS))
         interruption: BaseException | None = None
         job = None
@@ -445,6 +457,8 @@ class Store:
         except BaseException as error:
             interruption = error
         self._pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
+        if self._disk.is_abandoned:  # a forked child's copy of the parent's call
+            return [], interruption
         if job is not None and job.is_over and job.error is None:
             kept: jobs.Kept = job.result
             left, lost, problem = kept.left, min(kept.lost, total - len(kept.left)), kept.error
