@@ -146,6 +146,22 @@ def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int)
     assert at > 50
 
 
+def test_close_at_every_bytecode_of_close() -> None:
+    """A signal handler closes the client in the middle of its close()."""
+    at, more = 0, True
+    while more:
+        client = Client(broken, backoff=Backoff(1000, 1000))
+        client.send(message(1))
+        left: list[Any] = []
+        with gevent.Timeout(30):
+            more = interrupted(lambda: left.extend(client.close(0.01)), at, lambda: left.extend(client.close(0)))  # noqa: B023
+        left += client.close()
+        assert len(left) == 1
+        assert client.is_closed
+        at += 7
+    assert at > 50
+
+
 def test_send_at_every_bytecode_of_close() -> None:
     """It is refused, or handed back."""
     at, more = 0, True

@@ -19,14 +19,17 @@ from helpers import HERE, Receiver, eventually, message, receiving
 from test_spool import MODES, balanced, client_of, fill, forked, numbers_of, on_disk, send_all, told, unreachable
 
 from geventaudit import (
+    Backoff,
     Client,
     ClientClosedError,
+    DomainSocket,
     NotificationKind,
     QueueFullError,
     Spool,
     SpoolError,
     ValidationError,
 )
+from geventaudit.agent import Agent
 from geventaudit.runtime import native
 from geventaudit.spool.folder import Folder
 
@@ -616,3 +619,69 @@ def test_a_disk_that_fails_when_cut_frames_are_written_again(
         left = numbers_of(client.close(0.0))
         assert sorted([*left, *on_disk(path)]) == list(range(accepted))
         assert client.stats().kept == accepted - len(left)
+
+
+# -- the writer, waiting senders, and a hub that is gone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["killed", "without memory"])
+def test_a_writer_that_dies_is_started_again(
+    folder: Path, socket_path: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode ``always``, every send() waits for it."""
+    with (
+        Agent(socket_path, lambda received: None),
+        Client(lambda: DomainSocket(socket_path), spool=Spool(folder / "spool", mode="always")) as client,
+    ):
+        client.send(message(0))
+        store: Any = client._life.outbox.store  # type: ignore[union-attr]
+        if how == "killed":
+            store._writer.greenlet.kill(timeout=30)
+        else:
+            with monkeypatch.context() as patch:
+                patch.setattr(store._segments, "encode", lambda *arguments: [][0])
+                with pytest.raises(SpoolError):
+                    client.send(message(1))
+        with gevent.Timeout(30):
+            while True:
+                try:
+                    client.send(message(2))
+                    break
+                except SpoolError:  # until the disk is tried again
+                    gevent.sleep(0.05)
+        assert client.flush(30)
+
+
+def test_a_folder_that_can_be_opened_late_makes_room(folder: Path) -> None:
+    client = Client(unreachable, backoff=Backoff(1000, 1000), queue_size=2, spool=Spool(folder / "parent" / "spool"))
+    client.send(message(0))
+    client.send(message(1))
+    eventually(lambda: client.stats().spool_failures)
+    waiting = gevent.spawn(client.send, message(2), timeout=60)
+    gevent.sleep(0)
+    (folder / "parent").mkdir()
+    eventually(waiting.ready, "it is told that there is room", timeout=50)
+    assert waiting.exception is None
+    assert client.close(0) == []
+    assert client.stats().kept == 3
+
+
+@pytest.mark.parametrize("mode", ["overflow", "always"])
+def test_a_hub_that_was_destroyed_loses_nothing(folder: Path, mode: Any) -> None:
+    outcome: list[Any] = []
+
+    def run() -> None:
+        client = Client(unreachable, backoff=Backoff(1000, 1000), spool=Spool(folder / "spool", mode=mode))
+        for number in range(3):
+            client.send(message(number))
+        gevent.sleep(0.05)
+        gevent.get_hub().destroy(destroy_loop=True)
+        try:
+            client.send(message(3))
+        except ClientClosedError as error:
+            outcome.append(error)
+        outcome.append((client.close(0), client.stats().kept))
+
+    native.start_new_thread(run, ())
+    eventually(lambda: len(outcome) == 2)
+    assert outcome[1] == ([], 3)

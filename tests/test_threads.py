@@ -780,3 +780,24 @@ def test_threads_that_end_leave_nothing_registered() -> None:
     for _ in range(20):
         NativeThread(use).get()
     eventually(lambda: gc.collect() is not None and len(forks.registered()) <= before + 1)
+
+
+def test_a_thread_that_got_its_hub_late_is_answered_at_once() -> None:
+    """Its waits are ended by the other thread, and not by the look whether that still exists."""
+    took: list[float] = []
+
+    def run() -> None:
+        mine = Client(NoOp)  # before this thread has a hub
+        gevent.sleep(0)
+        began = time.monotonic()
+        assert client.flush(10)
+        took.append(time.monotonic() - began)
+        mine.close()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    with Client(NoOp) as client:
+        client.send(message(1))
+        for _ in range(3):
+            native.start_new_thread(run, ())
+        eventually(lambda: len(took) == 3)
+    assert min(took) < 0.4, took
