@@ -259,6 +259,8 @@ def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bo
             over = True
 
         def interrupt() -> None:
+            if len(nested.busy) > 50:  # on a slow disk, one handler would interrupt the other until the stack ends
+                return
             for _ in range(3):
                 if how == "signal":
                     nested()

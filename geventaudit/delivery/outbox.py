@@ -42,7 +42,7 @@ from ..runtime.clock import Deadline
 from ..runtime.copying import copied
 from ..runtime.signal import Change, Signal
 from ..runtime.workers import may_wait
-from ..spool.stream import Entry, Stream
+from ..spool.stream import Entry, Memory, Stream
 from ..stats import Counters
 from .inbox import Inbox
 
@@ -100,7 +100,7 @@ class Outbox:
         self._is_moving = False
         self.store: Store | None = None
         if spool is not None:
-            from ..spool.store import Memory, Store
+            from ..spool.store import Store
 
             memory = Memory(self.stream, self.window, self.queue)
             self.store = Store(spool, memory, counters, notifier, self.wake, self._room)
@@ -115,25 +115,45 @@ class Outbox:
         :raises QueueFullError: there is no room; a SpoolError if the disk fails.
         :raises Exception: the refusal that :meth:`refuse` was given, also during the wait.
         """
-        pending = None
-        try:
-            # The sender is woken first: whatever fails afterwards, nothing was accepted.
-            if self.wake.is_armed:
-                self.wake.set()
-            if self._is_plain and not self.inbox.entries:
+        # The sender is woken first: whatever fails afterwards, nothing was accepted.
+        if self.wake.is_armed:
+            self.wake.set()
+        if self._is_plain and not self.inbox.entries:  # the common case, without further calls
+            try:
                 self.queue.put(frame, False)
+            except Full:
+                pass
+            else:
                 if self._refusal is not None:
                     self._withdraw(frame, None)
                 return
-            if self._refusal is not None:
-                raise self._refused(self._refusal)
-            pending = self._put(frame)
+        pending = self._put_or_wait(frame, timeout)
+        if pending is None or self.store is None or not self.store.is_always:
+            return
+        # Without a call of a Python function: a record that is on its way must not be refused for lack of stack.
+        records = self.store.pending
+        while True:
+            event = records.written.event
+            if pending.is_over:
+                break
+            try:
+                event.wait()
+            except (MemoryError, RecursionError):  # a signal handler's, mostly
+                if records.withdraw(pending):
+                    raise
+        if pending.error is not None:
+            raise type(pending.error)(str(pending.error)) from pending.error
+
+    def _put_or_wait(self, frame: bytes, timeout: float | None) -> Pending | None:
+        """Put *frame* behind all others, or wait until there is room; see :meth:`accept` and :meth:`_put`."""
+        if self._refusal is not None:
+            raise self._refused(self._refusal)
+        try:
+            return self._put(frame)
         except Full:
             if (timeout is not None and timeout <= 0) or not may_wait():
                 raise self._full() from None
-            pending = self._put_when_there_is_room(frame, timeout)
-        if pending is not None and self.store is not None and self.store.is_always:
-            self.store.wait(pending)
+            return self._put_when_there_is_room(frame, timeout)
 
     def _put(self, frame: bytes) -> Pending | None:
         """Put one of the hub's own frames behind all others. The order of the records is final then.
@@ -164,7 +184,7 @@ class Outbox:
                 self.queue.queue.remove(frame)
         except ValueError:
             return
-        if pending is not None and self.store is not None and not self.store.withdraw(pending):
+        if pending is not None and self.store is not None and not self.store.pending.withdraw(pending):
             return
         if self._refusal is not None:
             raise self._refusal
@@ -192,7 +212,7 @@ class Outbox:
         try:
             has_turn = self._turn.acquire(timeout=timeout)
             while has_turn and self._refusal is None:
-                room = self._room.next()
+                room = self._room.event
                 try:
                     return self._put(frame)
                 except Full:
@@ -313,6 +333,7 @@ class Outbox:
         """Remove the oldest record in flight, which is given up, and return its frame."""
         stream, number, frame = self.window[0]
         self._counters.dropped += 1
+        stream.dropped += 1
         if self.store is not None:
             self.store.reject(frame, reason)
         stream.settle(number, number)

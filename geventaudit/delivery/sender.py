@@ -71,7 +71,7 @@ class Sender:
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until all that was accepted so far is delivered; return False if it was not, for whatever reason."""
-        target, given_up = self._outbox.last_accepted, self._counters.unsent
+        target, given_up = self._outbox.last_accepted, self._given_up()
         deadline = Deadline(timeout)
         flush = (target, Event())
         self._outbox.add_flush(flush)
@@ -83,7 +83,11 @@ class Sender:
                 self.look()
         finally:
             self._outbox.remove_flush(flush)
-        return self._outbox.stream.settled >= target and self._counters.unsent == given_up
+        return self._outbox.stream.settled >= target and self._given_up() == given_up
+
+    def _given_up(self) -> int:
+        """Return how many records of this run were not delivered, and will not be."""
+        return self._outbox.stream.dropped + self._counters.recovered + self._counters.kept
 
     def look(self) -> None:
         """Note deliveries. The greenlet cannot while it waits in a write.

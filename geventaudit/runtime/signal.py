@@ -52,27 +52,25 @@ class Change:
 
     ::
 
-        change = changes.next()
-        while not try_it():
-            change.wait(timeout)
-            change = changes.next()
+        while True:
+            event = change.event
+            if try_it():
+                break
+            event.wait(timeout)
 
     A greenlet takes the event before it looks. So a change between its look and its wait ends the wait, also if a
     signal handler has waited for the same change in between.
     """
 
-    __slots__ = ("_event",)
+    __slots__ = ("event",)
 
     def __init__(self) -> None:
-        self._event = Event()
-
-    def next(self) -> Event:
-        """Return the event that the next :meth:`set` sets."""
-        return self._event
+        self.event = Event()
+        """The event that the next :meth:`set` sets."""
 
     def set(self) -> None:
         """Wake all that wait. In the hub's thread only."""
-        event, self._event = self._event, Event()
+        event, self.event = self.event, Event()
         try:
             event.set()
         except AttributeError:  # gevent's, if the hub was destroyed: its loop is None, and nothing runs there

@@ -56,6 +56,8 @@ class Backlog:
         self.last = last
         self.count = count
         """Records that the window has not taken."""
+        self.failed_reads = 0
+        """Attempts to read that failed, in a row."""
         self.advanced = base + stream.settled
         """The number on disk up to which the folder knows of the delivery."""
         self.on_disk = Ranges()
@@ -118,6 +120,7 @@ class Backlog:
             lost = unread - len(frames)
             self._read = self.last
         self.count -= lost
+        self.stream.dropped += lost
         if not self._ahead and not self.count:
             self._settle_up_to(self.last)
         return lost
@@ -146,6 +149,7 @@ class Backlog:
 
     def note_lost(self, count: int) -> None:
         """Note that *count* records cannot be read any more, and are counted as dropped already."""
+        self.stream.dropped += count
         self.count -= count
         if not self._ahead and not self.count:
             self._settle_up_to(self.last)

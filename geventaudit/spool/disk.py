@@ -65,6 +65,7 @@ class DiskThread:
         self._last: Job[Any] | None = None
         self._watcher: Any = gevent.get_hub().loop.async_(ref=False)
         self._watcher.start(self._call_back)
+        self._is_watched = True
 
     def submit(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
         """Have *work* called in the disk thread, then *done* in the hub. In the hub's thread.
@@ -119,6 +120,7 @@ class DiskThread:
 
     def end_watching(self) -> None:
         """Close the watcher, after the last job. In the hub's thread."""
+        self._is_watched = False
         self._watcher.stop()
         self._watcher.close()
 
@@ -142,8 +144,9 @@ class DiskThread:
 
     def _wake_hub(self) -> None:
         try:
-            self._watcher.send()
-        except ValueError:  # the hub was destroyed
+            if self._is_watched:
+                self._watcher.send()
+        except (ValueError, TypeError):  # the hub was destroyed, or the watcher closed, just now
             pass
 
     def _call_back(self) -> None:

@@ -148,6 +148,11 @@ class Folder:
         """The bytes of all segments."""
         return sum(segment.file_size for segment in self._segments)
 
+    def holds(self, seq: int) -> bool:
+        """Return True if a segment has the frame with that number."""
+        at = bisect_right([segment.first for segment in self._segments], seq) - 1
+        return at >= 0 and self._segments[at].last >= seq
+
     def appendable(self, magic: bytes) -> bool:
         """Return True if the current segment has that magic."""
         return self._current is not None and self._current.magic == magic
@@ -313,6 +318,12 @@ class Folder:
             directory = Directory.claim(self.path, create=True)
         except SpoolError as error:
             raise OSError(errno.EBUSY, f"the spool was removed or replaced, and cannot be restored: {error}") from error
+        own = {segment.name for segment in self._segments}
+        if not directory.is_new and any(name.endswith(".seg") and name not in own for name in directory.names()):
+            directory.close()
+            raise OSError(
+                errno.EBUSY, f"the spool {self.path} was replaced, and has records of another client; move it"
+            )
         self._claimed().close()
         self._directory = directory
         if self._synchronous == "FULL":

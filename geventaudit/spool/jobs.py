@@ -143,7 +143,8 @@ def keep(
         missing = folder.changes.missing
         detached = folder.read_detached()
         left, lost = dict(detached.frames), detached.damaged
-    unsaved = set(remains.unsaved)
+    # An earlier job may have found that frames are cut off, and the hub may not have heard of it.
+    unsaved = {*remains.unsaved, *(number for number in remains.memory if not folder.holds(number))}
     for first, last in missing:
         unsaved.update(number for number in remains.memory if first <= number <= last)
         cut_off = sum(max(min(last, high) - max(first, low) + 1, 0) for low, high in remains.unread)

@@ -36,7 +36,8 @@ class PendingRecords:
         """Bytes of the records on disk."""
         self.writing = 0
         """How many of them, from the oldest on, the disk thread writes now."""
-        self._over = Change()
+        self.written = Change()
+        """Set when records were written or refused."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,7 +67,7 @@ class PendingRecords:
             pending.error, pending.is_over = error, not keep
         if not keep:
             self.remove(count)
-        self._over.set()
+        self.written.set()
 
     def remove(self, count: int) -> None:
         """Let go of the oldest *count* records."""
@@ -78,20 +79,7 @@ class PendingRecords:
         while self.records:
             pending = self.records.popleft()
             pending.error, pending.is_over = error, True
-        self._over.set()
-
-    def wait(self, pending: Pending) -> None:
-        """Wait until *pending* is on disk. A wait that is interrupted does not withdraw the record.
-
-        :raises SpoolError, ClientClosedError: the record was refused.
-        """
-        while True:
-            over = self._over.next()
-            if pending.is_over:
-                break
-            over.wait()
-        if pending.error is not None:
-            raise type(pending.error)(str(pending.error)) from pending.error
+        self.written.set()
 
     def frames(self) -> list[bytes]:
         """Return the frames of all records."""
@@ -99,6 +87,8 @@ class PendingRecords:
 
     def withdraw(self, pending: Pending) -> bool:
         """Take a record back; return False if it is not here any more."""
+        if any(each is pending for each in copied(self.records, 0, self.writing)):
+            return False
         try:
             self.records.remove(pending)
         except ValueError:

@@ -12,6 +12,9 @@ from .segment import Part, Segment, Sink
 __all__ = ["load", "mark_end", "read_segment", "remove", "rewrite"]
 
 _PIECE = 1 << 20
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+_UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
+_LEFT = ".left"
 
 
 MAX_OPEN = 128
@@ -37,12 +40,7 @@ def load(directory: Directory, segments: list[Segment], problems: list[str]) -> 
                 changed[name] = os.fstat(segment.fd).st_mtime_ns
                 highest = max(highest, last)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise
-            problems.append(f"{_printable(directory.full_path(name))} is left alone: {error.strerror}")
-            parsed, status = parse_name(name), directory.stat(name)
-            if parsed and status:
-                highest = max(highest, parsed[0] + status.st_size // OVERHEAD)
+            highest = max(highest, _leave_alone(directory, name, error, problems))
         if len(segments) > MAX_OPEN and not segments[-1].is_parked:
             segments[-1].park(directory)
     segments.sort(key=lambda segment: (segment.first, changed.get(segment.name, 0), segment.name))
@@ -55,6 +53,22 @@ def load(directory: Directory, segments: list[Segment], problems: list[str]) -> 
     return highest
 
 
+def _leave_alone(directory: Directory, name: str, error: OSError, problems: list[str]) -> int:
+    """Report a file that is no segment or cannot be read; return the highest sequence number that it may have.
+
+    :raises OSError: *error*, if it may be gone at the next attempt.
+    """
+    if error.errno in _TRANSIENT:
+        raise error
+    parsed, status = parse_name(name), directory.stat(name)
+    path = _printable(directory.full_path(name))
+    if error.errno in _UNREADABLE:  # under its name, it would be removed when later records are delivered
+        directory.rename(name, f"{name}{_LEFT}")
+        path += _LEFT
+    problems.append(f"{path} is left alone: {error.strerror}")
+    return parsed[0] + status.st_size // OVERHEAD if parsed and status else 0
+
+
 def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink) -> Part:
     """Read a segment that may be parked (see :meth:`.Segment.read`)."""
     if not segment.is_parked:
@@ -62,6 +76,8 @@ def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: 
     try:
         segment.unpark(directory)
     except OSError as error:
+        if error.errno in _TRANSIENT:
+            raise
         return Part(damaged=segment.last - after, last=segment.last, error=error)
     try:
         return segment.read(after, max_bytes, sink)
@@ -118,11 +134,23 @@ def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: boo
     return [copy]
 
 
+def _is_cut(segment: Segment) -> bool:
+    """Cut the bytes of a failed append off; return False if that is impossible."""
+    try:
+        os.ftruncate(segment.fd, segment.end)
+    except OSError:
+        return False
+    segment.file_size = segment.end
+    return True
+
+
 def mark_end(directory: Directory, segment: Segment, *, durable: bool) -> None:
     """Mark the end of a segment for later runs: by its name, else by a torn frame. Best effort."""
     try:
         size = os.fstat(segment.fd).st_size
         segment.file_size = max(size, segment.end)
+        if size > segment.end and _is_cut(segment):
+            return
         if not segment.is_in_place(directory):
             return
         name = f"{segment.name.split('.', 1)[0]}.{segment.count}.seg"

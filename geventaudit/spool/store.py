@@ -23,12 +23,11 @@ Earlier records, of an earlier run or of a dead process, go before this run's.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from gevent.queue import Full, Queue
+from gevent.queue import Full
 
 from ..errors import ClientClosedError, SpoolError
 from ..notifications import NotificationKind, Notifier
@@ -43,38 +42,24 @@ from .directory import close_inherited_locks, orphans
 from .disk import DiskThread, Job
 from .folder import Check, Folder, Read
 from .format import OVERHEAD
+from .limits import (
+    ADOPT_SECONDS,
+    BATCH_BYTES,
+    CLOSE_SECONDS,
+    MAX_READS,
+    PENDING_BYTES,
+    READ_AGAIN_SECONDS,
+    SEGMENT_BYTES,
+)
 from .pending import Pending, PendingRecords
 from .settings import Spool
-from .stream import Entry, Stream
+from .stream import Entry, Memory
 from .trouble import Trouble
 from .writer import Append, SegmentWriter, encode_runs
 
-__all__ = ["Memory", "Store"]
+__all__ = ["Store"]
 
 _T = TypeVar("_T")
-
-PENDING_BYTES = 8 << 20
-"""Frames that may wait in memory to be written, in mode ``overflow``."""
-
-BATCH_BYTES = 1 << 19
-"""Frames that one job writes. Bounds how long their checksums hold the hub."""
-
-SEGMENT_BYTES = 8 << 20
-"""A segment takes no more frames once it has this size, or an eighth of ``max_bytes``."""
-
-CLOSE_SECONDS = 1.0
-"""Seconds that keeping the rest may take when closing has no more time."""
-
-ADOPT_SECONDS = 30.0
-"""How often to look for orphans."""
-
-
-class Memory(NamedTuple):
-    """The frames of this run that the outbox holds. The store reads them and changes nothing."""
-
-    stream: Stream
-    window: deque[Entry]
-    queue: Queue[bytes]
 
 
 class Store:
@@ -99,12 +84,14 @@ class Store:
         self._disk = DiskThread()
         self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous))
         self._segments = SegmentWriter(min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1)))
-        self._pending = PendingRecords()
+        self.pending = PendingRecords()
+        """The records that wait to be written."""
         self._disk_bytes = 0  # of undelivered frames in this run's folder
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
         self._writer = workers.OneWorker(self._run)
         self._adopt_at = 0.0
+        self._read_at = 0.0
 
     @property
     def is_always(self) -> bool:
@@ -129,7 +116,7 @@ class Store:
     @property
     def is_passed(self) -> bool:
         """True if a new record may go to the queue: no other waits to be written, or on disk."""
-        return not self.is_always and not self._pending and (self._own is None or not self._own.count)
+        return not self.is_always and not self.pending and (self._own is None or not self._own.count)
 
     def add(self, frame: bytes) -> Pending:
         """Take *frame* to be written behind all others.
@@ -141,24 +128,13 @@ class Store:
             if self.is_always:
                 raise SpoolError(str(self._trouble.error)) from self._trouble.error
             raise Full
-        size = self._pending.size + len(frame) + OVERHEAD if self._pending else len(frame) + OVERHEAD
+        size = self.pending.size + len(frame) + OVERHEAD if self.pending else len(frame) + OVERHEAD
         if self._disk_bytes + size > self._spool.max_bytes or (size > PENDING_BYTES and not self.is_always):
             raise Full
-        pending = self._pending.add(frame)
+        pending = self.pending.add(frame)
         self.ensure_running()
         self._signal.set()
         return pending
-
-    def withdraw(self, pending: Pending) -> bool:
-        """Take a record back; return False if it is not in memory any more."""
-        return self._pending.withdraw(pending)
-
-    def wait(self, pending: Pending) -> None:
-        """Wait until *pending* is on disk.
-
-        :raises SpoolError, ClientClosedError: the record was refused.
-        """
-        self._pending.wait(pending)
 
     def take_earlier(self, max_bytes: int) -> list[Entry] | None:
         """Return the next records of earlier runs and of dead processes.
@@ -181,18 +157,18 @@ class Store:
             self._signal.set()
             return entries
         entries = []
-        while self._pending and self._is_by_memory and max_bytes > 0:
-            frame = self._pending.records[0].frame
+        while self.pending and self._is_by_memory and max_bytes > 0:
+            frame = self.pending.records[0].frame
             self._memory.stream.taken += 1
             entries.append((self._memory.stream, self._memory.stream.taken, frame))
-            self._pending.remove(1)
+            self.pending.remove(1)
             max_bytes -= len(frame)
         return entries
 
     @property
     def _is_by_memory(self) -> bool:
         """True if records that wait to be written are sent without that, since the disk fails."""
-        return self._trouble.error is not None and not self.is_always and not self._pending.writing
+        return self._trouble.error is not None and not self.is_always and not self.pending.writing
 
     def settled(self) -> None:
         """Note that records are settled; the writer tells the folders."""
@@ -209,7 +185,7 @@ class Store:
     def waiting(self) -> int:
         """Accepted records that are in the spool, or on the way there, and not in the window."""
         on_disk = sum(each.count for each in self._backlogs.all())
-        return on_disk + (0 if self.is_always else len(self._pending))
+        return on_disk + (0 if self.is_always else len(self.pending))
 
     @property
     def waiting_of_this_run(self) -> int:
@@ -219,7 +195,7 @@ class Store:
     def add_last(self, frames: Sequence[bytes]) -> None:
         """Take the last frames, whether there is room or not: the client closes."""
         for frame in frames:
-            self._pending.add(frame)
+            self.pending.add(frame)
 
     def why_full(self) -> str:
         """Return the reason for a refusal, for people."""
@@ -227,7 +203,7 @@ class Store:
             return f"and its spool cannot be used: {self._trouble.error}"
         if self._own is None:
             return "and its spool is still being opened, and has no room for more until then"
-        if self._disk_bytes + self._pending.size >= self._spool.max_bytes:
+        if self._disk_bytes + self.pending.size >= self._spool.max_bytes:
             return f"and so is its spool ({self._spool.max_bytes} bytes)"
         return "and its spool has no room for this record now"
 
@@ -240,7 +216,7 @@ class Store:
             try:
                 has_work = self._disk.is_busy or self._start_job()
             except Exception as error:  # there is no memory, say: it is a disk that fails
-                self._pending.end_writing(keep=True)
+                self.pending.end_writing(keep=True)
                 self._fail_and_refuse(error)
                 has_work = False
             if self._disk.is_busy or not has_work:
@@ -254,7 +230,7 @@ class Store:
                 self._disk.submit(self._backlogs.folder.open, self._opened)
             return not is_blocked
         for backlog in self._backlogs.all():
-            if backlog.is_loading_due:
+            if backlog.is_loading_due and monotonic() >= self._read_at:
                 read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES)
                 self._disk.submit(read, partial(self._loaded, backlog))
                 return True
@@ -263,20 +239,25 @@ class Store:
             self._disk.submit(partial(jobs.rewrite, own.folder, rewrites), self._rewritten)
             return True
         advances = self._backlogs.advances()
-        if advances or (self._pending and not is_blocked):
-            self._write(own, advances, [] if is_blocked else self._pending.start_writing(BATCH_BYTES))
+        if advances or (self.pending and not is_blocked):
+            self._write(own, advances, [] if is_blocked else self.pending.start_writing(BATCH_BYTES))
             return True
-        if self._spool.is_for_each_process and monotonic() >= self._adopt_at:
-            self._adopt_at = monotonic() + ADOPT_SECONDS
-            opened = self._backlogs.orphans
-            opened[:] = [each for each in opened if each.is_open]
-            known = [own.folder.path, *(each.path for each in opened)]
-            self._disk.submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
-            return True
-        return False
+        return self._spool.is_for_each_process and self._start_adopting()
+
+    def _start_adopting(self) -> bool:
+        if monotonic() < self._adopt_at:
+            return False
+        self._adopt_at = monotonic() + ADOPT_SECONDS
+        opened = self._backlogs.orphans
+        opened[:] = [each for each in opened if each.is_open]
+        known = [self._path, *(each.path for each in opened)]
+        self._disk.submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
+        return True
 
     def _idle_seconds(self) -> float | None:
-        if self._trouble.error is not None and (self._pending or self._backlogs.unsaved or self._own is None):
+        if any(each.is_loading_due for each in self._backlogs.all()):
+            return max(self._read_at - monotonic(), 0.0)
+        if self._trouble.error is not None and (self.pending or self._backlogs.unsaved or self._own is None):
             return self._trouble.seconds_left
         return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
 
@@ -308,12 +289,15 @@ class Store:
 
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
         self._signal.set()
-        read = Read(last=backlog.last) if job.error is not None else job.result
-        lost = backlog.loaded(read)
+        if job.error is not None:  # no descriptor or no memory is left: the records are read later
+            self._read_at = monotonic() + READ_AGAIN_SECONDS
+            self._report_failure(job)
+        backlog.failed_reads = backlog.failed_reads + 1 if job.error is not None else 0
+        if 0 < backlog.failed_reads < MAX_READS:
+            return
+        lost = backlog.loaded(Read(last=backlog.last) if job.error is not None else job.result)
         if lost:
             self._lose(lost, f"{backlog.folder.path}: {lost} records in it are damaged or gone")
-        if job.error is not None:
-            self._report_failure(job)
         self._wake.set()
 
     def _write(self, own: Backlog, advances: list[tuple[Backlog, int]], frames: list[bytes]) -> None:
@@ -358,7 +342,7 @@ class Store:
             self._report(SpoolError(problem))
         if written.check:
             self._take_note(written.check)
-            self._pending.end_writing(keep=True)
+            self.pending.end_writing(keep=True)
             self._signal.set()
         else:
             self._end_write(own, append, frames, written.error)
@@ -366,12 +350,12 @@ class Store:
     def _end_write(self, own: Backlog, append: Append | None, frames: list[bytes], error: Exception | None) -> None:
         if append is not None and error is None:
             own.add(append.first, frames)
-            self._pending.end_writing(keep=False)
+            self.pending.end_writing(keep=False)
             self._recovered()
         elif append is not None and error is not None:
             self._segments.start_new_segment()
             self._fail(error)
-            self._pending.end_writing(keep=not self.is_always, error=self._trouble.error)
+            self.pending.end_writing(keep=not self.is_always, error=self._trouble.error)
         self._room.set()
         self._wake.set()
         self._signal.set()
@@ -401,7 +385,7 @@ class Store:
         """Like :meth:`_fail`; in mode ``always``, refuse the records that wait."""
         self._fail(error)
         if self.is_always and self._trouble.error is not None:
-            self._pending.refuse_all(self._trouble.error)
+            self.pending.refuse_all(self._trouble.error)
 
     def _fail(self, error: Exception) -> None:
         """Note that the disk fails; the writer tries again after a while."""
@@ -449,31 +433,36 @@ class Store:
         try:
             self._disk.wait_idle(deadline)
         except BaseException as error:
-            interruption = error
-        pending = [] if self.is_always else self._pending.frames()
+            interruption = self._settle_interrupted(error)
+        pending = [] if self.is_always else self.pending.frames()
         total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
         try:
             job = self._disk.run_last(self._last_job(entries, pending), deadline)
         except BaseException as error:
             interruption = error
-        self._pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
+        self.pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
         if self._disk.is_abandoned:  # a forked child's copy of the parent's call
             return [], interruption
         if job is not None and job.is_over and job.error is None:
             kept: jobs.Kept = job.result
             left, lost, problem = kept.left, min(kept.lost, total - len(kept.left)), kept.error
         else:
-            left, lost, problem = (
-                self._unsaved(entries) + pending,
-                0,
-                (job and job.error) or TimeoutError("the disk did not answer"),
-            )
+            left, lost = self._unsaved(entries) + pending, 0
+            problem = (job and job.error) or TimeoutError("the disk did not answer")
         self._counters.dropped += lost
         self._counters.kept += total - len(left) - lost
         self._backlogs.own, self._backlogs.earlier = None, []
         if problem is not None and total:
             self._report(SpoolError(f"{self._path}: not all undelivered records could be kept: {problem}"))
         return left, interruption
+
+    def _settle_interrupted(self, interruption: BaseException) -> BaseException:
+        """Wait a little for a job under way all the same: a record that it writes must not be refused."""
+        try:
+            self._disk.wait_idle(Deadline(CLOSE_SECONDS))
+        except BaseException as error:
+            return error
+        return interruption
 
     def _last_job(self, entries: Sequence[Entry], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
         backlogs, own = self._backlogs, self._own
@@ -506,4 +495,4 @@ class Store:
             folder.leave()
         if self._disk.is_busy:
             close_inherited_locks([self._path, *orphans(self._spool.absolute_path)])
-        self._pending.refuse_all(ClientClosedError("the process was forked"))
+        self.pending.refuse_all(ClientClosedError("the process was forked"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections import deque
+from typing import NamedTuple, TypeAlias
 
-__all__ = ["Entry", "Stream"]
+from gevent.queue import Queue
+
+__all__ = ["Entry", "Memory", "Stream"]
 
 
 class Stream:
@@ -15,13 +18,15 @@ class Stream:
     :param before: the number before the first record's.
     """
 
-    __slots__ = ("_ahead", "settled", "taken")
+    __slots__ = ("_ahead", "dropped", "settled", "taken")
 
     def __init__(self, before: int = 0) -> None:
         self.taken = before
         """The number of the last record that the window took."""
         self.settled = before
         """All records up to this number are settled."""
+        self.dropped = 0
+        """Records that were given up: rejected, or lost on disk."""
         self._ahead: list[tuple[int, int]] = []
 
     def settle(self, first: int, last: int) -> None:
@@ -37,3 +42,11 @@ class Stream:
 
 Entry: TypeAlias = tuple[Stream, int, bytes]
 """A record in the window: its stream, its number there, and its frame."""
+
+
+class Memory(NamedTuple):
+    """The frames of this run that the outbox holds. The store reads them and changes nothing."""
+
+    stream: Stream
+    window: deque[Entry]
+    queue: Queue[bytes]

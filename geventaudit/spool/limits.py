@@ -1,0 +1,34 @@
+"""The limits of a spool at work: bytes, and seconds."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ADOPT_SECONDS",
+    "BATCH_BYTES",
+    "CLOSE_SECONDS",
+    "MAX_READS",
+    "PENDING_BYTES",
+    "READ_AGAIN_SECONDS",
+    "SEGMENT_BYTES",
+]
+
+PENDING_BYTES = 8 << 20
+"""Frames that may wait in memory to be written, in mode ``overflow``."""
+
+BATCH_BYTES = 1 << 19
+"""Frames that one job writes. Bounds how long their checksums hold the hub."""
+
+SEGMENT_BYTES = 8 << 20
+"""A segment takes no more frames once it has this size, or an eighth of ``max_bytes``."""
+
+CLOSE_SECONDS = 1.0
+"""Seconds that keeping the rest may take when closing has no more time."""
+
+READ_AGAIN_SECONDS = 1.0
+"""Seconds until records are read again that could not be, for lack of descriptors or memory."""
+
+MAX_READS = 5
+"""Failed attempts after which the records count as lost: they hold up all later ones."""
+
+ADOPT_SECONDS = 30.0
+"""How often to look for orphans."""
