@@ -205,7 +205,8 @@ class Lifecycle:
         =========  =========================  ==========================================================================
         NEW        the own thread             closes; drains first what other threads handed over
         RUNNING    a greenlet                 drains until *timeout*, then keeps the rest in the spool or returns it
-        RUNNING    the hub, or a worker       closes if nothing has to wait; else ``WouldBlockError``, nothing changed
+        RUNNING    the hub, or a worker       closes if all is delivered and there is no spool to wait for; else
+                                              ``WouldBlockError``, nothing changed
         CLOSING    a greenlet                 waits until the other greenlet has closed, or *timeout*
         CLOSING    the hub, or a worker       ``WouldBlockError``
         CLOSING    a signal handler, in the   returns []: the greenlet goes on closing afterwards
@@ -249,7 +250,7 @@ class Lifecycle:
             try:
                 self._drain(deadline)
             finally:  # a Timeout or a kill that ends the wait ends the client all the same
-                self._finish(deadline.left() or 0.0)
+                self._finish(deadline.left())
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
             self._closed.wait(timeout)
@@ -272,8 +273,8 @@ class Lifecycle:
             self.sender.ensure_running()
             self.sender.flush(deadline.left())
 
-    def _finish(self, seconds: float) -> None:
-        """Stop the parts, and keep or hand back what is undelivered."""
+    def _finish(self, seconds: float | None) -> None:
+        """Stop the parts, and keep or hand back what is undelivered, in so many seconds (None: no limit)."""
         if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
             return  # closed at interpreter exit; or this is a forked child's copy of the parent's call
         self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
@@ -378,7 +379,7 @@ class Lifecycle:
             sender.stop(ClientClosedError("the process was forked while send() waited for room"))
         if outbox is not None and outbox.store is not None:
             outbox.store.abandon()
-        self._connector.reset()
+        self._connector.reset()  # after stop(), which ends it
         # Last: the sender counts what its connection, which is the parent's, has delivered.
         self._counters.reset()
         self._notifier.forget()

@@ -440,10 +440,10 @@ class Outbox:
         self.stream.settle(self.stream.settled + 1, self.stream.taken)
         self._after_settling()
 
-    def give_up(self, seconds: float) -> tuple[list[bytes], BaseException | None]:
+    def give_up(self, seconds: float | None) -> tuple[list[bytes], BaseException | None]:
         """Remove all frames, and keep them in the spool. From any thread, if the hub was destroyed.
 
-        :param seconds: the time that the disk may take; it has a second at least.
+        :param seconds: the time that the disk may take, a second at least; None for no limit.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
         # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.

@@ -86,7 +86,7 @@ class Disconnect(NamedTuple):
     in_flight: int
     """The records in flight."""
     delivered: int
-    """The records that were delivered over this connection, without heartbeats."""
+    """The frames that were delivered over this connection."""
     agent_had_read: bool
     """True if the agent hung up and is known to have read some of the first record in flight. To have read only earlier
     records is not enough: that would blame the suspect for an agent that died before."""

@@ -2,7 +2,8 @@
 
 A frame is in flight before it is written, and leaves the outbox only when the connection says that it is delivered.
 When a connection breaks, all that was in flight goes first over the next one, in the old order. So nothing is lost
-between outbox and agent, the order of first arrivals is kept, and a few frames may arrive twice.
+between outbox and agent, as far as the connection can know (see :mod:`geventaudit.transport.connection`), the order of
+first arrivals is kept, and a few frames may arrive twice.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class Sender:
 
     def _run(self) -> None:
         while not self._is_stopped:
+            # A kill that comes here has nothing to clean up: stop() has seen to the rest.
             self._connection = self._connector.connect()
             since = monotonic()
             lost: BaseException | None = None

@@ -82,7 +82,7 @@ def _in_child() -> None:
         return  # check() was faster
     _pid = os.getpid()
     under_way.clear()
-    for thing in registered():
+    for thing in registered():  # in any order: a connection may be closed before or after its client is reset
         try:
             thing.after_fork_in_child()
         except Exception:  # the others must be reset all the same

@@ -33,7 +33,7 @@ class PendingRecords:
     def __init__(self) -> None:
         self.records: deque[Pending] = deque()
         self.size = 0
-        """Bytes of the records on disk."""
+        """Bytes that the records will take on disk."""
         self.writing = 0
         """How many of them, from the oldest on, the disk thread writes now."""
         self.written = Change()

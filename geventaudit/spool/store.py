@@ -3,7 +3,10 @@
 ::
 
     send() -> queue -> window -> agent            while nothing waits on disk and the queue has room
-    send() -> pending -> disk -> window -> ...    otherwise, or always: send() returns when the record is on disk
+    send() -> pending -> disk -> window -> ...    otherwise, or always
+
+In mode ``always``, ``send()`` returns when the record is on disk. In mode ``overflow``, it returns at once, and the
+records in the queue and the window are in memory only, until the client closes.
 
 The order of the records is kept by one rule: a record that comes while others wait to be written, or on disk, goes
 behind them. One greenlet, the writer, decides about the disk and has one job done at a time by the disk thread: open,
@@ -418,7 +421,7 @@ class Store:
         self.is_closing = True
         self._signal.set()
 
-    def persist(self, entries: Sequence[Entry], seconds: float) -> tuple[list[bytes], BaseException | None]:
+    def persist(self, entries: Sequence[Entry], seconds: float | None) -> tuple[list[bytes], BaseException | None]:
         """Close for good, and leave on disk all that is undelivered. From any thread, also if the hub is destroyed.
 
         :param entries: the records that the outbox held, and has given up.
@@ -427,7 +430,7 @@ class Store:
         :returns: the frames that are not on disk, and an exception that has interrupted the wait.
         """
         self.is_closing = True
-        deadline = Deadline(max(seconds, CLOSE_SECONDS))
+        deadline = Deadline(None if seconds is None else max(seconds, CLOSE_SECONDS))
         interruption: BaseException | None = None
         job = None
         try:
