@@ -1,4 +1,5 @@
-"""The outbox: the one owner of undelivered frames in memory.
+"""The outbox: the owner of the undelivered frames in memory. A spool adds two places, for frames on their way to disk
+(``PendingRecords``) and read ahead from there (``Backlog``).
 
 ::
 
@@ -15,9 +16,10 @@ handed over by a thread   :attr:`Outbox.inbox`; while it is not empty, the hub's
                           go behind it                                                        queue, up to the bound
 queued                    :attr:`Outbox.queue`, a gevent ``Queue``                            the sender takes a batch
 to send                   :attr:`Outbox.window`, behind the cursor                            the sender writes it
-in flight                 :attr:`Outbox.window`, before the cursor                            delivery pops it; a broken
-                                                                                              connection sets the cursor
-                                                                                              back to 0
+in flight                 :attr:`Outbox.window`, before the cursor, from just before the      delivery pops it; a broken
+                          write on                                                            connection sets the cursor
+                                                                                              back to 0; nothing moves
+given up                  ``_given_up``, while the client closes                              the spool, or close()
 ========================  ==================================================================  ==========================
 
 ``send()`` may be entered again at any bytecode, by a signal handler or by ``__del__``. So frames are copied first and

@@ -238,6 +238,7 @@ class Sender:
             return []
         if quarantine.phase is Phase.TRIAL:  # an agent that has hung up by now has not hung up on the suspect
             gevent.sleep(_FIRST_LOOK)
+            forks.check()
             if self._error is not None or self._is_stopped:
                 return []
         if step is Step.PROBE:

@@ -431,8 +431,7 @@ class Store:
         """
         self.is_closing = True
         deadline = Deadline(None if seconds is None else max(seconds, CLOSE_SECONDS))
-        interruption: BaseException | None = None
-        job = None
+        interruption, job = None, None
         try:
             self._disk.wait_idle(deadline)
         except BaseException as error:
