@@ -95,7 +95,8 @@ def test_reset_sends_the_undelivered_first(agent: Agent, got: list[Received], so
         assert client.error is None
         client.send(message(3000))
         assert client.flush(30)
-        assert numbers_of(got) == list(range(3001))
+        # The agent may have read some just before it stopped reading: those arrive twice.
+        assert list(dict.fromkeys(numbers_of(got))) == list(range(3001))
         assert client.stats().resent > 0
 
 
