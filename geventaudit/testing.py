@@ -291,6 +291,8 @@ class _Thread:
         except BaseException as error:
             self._error = error
         finally:
+            if self._home is not None:
+                self._home.stop()
             gevent.get_hub().destroy(destroy_loop=True)
             self._ended = True
 

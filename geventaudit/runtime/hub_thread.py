@@ -95,6 +95,13 @@ class HubThread:
         if self._callbacks:
             self._wake.send()
 
+    def stop(self) -> None:
+        """Stop the watcher, in this thread, before its hub is destroyed: libuv must not lose a loop that is watched."""
+        if self._wake is not None:
+            self._wake.stop()
+            self._wake.close()
+            self._wake = None
+
     def is_current(self) -> bool:
         """Return True in this thread."""
         return native.thread_ident() == self.ident
