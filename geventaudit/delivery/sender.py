@@ -91,10 +91,8 @@ class Sender:
         return self._outbox.stream.dropped + self._counters.recovered + self._counters.kept
 
     def look(self) -> None:
-        """Note deliveries. The greenlet cannot while it waits in a write.
-
-        A signal handler in a worker changes nothing: it may have interrupted the sender at any point.
-        """
+        """Note deliveries. The greenlet cannot while it waits in a write."""
+        # A signal handler in a worker may have interrupted the sender at any point.
         if not isinstance(gevent.getcurrent(), workers.Worker):
             self._look()
 
@@ -114,10 +112,7 @@ class Sender:
             self._outbox.wake.set()
 
     def stop(self, reason: Exception) -> None:
-        """End the greenlet and the connection for good. Does not wait.
-
-        :param reason: for the records that wait for room.
-        """
+        """End the greenlet and the connection for good; *reason* is for the records that wait for room."""
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
