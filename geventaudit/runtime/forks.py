@@ -82,8 +82,8 @@ def _in_child() -> None:
         return  # check() was faster
     _pid = os.getpid()
     under_way.clear()
-    # With libuv, a child that closes a socket takes it out of the parent's epoll set too, until its copy of the loop has
-    # one of its own. libev notices the fork by itself.
+    # With libuv, a child that closes a socket takes it out of the parent's epoll set too, until its copy of the loop
+    # has one of its own. libev notices the fork by itself.
     hub = get_hub_if_exists()
     if hub is not None and hub.loop is not None and ".libuv." in type(hub.loop).__module__:
         hub.loop.reinit()
