@@ -79,6 +79,8 @@ def numbers_of(agent: AuditAgent) -> list[int]:
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("scenario", EXITS)
 def test_what_is_accepted_in_exit_handlers_is_delivered(scenario: str, patched: bool) -> None:
+    if scenario == "exit_other_thread_in_a_handler" and not patched and sys.version_info >= (3, 12):
+        pytest.skip("Python 3.12 starts no thread at interpreter shutdown")
     with AuditAgent() as agent:
         how = ["-m", "gevent.monkey"] if patched else []
         said = run(*how, str(HERE / "exit_program.py"), scenario, agent.address)
