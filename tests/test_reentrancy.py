@@ -74,6 +74,8 @@ def natively(function: Callable[[], Any]) -> Any:
 
 def interrupted(call: Callable[[], Any], at: int, act: Callable[[], Any]) -> bool:
     """Call *call*, and *act* before the bytecode number *at* of the library in it; return True if there was one."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("a trace function of Python 3.12 sees few of the bytecodes")
     steps = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
