@@ -122,10 +122,11 @@ def read_folder(path: Path) -> list[int]:
 
 
 def fill(path: Path, numbers: range) -> None:
-    """Make a folder as a dead process leaves it, with the records of these numbers."""
-    with owned(path) as folder:
+    """Make a folder as a dead process leaves it, with the records of these numbers: at once, since clients look."""
+    with owned(path.with_name("filling")) as folder:
         for append in encode_runs(enumerate((encode(message(number), 0.0) for number in numbers), 1)):
             folder.append(append.first, append.magic, append.data, append.amount)
+    path.with_name("filling").rename(path)
 
 
 @contextmanager
