@@ -106,10 +106,6 @@ class HubThread:
         """Return True in this thread."""
         return native.thread_ident() == self.ident
 
-    def is_in_hub(self) -> bool:
-        """Return True if the caller runs in the hub of this thread itself, where nothing may wait."""
-        return self.hub is not None and gevent.getcurrent() is self.hub
-
     def is_alive(self) -> bool:
         """Return True if the thread exists and has not destroyed its hub. From any thread."""
         return bool(self.ident) and (self.hub is None or self.hub.loop is not None)

@@ -91,10 +91,6 @@ class Backlog:
         """True if all records are settled."""
         return not self.count and self.settled_on_disk >= self.last
 
-    def is_on_disk(self, number: int) -> bool:
-        """Return True if this run wrote the record with that number in the stream."""
-        return number + self.base in self.on_disk
-
     def add(self, first: int, frames: Sequence[bytes]) -> None:
         """Note that *frames*, numbered on disk from *first*, were written. The first ones stay in memory."""
         self.on_disk.add(first, first + len(frames) - 1)
