@@ -84,6 +84,10 @@ def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
     greenlets, threads, descriptors = helpers.greenlets(), helpers.threads(), helpers.descriptors()
     yield
     assert monkey.is_module_patched("threading") is helpers.PATCHED, "a test has patched, for all that come after it"
-    helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
+    try:
+        helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
+    except AssertionError:
+        left = [f"{each!r}, started: {each.started}, at {each.gr_frame}" for each in helpers.living()]
+        raise AssertionError(f"{len(left) - greenlets} of these are left over: {left}") from None
     helpers.eventually(lambda: helpers.threads() <= threads, "a thread is left over", timeout=5)
     helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)

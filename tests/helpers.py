@@ -87,10 +87,15 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def greenlets() -> int:
-    """How many greenlets are alive."""
+def living() -> list[gevent.Greenlet[Any, Any]]:
+    """Return the greenlets that are alive."""
     gc.collect()
-    return sum(1 for each in gc.get_objects() if isinstance(each, gevent.Greenlet) and not each.dead)
+    return [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet) and not each.dead]
+
+
+def greenlets() -> int:
+    """Return the number of greenlets that are alive."""
+    return len(living())
 
 
 def threads() -> int:

@@ -756,11 +756,13 @@ def test_whoever_waits_for_a_thread_that_ends_is_told() -> None:
         while not may_end:
             gevent.sleep(0.001)
 
-    NativeThread(make)
+    ending = NativeThread(make)
     eventually(lambda: made)
+    before = greenlets()
     waiting = [NativeThread(made[0].flush), NativeThread(lambda: made[0].send(message(1), timeout=None))]
-    gevent.sleep(0.05)
+    eventually(lambda: greenlets() == before + len(waiting), "both wait in the other thread's hub")
     may_end.append(True)
+    ending.get()
     for thread in waiting:
         with pytest.raises(ClientClosedError, match="has ended"):
             thread.get(10)
