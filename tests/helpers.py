@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import pytest
 from gevent import monkey, subprocess
 
 from geventaudit import (
@@ -31,6 +32,12 @@ from geventaudit import (
 SERVICE_TREE_ID = "e6c9fcb1-7f08-4c1d-9e7a-123456789abc"
 PATCHED = monkey.is_module_patched("socket")
 HERE = Path(__file__).parent
+
+destroys_a_hub = pytest.mark.skipif(
+    "libuv" in gevent.config.loop.__module__,
+    reason="on libuv, gevent's Hub.destroy() does not return while a greenlet waits in the hub",
+)
+DESTROYED = [pytest.param(True, id="destroyed", marks=destroys_a_hub), pytest.param(False, id="left")]
 
 
 def record(**changes: Any) -> Record:

@@ -72,10 +72,13 @@ def natively(function: Callable[[], Any]) -> Any:
 # -- at every bytecode -------------------------------------------------------------------------------------------------
 
 
+of_3_11 = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="a trace function of Python 3.12 sees few of the bytecodes"
+)
+
+
 def interrupted(call: Callable[[], Any], at: int, act: Callable[[], Any]) -> bool:
     """Call *call*, and *act* before the bytecode number *at* of the library in it; return True if there was one."""
-    if sys.version_info >= (3, 12):
-        pytest.skip("a trace function of Python 3.12 sees few of the bytecodes")
     steps = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -131,6 +134,7 @@ class Situations:
         return False
 
 
+@of_3_11
 @pytest.mark.parametrize(("situation", "step"), [("first use", 17), ("running", 2), ("inbox", 5), ("disk", 11)])
 def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
@@ -148,6 +152,7 @@ def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int)
     assert at > 50
 
 
+@of_3_11
 def test_close_at_every_bytecode_of_close() -> None:
     """A signal handler closes the client in the middle of its close()."""
     at, more = 0, True
@@ -164,6 +169,7 @@ def test_close_at_every_bytecode_of_close() -> None:
     assert at > 50
 
 
+@of_3_11
 def test_send_at_every_bytecode_of_close() -> None:
     """It is refused, or handed back."""
     at, more = 0, True
@@ -188,6 +194,7 @@ def test_send_at_every_bytecode_of_close() -> None:
     assert at > 300
 
 
+@of_3_11
 @pytest.mark.parametrize(("situation", "step"), [("first use", 29), ("running", 3), ("inbox", 7), ("disk", 23)])
 def test_close_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
@@ -261,7 +268,9 @@ def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bo
             over = True
 
         def interrupt() -> None:
-            if len(nested.busy) > 50:  # on a slow disk, one handler would interrupt the other until the stack ends
+            # On a slow disk, one handler would interrupt the other until the stack ends. On a slow machine, they would
+            # leave no time for the interrupted sends.
+            if len(nested.busy) > 50 or len(nested.accepted) + nested.refused > 10_000:
                 return
             for _ in range(3):
                 if how == "signal":

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import HERE, Receiver, eventually, message, receiving
+from helpers import HERE, Receiver, destroys_a_hub, eventually, message, receiving
 from test_spool import MODES, balanced, client_of, fill, forked, numbers_of, on_disk, send_all, told, unreachable
 
 from geventaudit import (
@@ -666,6 +666,7 @@ def test_a_folder_that_can_be_opened_late_makes_room(folder: Path) -> None:
     assert client.stats().kept == 3
 
 
+@destroys_a_hub
 @pytest.mark.parametrize("mode", ["overflow", "always"])
 def test_a_hub_that_was_destroyed_loses_nothing(folder: Path, mode: Any) -> None:
     outcome: list[Any] = []
