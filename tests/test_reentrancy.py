@@ -23,7 +23,7 @@ from geventaudit import Backoff, BaseClient, Client, ClientClosedError, DomainSo
 from geventaudit import ValidationError as Invalid
 from geventaudit.delivery.inbox import HandedOver, Inbox
 from geventaudit.encoder.encoding import Encoder
-from geventaudit.runtime import exits, native
+from geventaudit.runtime import exits, native, workers
 from geventaudit.runtime.hub_thread import HubThread
 from geventaudit.runtime.signal import Signal
 from geventaudit.runtime.workers import OneWorker
@@ -493,6 +493,46 @@ class Failing(Queue):  # type: ignore[type-arg]
         if self.fails:
             raise MemoryError
         return super().put(item, block, timeout)
+
+
+@pytest.mark.parametrize("place", ["constructed", "started"])
+@pytest.mark.parametrize("which", ["sender", "writer"])
+def test_a_send_that_waits_while_a_worker_is_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, which: str, place: str
+) -> None:
+    """It starts a worker of its own; one of the two does the work, and the other ends."""
+    interrupted: list[bool] = []
+    works = "Sender._run" if which == "sender" else "Store._run"
+
+    class Interrupted(workers.Worker):
+        def __init__(self, function: Any, *arguments: Any) -> None:
+            super().__init__(function, *arguments)
+            self._is_meant = works in repr(getattr(getattr(function, "__self__", None), "_function", None))
+            if place == "constructed":
+                self._interrupt()
+
+        def start(self) -> None:
+            if place == "started":
+                self._interrupt()
+            super().start()
+
+        def _interrupt(self) -> None:
+            if self._is_meant and not interrupted:
+                interrupted.append(True)
+                client.send(message(0))
+                assert client.flush(30)
+
+    monkeypatch.setattr(workers, "Worker", Interrupted)
+    with AuditAgent() as agent:
+        client = Client(lambda: DomainSocket(agent.address), spool=Spool(folder / "spool", mode="always"))
+        for number in range(1, 100):
+            client.send(message(number))
+        assert client.flush(30)
+        assert interrupted
+        assert client.stats().connects == 1
+        assert client.close() == []
+        agent.wait_for(100)
+        assert sorted(each.custom_data["n"] for each in agent.records) == list(range(100))
 
 
 PLACES: dict[str, tuple[Any, str]] = {

@@ -21,25 +21,27 @@ class Worker(gevent.Greenlet):  # type: ignore[type-arg]
 class OneWorker:
     """A function that at most one worker runs at a time. It can be started again after something killed it.
 
-    A signal handler may start it while it is being started: the one in ``greenlet`` does the work.
+    A signal handler may start a second worker while the first is being started, and wait for its work. The first that
+    gets a turn does the work; the other ends.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         self.greenlet: Worker | None = None
-        """The greenlet that runs the function; false once it has ended."""
+        """The greenlet that was started last; false once it has ended."""
+        self._at_work: Worker | None = None
 
     def ensure_running(self) -> None:
         """Start the worker unless it runs."""
         if not self.greenlet:
             worker = self.greenlet = Worker(self._run)
-            if self.greenlet is worker:
-                worker.start()
+            worker.start()
 
     def kill(self) -> None:
         """Kill the worker, without waiting for its end."""
-        if self.greenlet:
-            self.greenlet.kill(block=False)
+        for worker in (self.greenlet, self._at_work):
+            if worker:
+                worker.kill(block=False)
 
     def join(self, timeout: float) -> None:
         """Wait for the worker's end, *timeout* seconds at most."""
@@ -47,7 +49,11 @@ class OneWorker:
             self.greenlet.join(timeout)
 
     def _run(self) -> None:
-        if self.greenlet is gevent.getcurrent():
+        current = gevent.getcurrent()
+        if not self._at_work:
+            self._at_work = current  # type: ignore[assignment]  # a Worker
+        self.greenlet = self._at_work
+        if self.greenlet is current:
             self._function()
 
 
