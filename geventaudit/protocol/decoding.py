@@ -239,9 +239,10 @@ class Decoder:
             self._scan_header()
         while len(parts.ends) <= parts.size:
             if len(parts.ends) == 2 and parts.count is None:
-                parts.count = -1
-                if is_array(self._byte_at(scanner.position)):
-                    parts.count = parts.left = self._scan_entries_header()
+                # Nothing is changed before the bytes for it are there.
+                is_forward = is_array(self._byte_at(scanner.position))
+                parts.count = self._scan_entries_header() if is_forward else -1
+                parts.left = parts.count if is_forward else 1
             while parts.left:
                 scanner.skip()
                 parts.left -= 1
@@ -287,7 +288,7 @@ class _Parts:
         self.count: int | None = None
         """Its entries; -1 if its second element is no array; None before that element."""
         self.entries = 0
-        """Where its first entry begins."""
+        """Where its first entry begins; 0 if its second element is no array."""
         self.left = 1
         """Values up to the end of the next element."""
 
@@ -344,7 +345,7 @@ def _frame_of(whole: bytes, parts: _Parts, offset: int, max_bytes: int) -> Frame
     tag = _tag_of(part(0), offset)
     second = part(1)
     last = 2
-    if parts.count is not None and parts.count >= 0:
+    if parts.entries:
         packed = whole[parts.entries - offset : parts.ends[2] - offset]
     elif (payload := _payload_of(second)) is not None:
         packed = payload
