@@ -70,7 +70,7 @@ SLOW = {
     "test_connections", "test_delivery", "test_docs", "test_doctor", "test_examples", "test_fluent_logger_js",
     "test_fork", "test_frameworks", "test_gunicorn", "test_http_services", "test_layout", "test_lifecycle",
     "test_locust", "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy",
-    "test_senders", "test_spool", "test_spool_faults", "test_testing", "test_threads", "test_typing",
+    "test_senders", "test_shown", "test_spool", "test_spool_faults", "test_testing", "test_threads", "test_typing",
     "test_who_may_listen",
 }  # fmt: skip
 

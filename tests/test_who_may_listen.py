@@ -556,7 +556,7 @@ def test_whoever_is_killed_comes_to_an_end(
     stubborn: bool, monkeypatch: pytest.MonkeyPatch, got: list[Received]
 ) -> None:
     """Also when handing over takes long: stop() neither waits for all that was read, nor raises."""
-    monkeypatch.setattr("geventaudit.agent.connections._TURN_SECONDS", -1.0)  # a pause behind each message
+    monkeypatch.setattr("geventaudit.agent.connections._TURN_SECONDS", (-1.0, -1.0))  # a pause behind each message
     monkeypatch.setattr("geventaudit.agent.connections._LAST_SECONDS", 0.05)
     monkeypatch.setattr("geventaudit.agent.server._KILL_SECONDS", 0.2 if stubborn else 30.0)
     free = Event()

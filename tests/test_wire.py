@@ -168,7 +168,10 @@ def test_times_that_agents_take(time: Any, seconds: float) -> None:
         (msgpack.packb(5), "frame must be an array"),
         (msgpack.packb(["tag"]), "2 to 4 elements, has 1"),
         (msgpack.packb(["tag", [], {}, 1, 1]), "2 to 4 elements, has 5"),
-        (b"\xc1", "not MessagePack: (FormatError|Unknown header)"),
+        (b"\xc1", "frame must be an array, got not MessagePack"),
+        (b"\x92\xa1t\xc1", "not MessagePack: (FormatError|Unknown header)"),
+        (b"\x81", "frame must be an array, got a map"),
+        (b"\xdb\x7f\xff\xff\xff", "frame must be an array, got text"),
         (b"GET / HTTP/1.1\r\n", "frame must be an array"),
         (b"\x92" * 5000, "not MessagePack"),
     ],
@@ -245,10 +248,13 @@ def test_a_frame_of_too_many_entries() -> None:
 
 
 @pytest.mark.parametrize("part", ["tag", "option"])
-def test_a_part_with_too_many_values(part: str) -> None:
-    much = [[0] * 1000] * (MAX_ITEMS // 1000 + 1)
-    with pytest.raises(FrameError, match=f"more than {MAX_ITEMS} values"):
-        list(Decoder().feed(frame_with(**{part: {"a": much}})))
+def test_a_part_that_is_too_long(part: str) -> None:
+    """Both are unpacked with the frame, on the hub."""
+    for right, wrong in ((4000, 4100), (4000, 1 << 20)):
+        values = [("x" * length if part == "tag" else {"chunk": "x" * length}) for length in (right, wrong)]
+        assert len(list(Decoder().feed(frame_with(**{part: values[0]})))) == 1
+        with pytest.raises(FrameError, match=f"the {part} must have at most 4096 bytes, has {wrong}"[:-2]):
+            list(Decoder().feed(frame_with(**{part: values[1]})))
 
 
 def test_an_entry_with_too_long_an_array() -> None:

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Settings", "Turn"]
 
-# Small enough that twenty senders of nothing but work are gone through in a fifth of a second.
 _READ_BYTES = 1 << 14
-_TURN_SECONDS = 0.005
+_ROUND_SECONDS = 0.02  # for one turn of each connection
+_TURN_SECONDS = (0.001, 0.01)  # the shortest and the longest turn
 _PAUSE_SECONDS = 0.001
+_FEW_CONNECTIONS = 4
 _MAX_PING_BYTES = 4096
 _LINGER_SECONDS = 2.0
 _LAST_SECONDS = 2.0
@@ -195,12 +196,19 @@ class Turn:
 
     A greenlet that is killed while others run goes on for a while all the same: it has read its data, so that a sender
     that asks for no acknowledgement takes them for delivered.
+
+    :param connections: how many share the hub's time.
     """
 
-    def __init__(self) -> None:
-        self._over = monotonic() + _TURN_SECONDS
+    def __init__(self, connections: int) -> None:
+        shortest, longest = _TURN_SECONDS
+        self._seconds = min(max(_ROUND_SECONDS / connections, shortest), longest)
+        self._over = monotonic() + self._seconds
         self._last = _LAST_ENTRIES
         self.killed: gevent.GreenletExit | None = None
+        self.has_time = connections <= _FEW_CONNECTIONS
+        """True if so few connections share the time that short good frames need no pause. Then what was read has been
+        handed over before anything else runs."""
 
     def end_when_over(self) -> None:
         """Let others run if the time is over.
@@ -216,7 +224,7 @@ class Turn:
                 gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
             except gevent.GreenletExit as killed:
                 self.killed = killed
-            self._over = monotonic() + (_TURN_SECONDS if self.killed is None else _LAST_SECONDS)
+            self._over = monotonic() + (self._seconds if self.killed is None else _LAST_SECONDS)
 
 
 def _hostname() -> str:

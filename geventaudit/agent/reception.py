@@ -26,7 +26,7 @@ _MAX_TOLD = 100
 _MAX_FIELDS = 1000
 
 # A larger entry is unpacked and validated in a native thread, one at a time for all connections: the hub goes on.
-_INLINE_BYTES = 4096
+_INLINE_BYTES = 2048
 
 # Good messages in shorter frames are handed over as soon as they are read.
 _SHORT_FRAME_BYTES = 1 << 16
@@ -122,7 +122,7 @@ class Reception:
             turn.end_when_over()
             return
         reader = EntryReader(frame)
-        is_short = len(frame.packed) <= _SHORT_FRAME_BYTES and not frame.is_compressed
+        is_at_once = turn.has_time and len(frame.packed) <= _SHORT_FRAME_BYTES and not frame.is_compressed
         good = refused = 0
         for piece in frame.pieces():
             if piece:
@@ -130,7 +130,7 @@ class Reception:
                     good += 1
                 else:
                     refused += 1
-            if refused or not is_short:
+            if refused or not is_at_once:
                 turn.end_when_over()
         if not good:
             turn.end_when_over()

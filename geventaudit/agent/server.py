@@ -59,7 +59,7 @@ class Agent:
     :param on_refused: called with each message that broke the rules; without one they are logged. Of one frame, the
         first 100 are handed over; the others are counted, and how many they were is logged.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. It validates records
-        of more than 4 KiB in a native thread, so that the hub goes on.
+        of more than 2 KiB in a native thread, so that the hub goes on.
     :param max_frame_bytes: a longer frame closes its connection, and so does one that unpacks to more.
     :param ssl: speak TLS by this ``ssl.SSLContext``.
     :param shared_key: let nobody in who does not know this key, by the Forward protocol's handshake.
@@ -297,7 +297,7 @@ class Agent:
         link.received += len(data)
         self._reception.counts.bytes += len(data)
         finished = 0
-        turn = Turn()
+        turn = Turn(len(self._connections))
         for frame in decoder.feed(data):
             finished += 1
             self._reception.take(frame, turn)

@@ -26,7 +26,7 @@ from ..errors import FrameError, logger, show
 from ..records import Message, Msg
 from .inflation import inflate
 from .messages import message_of
-from .unpacking import EventTime, OutOfData, Scanner, ValueReader, is_array, unpack_error, unpacker
+from .unpacking import EventTime, OutOfData, Scanner, ValueReader, is_array, kind_of, unpack_error, unpacker
 
 __all__ = [
     "AckDecoder",
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _MAX_ENTRIES = 1 << 16  # of one frame
+_MAX_PART_BYTES = 4096  # of a tag, and of an option
 _MODES = "an array (Forward), packed entries as bytes or text (PackedForward), or a time (Message)"
 
 
@@ -252,9 +253,7 @@ class Decoder:
     def _scan_header(self) -> None:
         first = self._byte_at(self._start)
         if not is_array(first):
-            end = self._scanner.skip()
-            value = _value_of(bytes(self._pending[: end - self._start]), self._start)
-            raise FrameError(f"a frame must be an array, got {show(value)}", self._start)
+            raise FrameError(f"a frame must be an array, got {kind_of(first)}", self._start)
         size = self._scanner.array_header()
         if not 2 <= size <= 4:
             raise FrameError(f"a frame must have 2 to 4 elements, has {size}", self._start)
@@ -353,7 +352,7 @@ def _frame_of(whole: bytes, parts: _Parts, offset: int, max_bytes: int) -> Frame
         packed = b"\x92" + second + part(2)
         last = 3
     else:
-        raise FrameError(f"the second element must be {_MODES}, got {show(_value_of(second, offset))}", offset)
+        raise FrameError(f"the second element must be {_MODES}, got {kind_of(second[0])}", offset)
     if parts.size > last + 1:
         raise FrameError(f"a frame of this mode must have at most {last + 1} elements, has {parts.size}", offset)
     return Frame(tag, packed, _option_of(part(last) if parts.size > last else b"\xc0", offset), offset, max_bytes)
@@ -371,14 +370,21 @@ def _payload_of(packed: bytes) -> bytes | None:
 def _tag_of(packed: bytes, offset: int) -> str:
     payload = _payload_of(packed)
     if payload is None or packed[0] in (0xC4, 0xC5, 0xC6):
-        raise FrameError(f"the tag must be text, got {show(_value_of(packed, offset))}", offset)
+        raise FrameError(f"the tag must be text, got {kind_of(packed[0])}", offset)
+    if len(packed) > _MAX_PART_BYTES:
+        raise FrameError(f"the tag must have at most {_MAX_PART_BYTES} bytes, has {len(packed)}", offset)
     return payload.decode("utf-8", "surrogateescape")
 
 
 def _option_of(packed: bytes, offset: int) -> dict[Any, Any]:
     if packed in (b"\xc0", b"\x80"):
         return {}
-    option = _value_of(packed, offset)
+    if len(packed) > _MAX_PART_BYTES:
+        raise FrameError(f"the option must have at most {_MAX_PART_BYTES} bytes, has {len(packed)}", offset)
+    reader = ValueReader(len(packed), offset)
+    option = reader.read(packed)
+    if reader.problem:
+        raise FrameError(f"the option is wrong: {reader.problem}", offset)
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
     if option is None:
@@ -390,14 +396,6 @@ def _option_of(packed: bytes, offset: int) -> dict[Any, Any]:
     if type(option.get("fluent_signal", 0)) is not int:
         raise FrameError(f"fluent_signal must be a number, got {show(option['fluent_signal'])}", offset)
     return option
-
-
-def _value_of(packed: bytes, offset: int) -> Any:
-    reader = ValueReader(len(packed), offset)
-    value = reader.read(packed)
-    if reader.problem:
-        raise FrameError(reader.problem, offset)
-    return value
 
 
 def _too_many_entries(offset: int, count: int | None = None) -> FrameError:

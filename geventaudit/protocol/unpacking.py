@@ -21,6 +21,7 @@ __all__ = [
     "Timestamp",
     "ValueReader",
     "is_array",
+    "kind_of",
     "unpack_error",
     "unpacker",
 ]
@@ -74,6 +75,25 @@ def unpack_error(error: Exception, offset: int) -> FrameError:
 def is_array(first: int) -> bool:
     """Return True if a value with that first byte is an array."""
     return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
+
+
+def kind_of(first: int) -> str:
+    """Return what a value with that first byte is, for errors."""
+    if first <= 0x8F:
+        return f"the number {first}" if first <= 0x7F else "a map"
+    if first <= 0x9F or first in (0xDC, 0xDD):
+        return "an array"
+    if first <= 0xBF or 0xD9 <= first <= 0xDB:
+        return "text"
+    if first in _KINDS:
+        return _KINDS[first]
+    return "a number" if 0xCA <= first <= 0xD3 or first >= 0xE0 else "an extension"
+
+
+_KINDS = {
+    0xC0: "nil", 0xC1: "not MessagePack", 0xC2: "False", 0xC3: "True", 0xC4: "bytes", 0xC5: "bytes", 0xC6: "bytes",
+    0xDE: "a map", 0xDF: "a map",
+}  # fmt: skip
 
 
 class Scanner:
