@@ -255,10 +255,11 @@ def test_a_refusal_is_cut() -> None:
 
 
 def test_json_escapes_what_is_not_plainly_visible() -> None:
+    assert '"Größe": "😀 é"' in json_line(received(message(custom_data={"Größe": "😀 é"})))
     line = json_line(received(message(operation_name=CONTROLS, custom_data={"Größe": "😀 é"})))
     assert line.isprintable()
-    assert '"Größe": "😀 é"' in line
     assert json.loads(line)["Record"]["OperationName"] == CONTROLS
+    assert json.loads(line)["Record"]["CustomData"] == {"Größe": "😀 é"}
     for escape in ("\\u007f", "\\u0080", "\\u009f", "\\u2028", "\\u2029", "\\u202e", "\\udb40\\udc01"):
         assert escape in line
 

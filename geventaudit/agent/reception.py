@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,10 @@ _log = logger("agent")
 _MAX_TOLD = 100
 _MAX_FIELDS = 1000
 
-# A larger entry is unpacked and validated in a native thread, one at a time for all connections: the hub goes on.
+# Larger entries are unpacked and validated in native threads, so that the hub goes on. One at a time of each size, so
+# that a large one does not wait for huge ones.
 _INLINE_BYTES = 2048
+_LANE_BYTES = (1 << 14, 1 << 17)
 
 # Good messages in shorter frames are handed over as soon as they are read.
 _SHORT_FRAME_BYTES = 1 << 16
@@ -109,7 +112,7 @@ class Reception:
         self._on_message = on_message
         self._on_refused = on_refused
         self._inspector = Inspector(schema)
-        self._slow_lane = BoundedSemaphore(1)
+        self._lanes = [BoundedSemaphore(1) for _ in range(len(_LANE_BYTES) + 1)]
 
     def take(self, frame: Frame, turn: Turn) -> None:
         """Hand all messages of a frame over.
@@ -151,7 +154,7 @@ class Reception:
     def _examine(self, tag: str, reader: EntryReader, piece: bytes) -> Received | Refused:
         if len(piece) <= _INLINE_BYTES:
             return self._inspector.examine(tag, reader, piece)
-        with self._slow_lane:
+        with self._lanes[bisect_left(_LANE_BYTES, len(piece))]:
             result = gevent.get_hub().threadpool.apply(_caught, (self._inspector.examine, tag, reader, piece))
         if isinstance(result, Exception):
             raise result

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -29,7 +28,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_REFUSAL = 1000
 _MAX_WORD = 200
 _MAX_WORDS = 10
-_ESCAPED_IN_JSON = re.compile("[^ -~]")
 
 
 def line_of(received: Received) -> str:
@@ -104,14 +102,13 @@ def _moment(seconds: float) -> str:
 
 
 def json_line(received: Received) -> str:
-    """Return :func:`json_of` as one line of JSON, with escapes for all but visible characters."""
-    text = json.dumps(json_of(received), ensure_ascii=False)
-    return _ESCAPED_IN_JSON.sub(_escaped_in_json, text)
+    """Return :func:`json_of` as one line of JSON.
 
-
-def _escaped_in_json(found: re.Match[str]) -> str:
-    character = found[0]
-    return character if character.isprintable() else json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+    All beyond ASCII is escaped in a line with any character that is not plainly visible.
+    """
+    plain = json_of(received)
+    text = json.dumps(plain, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(plain).replace("\x7f", "\\u007f")
 
 
 def json_of(received: Received) -> dict[str, Any]:

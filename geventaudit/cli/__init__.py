@@ -282,6 +282,7 @@ def _coloured_line_of(received: Received) -> str:
 
 
 _schema = MsgSchema()
+_MAX_COMPLAINT = 4000  # characters about one line of a file
 
 
 # -- send and check ----------------------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ class _Tally:
                     self.good += 1
                 except ValidationError as error:
                     self.bad += 1
-                    progress.say(f"line {self.line}: {error}", sys.stderr)
+                    progress.say(f"line {self.line}: {printable(str(error), _MAX_COMPLAINT)}", sys.stderr)
                 except QueueFullError as error:
                     progress.say(f"line {self.line}: {error}", sys.stderr)
                     return False

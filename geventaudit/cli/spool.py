@@ -13,7 +13,7 @@ from typing import Any
 import gevent
 
 from ..agent import Received
-from ..agent.shown import json_of
+from ..agent.shown import json_of, printable
 from ..client import Client
 from ..errors import AuditError, FrameError, SpoolError
 from ..protocol.decoding import Decoder, EntryReader
@@ -88,7 +88,7 @@ def show_records(spool: Spool) -> bool:
                     line = json_of(_received(frame))
                 except AuditError as error:
                     damaged += 1
-                    print(f"{view.path}: record {number}: {error}", file=sys.stderr)
+                    print(f"{view.path}: record {number}: {printable(str(error), 1000)}", file=sys.stderr)
                 else:
                     _print(**line)
         is_whole = _complain(view, damaged) and is_whole
@@ -260,7 +260,7 @@ def _received(frame: bytes) -> Received:
 
 def _print(**line: object) -> None:
     # In ASCII: safe for a terminal, whatever a record says.
-    print(json.dumps(line))
+    print(json.dumps(line).replace("\x7f", "\\u007f"))
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
