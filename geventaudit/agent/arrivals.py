@@ -1,4 +1,4 @@
-"""What an agent hands over, and what it counts."""
+"""Received messages, refused messages, and the counts of an agent."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ class Received(NamedTuple):
     """One message as it arrived."""
 
     message: Message
-    """What it says, after the rules found nothing wrong with it."""
+    """The message. It keeps the rules."""
     time: float
-    """When it happened, in seconds since 1970."""
+    """The time of the event, in seconds since 1970."""
     service_tree_id: str | None
-    """The service it is of (``env_ikey``), where it says so."""
+    """The service of the record (``env_ikey``); None without one."""
     extra: Mapping[str, Any] = {}
-    """The keys beside those of the message, which agents on the way add: ``{"AuditType": "ControlPlane"}``."""
+    """The keys beside those of the message, such as agents on the way add: ``{"AuditType": "ControlPlane"}``."""
     metadata: Mapping[str, Any] = {}
-    """What the sender said of the entry, beside its time (Fluent Bit's metadata)."""
+    """The metadata of the entry (Fluent Bit's ``[[time, metadata], record]``)."""
 
 
 class Refused(NamedTuple):
-    """One message that broke the rules."""
+    """One message that breaks the rules."""
 
     error: Exception
-    """What is wrong with it."""
+    """The reason: a ``ValidationError`` or a ``FrameError``."""
     tag: str
-    """Its type, as the frame has it."""
+    """The tag of the frame."""
     time: float
-    """When it happened, in seconds since 1970."""
+    """The time of the event, in seconds since 1970."""
     body: dict[Any, Any]
-    """The rest of it, as it came. A map with keys that no map may have is empty."""
+    """The body as it came. A map in it whose keys cannot be used is empty."""
 
 
 @dataclass(slots=True)
 class AgentCounts:
-    """What an agent has seen since it was made, restarts included."""
+    """The counts of an agent since its construction, over all restarts."""
 
     connections: int = 0
-    """Connections that came, those that were turned away included."""
+    """Connections accepted, including those that were turned away."""
     open_connections: int = 0
-    """Those that are open now."""
+    """Connections that are open now."""
     bytes: int = 0
-    """Bytes that were read, without those of handshakes."""
+    """Bytes read, without handshakes."""
     frames: int = 0
     """Whole frames."""
     messages: int = 0
@@ -56,14 +56,14 @@ class AgentCounts:
     heartbeats: int = 0
     """Heartbeats among them."""
     refused: int = 0
-    """Messages that broke the rules."""
+    """Messages that break the rules."""
     broken_streams: int = 0
-    """Connections closed because what came was no frame, or because the callback raised."""
+    """Connections closed because the bytes are no frame, or because a callback raised."""
     half_frames: int = 0
     """Connections that ended in the middle of a frame."""
     acks: int = 0
-    """Acknowledgements that were sent."""
+    """Acknowledgements sent."""
     turned_away: int = 0
-    """Those that were refused: too many, no TLS, a wrong key, or too slow."""
+    """Connections refused: too many, no TLS, a wrong key, or too slow."""
     idle: int = 0
-    """Connections closed because nothing came for the idle timeout."""
+    """Connections closed because they sent nothing for the idle timeout."""

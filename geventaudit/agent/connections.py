@@ -37,7 +37,7 @@ _LAST_ENTRIES = 1000  # more than one read can hold of valid messages in frames 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the connections of one agent have in common, as for :class:`~geventaudit.agent.Agent`."""
+    """The settings of all connections of one agent, as for :class:`~geventaudit.agent.Agent`."""
 
     ssl: SSLContext | None
     shared_key: str | None

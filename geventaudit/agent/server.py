@@ -58,8 +58,8 @@ class Agent:
         connection without an acknowledgement.
     :param on_refused: called with each message that broke the rules; without one they are logged. Of one frame, the
         first 100 are handed over; the others are counted, and how many they were is logged.
-    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. It validates records
-        of more than 2 KiB in a native thread, so that the hub goes on.
+    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. It validates large
+        records in native threads, so that the hub goes on: those of more than 500 values or 32 KiB.
     :param max_frame_bytes: a longer frame closes its connection, and so does one that unpacks to more.
     :param ssl: speak TLS by this ``ssl.SSLContext``.
     :param shared_key: let nobody in who does not know this key, by the Forward protocol's handshake.

@@ -179,6 +179,14 @@ class EntryReader:
             raise self._wrong("must be a map", body, "the record of ")
         return Entry(seconds, body, metadata or {}, self._reader.problem)
 
+    def count_values(self, piece: bytes) -> int:
+        """Return how many values a packed event holds in arrays and maps, nested ones included.
+
+        :raises FrameError: it holds too many.
+        """
+        self._reader.read(piece)
+        return self._reader.values
+
     def _wrong(self, right: str, got: object, part: str) -> FrameError:
         return FrameError(f"{part}entry {self._index} {right}, got {show(got)}", self._offset)
 

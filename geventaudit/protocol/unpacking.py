@@ -157,6 +157,10 @@ class _Limits:
         self._left = self._most
         self._numbers_left = self._most_numbers
 
+    @property
+    def taken(self) -> int:
+        return self._most - self._left
+
     def array(self, items: list[Any]) -> list[Any]:
         self._take(len(items))
         return items
@@ -213,6 +217,11 @@ class ValueReader:
         """Why the last value cannot be used, or "": a key that no map may have, or that a map has twice. Such a map is
         read as an empty one."""
         return self._limits.problem
+
+    @property
+    def values(self) -> int:
+        """How many values the arrays and maps of the last value hold, together."""
+        return self._limits.taken
 
     def read(self, data: bytes) -> Any:
         """Return the one value that *data* holds."""
