@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import marshmallow
@@ -35,13 +36,26 @@ __all__ = [
     "ValidationError",
     "WouldBlockError",
     "as_connection_error",
+    "count_errors",
     "logger",
     "show",
 ]
 
-_repr = reprlib.Repr()
+
+class _Repr(reprlib.Repr):
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        # reprlib would sort the keys, however many there are.
+        if not value or level <= 0:
+            return "{...}" if value else "{}"
+        items = islice(value.items(), self.maxdict)
+        shown = [f"{self.repr1(key, level - 1)}: {self.repr1(each, level - 1)}" for key, each in items]
+        return f"{{{', '.join(shown)}{', ...' if len(value) > self.maxdict else ''}}}"
+
+
+_repr = _Repr()
 _repr.maxstring = _repr.maxother = 60
 _repr.maxlong = 30
+_MAX_NAME = 60  # characters of a field's name in a path
 
 
 def show(value: object) -> str:
@@ -92,11 +106,18 @@ def _flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, str(node)
 
 
+def count_errors(messages: Any) -> int:
+    """Return how many texts nested *messages* of a ValidationError hold."""
+    if isinstance(messages, Mapping):
+        return sum(count_errors(each) for each in messages.values())
+    return len(messages) if isinstance(messages, list) else 1
+
+
 def _join(path: str, key: object) -> str:
     if isinstance(key, str):
         if key == SCHEMA:
             return path
-        if key.isidentifier():
+        if key.isidentifier() and len(key) <= _MAX_NAME:
             return f"{path}.{key}" if path else key
     return f"{path}[{show(key)}]"
 

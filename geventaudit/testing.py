@@ -20,6 +20,7 @@ import gevent
 from gevent.event import Event
 
 from .agent import Agent, Received, Refused
+from .agent.shown import line_of_refusal
 from .backoff import Backoff
 from .client import Client
 from .errors import show
@@ -69,7 +70,8 @@ class AuditAgent:
         self._folder = tempfile.TemporaryDirectory(prefix="audit-")  # a short path: that of a socket ends at 107 bytes
         self.address = os.path.join(self._folder.name, "agent.sock")
         try:
-            self._thread = _Thread(Agent(self.address, self.received.append, on_refused=self.refused.append))
+            agent = Agent(self.address, self.received.append, on_refused=self.refused.append, idle_timeout=None)
+            self._thread = _Thread(agent)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -182,7 +184,7 @@ class AuditAgent:
         names = [each.operation_name for each in self.records]
         if names:
             lines.append(f"arrived: {', '.join(names[-20:])}" + (" (the last 20)" if len(names) > 20 else ""))
-        lines += [f"refused by the agent: {each.error}" for each in self.refused[-5:]]
+        lines += [f"refused by the agent: {line_of_refusal(each)}" for each in self.refused[-5:]]
         for client in self._clients:
             stats = client.stats()
             if stats.rejected:

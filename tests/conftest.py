@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gevent
 import helpers
 import pytest
-from gevent import monkey
+from gevent import monkey, subprocess
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,13 +43,36 @@ def socket_path(folder: Path) -> str:
     return str(folder / "agent.sock")
 
 
+NODE_LOGGER = "1.0.10"
+
+
+@pytest.fixture
+def node_modules(pytestconfig: pytest.Config) -> Callable[[], Path]:
+    """Return a function that returns the folder with the npm package @fluent-org/logger, installed once and kept in
+    pytest's cache."""
+
+    def installed() -> Path:
+        folder = pytestconfig.cache.mkdir(f"fluent-org-logger-{NODE_LOGGER}")  # type: ignore[union-attr]
+        # Test runs side by side install it once.
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "node_modules" / "@fluent-org" / "logger").is_dir():
+                command = ["npm", "install", "--silent", "--no-fund", "--no-audit"]
+                subprocess.check_call([*command, f"@fluent-org/logger@{NODE_LOGGER}"], cwd=folder, timeout=300)
+        return folder / "node_modules"
+
+    return installed
+
+
 # Modules that start processes, break disks, or wait for what takes its time.
 SLOW = {
-    "test_acks", "test_agent", "test_agents", "test_chaos", "test_cli", "test_cli_spool", "test_client",
-    "test_connections", "test_delivery", "test_docs", "test_doctor", "test_examples", "test_fluent_logger_js",
+    "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_chaos", "test_cli", "test_cli_spool",
+    "test_client", "test_connections", "test_delivery", "test_docs", "test_doctor", "test_examples",
+    "test_fluent_logger_js", "test_fuzz",
     "test_fork", "test_frameworks", "test_gunicorn", "test_http_services", "test_layout", "test_lifecycle",
     "test_locust", "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy",
-    "test_spool", "test_spool_faults", "test_testing", "test_threads", "test_typing", "test_who_may_listen",
+    "test_senders", "test_shown", "test_spool", "test_spool_faults", "test_testing", "test_threads", "test_typing",
+    "test_who_may_listen",
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_rule_breakers_are_told_and_the_stream_goes_on(
     agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
     with connect(agent) as sock:
-        sock.sendall(frame(1, CallerIpAddress="127.0.0.1", Extra="x"))
+        sock.sendall(frame(1, CallerIpAddress="127.0.0.1", OperationType="x"))
         sock.sendall(msgpack.packb(["Nonsense", [[5, {}]]]))
         sock.sendall(msgpack.packb(["AsmAuditHB", [[5, {}]]]))
         sock.sendall(msgpack.packb(["AsmAuditCP", [[5, {"env_ikey": "x", **mapping()}]]]))
@@ -82,9 +82,9 @@ def test_rule_breakers_are_told_and_the_stream_goes_on(
         eventually(lambda: len(got) == 1)
     assert agent.counts.refused == 4
     assert isinstance(refused[0].error, ValidationError)
-    assert set(refused[0].error.messages) == {"CallerIpAddress", "Extra"}
+    assert set(refused[0].error.messages) == {"CallerIpAddress", "OperationType"}
     assert "Nonsense" in str(refused[1].error)
-    assert "AsmAuditServiceId" in str(refused[2].error)
+    assert "AuditVersion" in str(refused[2].error)
     assert "UUID" in str(refused[3].error)
 
 
@@ -96,7 +96,7 @@ def test_rule_breakers_are_logged_without_a_callback(socket_path: str, caplog: p
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xc1", b"\x93\xa1x\x05\x80", bytes(range(100)) + b"\xc1"]
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xc1", b"\x93\xa1x\xc3\x80", bytes(range(100)) + b"\xc1"]
 )
 def test_garbage_costs_its_own_connection_only(
     agent: Agent, got: list[Received], garbage: bytes, caplog: pytest.LogCaptureFixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,14 @@ from geventaudit import (
 )
 from geventaudit.agent import Agent
 
-VERSION = "1.0.10"
 pytestmark = pytest.mark.skipif(
     not (shutil.which("node") and shutil.which("npm")), reason="needs node and npm to run @fluent-org/logger"
 )
 
 
-@pytest.fixture(scope="module")
-def modules(pytestconfig: pytest.Config) -> Path:
-    """The package, installed once and kept in pytest's cache."""
-    folder = pytestconfig.cache.mkdir("fluent-org-logger-" + VERSION)
-    if not (folder / "node_modules" / "@fluent-org" / "logger").is_dir():
-        subprocess.check_call(
-            ["npm", "install", "--silent", "--no-fund", "--no-audit", f"@fluent-org/logger@{VERSION}"],
-            cwd=folder,
-            timeout=300,
-        )
-    return folder / "node_modules"
+@pytest.fixture
+def modules(node_modules: Callable[[], Path]) -> Path:
+    return node_modules()
 
 
 @contextmanager

@@ -22,7 +22,8 @@ ORDER = [
     "records",
     "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.compiled",
-    "protocol", "protocol.decoding", "protocol.acks", "protocol.handshake",
+    "protocol", "protocol.unpacking", "protocol.inflation", "protocol.messages", "protocol.decoding",
+    "protocol.acks", "protocol.handshake",
     "transport.connection", "transport.sockets", "transport.unix", "transport.tcp", "transport.noop", "transport",
     "backoff", "notifications", "stats",
     "spool.settings", "spool", "spool.format", "spool.directory", "spool.segment", "spool.sidefiles", "spool.recovery",
@@ -33,7 +34,8 @@ ORDER = [
     "delivery", "delivery.inbox", "delivery.outbox", "delivery.quarantine", "delivery.connector", "delivery.heartbeats",
     "delivery.sender",
     "operation", "lifecycle", "audit_client", "client",
-    "agent.server", "agent", "agent.doctor", "agent.shown", "testing", "",
+    "agent.arrivals", "agent.shown", "agent.connections", "agent.listening", "agent.reception", "agent.server", "agent",
+    "agent.doctor", "testing", "",
     "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.demo", "cli.spool", "cli", "__main__",
 ]  # fmt: skip
 PACKAGES = ["agent", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "transport"]
@@ -110,7 +112,7 @@ def test_each_module_can_be_the_first_that_is_imported() -> None:
 
 def test_only_the_wire_and_its_values_know_messagepack() -> None:
     assert {module for module in ORDER if "msgpack" in imports_of(module)} == {
-        *("encoder.encoding", "protocol.decoding", "schema.values")
+        *("encoder.encoding", "protocol.unpacking", "schema.values")
     }
     assert "import ExtType, Timestamp" in path_of("schema.values").read_text(), "its value types, not its packing"
 

@@ -14,7 +14,8 @@ from strategies import anything, messages, mutated_messages
 
 from geventaudit import Client, FrameError, MsgSchema, NoOp, QueueFullError, ValidationError
 from geventaudit.encoder.encoding import encode
-from geventaudit.protocol.decoding import Decoder, Frame, decode, message_of
+from geventaudit.protocol.decoding import Decoder, Frame, decode
+from geventaudit.protocol.messages import message_of
 
 _schema = MsgSchema()
 

@@ -171,7 +171,7 @@ def test_eight_threads_share_an_encoder() -> None:
             ):
                 assert frame is not None
                 (one,) = Decoder().feed(frame)
-                ((_, body),) = one.entries
+                ((_, body, *_),) = one.entries
                 if not body["OperationName"] == body["CustomData"]["name"] == name or one.option != encoding._OPTION:
                     wrong.append(name)
 

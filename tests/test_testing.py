@@ -183,7 +183,7 @@ def test_waiting_says_what_is_there() -> None:
         assert first == "25 of 26 records arrived within 0.05 s"
         assert names == f"arrived: {', '.join(f'Op{number}' for number in range(5, 25))} (the last 20)"
         assert rest == [
-            "refused by the agent: OperationName: must not be empty",
+            "refused by the agent: 'AsmAuditCP': OperationName: must not be empty",
             "refused by the client: {'invalid': 1}",
             "accepted by the client and not delivered: 1",
         ]

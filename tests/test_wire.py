@@ -24,9 +24,9 @@ from geventaudit import (
 )
 from geventaudit.encoder.encoding import encode, text_packer
 from geventaudit.errors import FrameError
-from geventaudit.protocol import decoding
 from geventaudit.protocol.acks import ack_of
 from geventaudit.protocol.decoding import Decoder, decode
+from geventaudit.protocol.unpacking import MAX_ITEMS
 from geventaudit.schema.values import MAX_VALUES
 
 EXAMPLE = {"TimeFormat": "DateTime"}
@@ -136,7 +136,7 @@ def frame_with(**parts: Any) -> bytes:
 @pytest.mark.parametrize("option", [EXAMPLE, {}, None, "absent", {"chunk": "abc", "size": 1}])
 def test_options_that_agents_take(option: Any) -> None:
     (frame,) = Decoder().feed(frame_with(option=option))
-    assert frame.entries == [(5, {"a": 1})]
+    assert frame.entries == [(5, {"a": 1}, {}, "")]
     assert frame.chunk == ("abc" if option == {"chunk": "abc", "size": 1} else None)
 
 
@@ -155,16 +155,25 @@ def test_times_that_agents_take(time: Any, seconds: float) -> None:
         (frame_with(tag=5), "tag must be text"),
         (frame_with(option=[]), "option must be a map"),
         (frame_with(option="x"), "option must be a map"),
-        (frame_with(entries=b"packed"), "entries must be an array"),
-        (frame_with(entries=5), "entries must be an array"),
+        (frame_with(entries=5, option="absent"), "second element must be an array"),
+        (frame_with(entries={"a": 1}, option="absent"), "second element must be an array"),
+        (frame_with(option={"chunk": b"c"}), "chunk must be text, got b'c'"),
+        (frame_with(option={"chunk": 5}), "chunk must be text, got 5"),
+        (frame_with(option={"compressed": "zstd"}), "compressed with gzip only, got 'zstd'"),
+        (frame_with(option={"fluent_signal": "x"}), "fluent_signal must be a number"),
+        (b"\x93\xa1t\x90\x82\xa1a\x01\xa1a\x02", "a map has the key 'a' twice"),
+        (msgpack.packb(["tag", [], {}, 1]), "mode must have at most 3 elements, has 4"),
+        (msgpack.packb(["tag", b"", {}, 1]), "mode must have at most 3 elements, has 4"),
         (msgpack.packb({"a": 1}), "frame must be an array"),
         (msgpack.packb(5), "frame must be an array"),
-        (msgpack.packb(["tag"]), "2 or 3 elements, has 1"),
-        (msgpack.packb(["tag", [], {}, 1]), "2 or 3 elements, has 4"),
-        (b"\xc1", "not MessagePack: (FormatError|Unknown header)"),
-        (b"\x92\xa1\xff\x90", "not MessagePack"),
+        (msgpack.packb(["tag"]), "2 to 4 elements, has 1"),
+        (msgpack.packb(["tag", [], {}, 1, 1]), "2 to 4 elements, has 5"),
+        (b"\xc1", "frame must be an array, got not MessagePack"),
+        (b"\x92\xa1t\xc1", "not MessagePack: (FormatError|Unknown header)"),
+        (b"\x81", "frame must be an array, got a map"),
+        (b"\xdb\x7f\xff\xff\xff", "frame must be an array, got text"),
         (b"GET / HTTP/1.1\r\n", "frame must be an array"),
-        (b"\x91" * 5000, "not MessagePack"),
+        (b"\x92" * 5000, "not MessagePack"),
     ],
 )
 def test_streams_that_are_closed(frame: bytes, words: str) -> None:
@@ -197,18 +206,18 @@ def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
     with pytest.raises(FrameError, match="entry 1"):  # noqa: PT012
         for each in frame.unpack():
             got.append(each)
-    assert got == [(5, {"a": 1})]
+    assert got == [(5, {"a": 1}, {}, "")]
 
 
 def test_values_that_unfold_are_refused_before_they_do() -> None:
     """Three megabytes of arrays that hold nothing would take two hundred."""
-    few: list[Any] = [[]] * (decoding._MAX_ITEMS // 8)
+    few: list[Any] = [[]] * (MAX_ITEMS // 8)
     (frame,) = Decoder().feed(frame_with(body={"CustomData": [few] * 7}))
     assert len(frame.entries) == 1
     many: list[Any] = [[few] * 9, [[{}] * len(few)] * 9, [{n: {} for n in range(len(few))}] * 5]
     for bad in many:
         (frame,) = Decoder().feed(frame_with(body={"CustomData": bad}))
-        with pytest.raises(FrameError, match=f"more than {decoding._MAX_ITEMS} values"):
+        with pytest.raises(FrameError, match=f"more than {MAX_ITEMS} values"):
             list(frame.unpack())
 
 
@@ -226,34 +235,37 @@ def test_what_send_accepts_can_be_unpacked() -> None:
 
 def test_what_a_larger_frame_held_comes_back() -> None:
     """Nothing that was accepted may be lost for being much."""
-    levels = [f"{n:06x}" for n in range(decoding._MAX_ITEMS + 1)]
+    levels = [f"{n:06x}" for n in range(MAX_ITEMS + 1)]
     much = message(caller_access_levels=levels)
     assert decode(encode(much, 0, max_frame_bytes=8 << 20)) == (much, 0)
 
 
 def test_a_frame_of_too_many_entries() -> None:
     """Shorter ones than any message is would else be millions."""
-    for count in (65537, decoding._MAX_ITEMS + 1):
+    for count in (65537, MAX_ITEMS + 1):
         with pytest.raises(FrameError, match=f"at most 65536 entries, has {count}"):
             list(Decoder().feed(b"\x92\xa1t\xdd" + count.to_bytes(4, "big") + b"\x92\x01\x80" * count))
 
 
-@pytest.mark.parametrize("part", ["tag", "entries", "option"])
-def test_a_part_with_too_many_values(part: str) -> None:
-    much = [[0] * 1000] * (decoding._MAX_ITEMS // 1000 + 1)
-    with pytest.raises(FrameError, match=f"more than {decoding._MAX_ITEMS} values"):
-        list(Decoder().feed(frame_with(**{part: {"a": much}})))
+@pytest.mark.parametrize("part", ["tag", "option"])
+def test_a_part_that_is_too_long(part: str) -> None:
+    """Both are unpacked with the frame, on the hub."""
+    for right, wrong in ((4000, 4100), (4000, 1 << 20)):
+        values = [("x" * length if part == "tag" else {"chunk": "x" * length}) for length in (right, wrong)]
+        assert len(list(Decoder().feed(frame_with(**{part: values[0]})))) == 1
+        with pytest.raises(FrameError, match=f"the {part} must have at most 4096 bytes, has {wrong}"[:-2]):
+            list(Decoder().feed(frame_with(**{part: values[1]})))
 
 
 def test_an_entry_with_too_long_an_array() -> None:
     """The frame is whole, and the entries before that one are kept."""
-    many = [0] * (decoding._MAX_ITEMS + 1)
+    many = [0] * (MAX_ITEMS + 1)
     (frame,) = Decoder().feed(frame_with(entries=[[5, {"a": 1}], [6, {"b": many}]]))
     got = []
     with pytest.raises(FrameError, match="exceeds max_array_len"):  # noqa: PT012
         for each in frame.unpack():
             got.append(each)
-    assert got == [(5, {"a": 1})]
+    assert got == [(5, {"a": 1}, {}, "")]
 
 
 def test_a_frame_above_the_decoders_limit() -> None:

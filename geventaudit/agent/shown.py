@@ -1,43 +1,97 @@
-"""Messages that arrived, as a line for people and as JSON."""
+"""Messages that arrived, as a line for people and as JSON.
+
+Whatever came from outside is printed by :func:`printable`, or as JSON by :func:`json_line`: neither moves the cursor,
+colours, begins a line, or reorders text at a terminal.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
+from ..errors import show
+from ..protocol.unpacking import Timestamp
 from ..records import Heartbeat, Msg
 from ..schema.rules import MsgSchema
-from .server import Received
+from .arrivals import Received, Refused
 
-__all__ = ["json_of", "line_of", "printable"]
+__all__ = ["json_line", "json_of", "line_of", "line_of_refusal", "printable"]
 
 _schema = MsgSchema()
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_REFUSAL = 1000
+_MAX_WORD = 200
+_MAX_WORDS = 10
+
 
 def line_of(received: Received) -> str:
-    """When, what, how it ended, who, on what; safe for a terminal."""
+    """Return a line: when, what, how it ended, who, on what, and the names of extra keys.
+
+    Texts with blanks, quotes or commas are quoted, so that none can look like another part of the line. Long ones are
+    cut, and so are long lists.
+    """
     message = received.message
-    moment = _moment(received.time)
-    if not isinstance(message, Msg):
-        destination = f" via {message.destination}" if isinstance(message, Heartbeat) else ""
-        return f"{moment} {type(message).__name__}{destination}"
+    if isinstance(message, Msg):
+        about = _about_record(message)
+    else:
+        about = type(message).__name__
+        if isinstance(message, Heartbeat):
+            about += f" via {_word(message.destination)}"
+    extra = f" (besides: {_listed(map(_word, received.extra), len(received.extra))})" if received.extra else ""
+    return f"{_moment(received.time)} {about}{extra}"
+
+
+def _about_record(message: Msg) -> str:
     record = message.record
-    who = ", ".join(one.identity for each in record.caller_identities.values() for one in each)
-    what = ", ".join(
-        f"{kind}/{one.name}" for kind, targets in record.target_resources.items() for one in targets
-    ) or ", ".join(record.target_resources)
-    line = (
-        f"{moment} {_schema.dump(message)['Type']} {record.operation_name} {record.operation_result}: "
-        f"{who} from {record.caller_ip_address} on {what}"
+    identities = [each.identity for group in record.caller_identities.values() for each in group]
+    targets = [(kind, target.name) for kind, group in record.target_resources.items() for target in group]
+    on = _listed((f"{_word(kind)}/{_word(name)}" for kind, name in targets), len(targets))
+    kinds = _listed(map(_word, record.target_resources), len(record.target_resources))
+    return (
+        f"{_schema.dump(message)['Type']} {_word(record.operation_name)} {record.operation_result}: "
+        f"{_listed(map(_word, identities), len(identities))} from {_word(str(record.caller_ip_address))} "
+        f"on {on or kinds}"
     )
-    return printable(line)
 
 
-def printable(text: str) -> str:
-    """*text* with what would move or colour things at a terminal escaped."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+def line_of_refusal(refused: Refused) -> str:
+    """Return the type of a message that was refused and the reason, cut to 1,000 characters."""
+    return f"{show(refused.tag)}: {printable(str(refused.error), _MAX_REFUSAL)}"
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Return *text* on one line, with every character escaped that is not plainly visible.
+
+    :param most: characters of *text* to keep; how many are left out is said then.
+    """
+    left_out = 0 if most is None else max(len(text) - most, 0)
+    kept = text[:most]
+    if not kept.isprintable():
+        kept = "".join(each if each.isprintable() else _escaped(each) for each in kept)
+    return f"{kept}... ({left_out} more characters)" if left_out else kept
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _word(text: str) -> str:
+    """Return *text* as a part of a line, in quotes unless it is plain."""
+    if text.isprintable() and text and not set(text) & {" ", '"', ","}:
+        return printable(text, _MAX_WORD)
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"'), _MAX_WORD) + '"'
+
+
+def _listed(words: Iterable[str], count: int) -> str:
+    more = f" and {count - _MAX_WORDS} more" if count > _MAX_WORDS else ""
+    return ", ".join(islice(words, _MAX_WORDS)) + more
 
 
 def _moment(seconds: float) -> str:
@@ -47,10 +101,22 @@ def _moment(seconds: float) -> str:
         return f"@{seconds}"
 
 
-def json_of(received: Received) -> Any:
-    """What ``geventaudit send`` takes, with when it happened and whose it is; what JSON cannot carry is text.
+def json_line(received: Received) -> str:
+    """Return :func:`json_of` as one line of JSON.
 
-    ``send`` refuses these two beside ``Type`` and ``Record``: what it sends happens now.
+    All beyond ASCII is escaped in a line with any character that is not plainly visible.
+    """
+    plain = json_of(received)
+    text = json.dumps(plain, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(plain).replace("\x7f", "\\u007f")
+
+
+def json_of(received: Received) -> dict[str, Any]:
+    """Return what ``geventaudit send`` takes, with when it happened, whose it is, and what came besides.
+
+    ``send`` refuses these beside ``Type`` and ``Record``: what it sends happens now. What JSON cannot carry is text:
+    times in ISO 8601, with nine digits of a second where Python's datetime has too few; bytes in base64. A map with a
+    key that is no text is a list of pairs of key and value.
     """
     plain = _schema.dump(received.message)
     return {
@@ -58,18 +124,32 @@ def json_of(received: Received) -> Any:
         **({} if received.service_tree_id is None else {"env_ikey": received.service_tree_id}),
         "Type": plain["Type"],
         "Record": _jsonable(plain["Record"]),
+        **({"Extra": _jsonable(received.extra)} if received.extra else {}),
+        **({"Metadata": _jsonable(received.metadata)} if received.metadata else {}),
     }
 
 
 def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): _jsonable(each) for key, each in value.items()}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: _jsonable(each) for key, each in value.items()}
+        return [[_jsonable(key), _jsonable(each)] for key, each in value.items()]
     if isinstance(value, list):
         return [_jsonable(each) for each in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Timestamp):
+        return _iso_of(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such numbers
     return value if value is None or isinstance(value, str | int | float) else repr(value)
+
+
+def _iso_of(timestamp: Any) -> str:
+    try:
+        whole = _EPOCH + timedelta(seconds=timestamp.seconds)
+    except OverflowError:  # beyond the years 1 to 9999
+        return f"{timestamp.seconds} s and {timestamp.nanoseconds} ns since 1970"
+    return f"{whole.isoformat()[:19]}.{timestamp.nanoseconds:09d}+00:00"

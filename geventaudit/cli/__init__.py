@@ -25,7 +25,7 @@ from gevent.event import Event
 
 from ..agent import Agent, Received, Refused
 from ..agent.doctor import Outcome, examine
-from ..agent.shown import json_of, line_of, printable
+from ..agent.shown import json_line, line_of, line_of_refusal, printable
 from ..backoff import Backoff
 from ..client import Client
 from ..encoder.encoding import Encoder
@@ -222,7 +222,7 @@ def _listen(arguments: argparse.Namespace) -> int:
         output: TextIO | None = None
         if arguments.output:
             try:
-                output = stack.enter_context(open(arguments.output, "a", encoding="utf-8"))
+                output = stack.enter_context(open(arguments.output, "a", encoding="utf-8", opener=_open_private))
             except OSError as error:
                 raise CommandError(f"cannot write {arguments.output}: {error.strerror}") from None
         done = Event()
@@ -232,7 +232,7 @@ def _listen(arguments: argparse.Namespace) -> int:
             try:
                 print(_coloured_line_of(received), flush=True)
                 if output is not None and isinstance(received.message, Msg):
-                    print(json.dumps(json_of(received), ensure_ascii=False), file=output, flush=True)
+                    print(json_line(received), file=output, flush=True)
             except (OSError, ValueError) as error:  # a closed pipe, a full disk: nothing was stored, so do not go on
                 trouble.append(error)
                 done.set()
@@ -240,7 +240,7 @@ def _listen(arguments: argparse.Namespace) -> int:
 
         def complain(refused: Refused) -> None:
             word = coloured("refused", "red", sys.stderr)
-            print(f"{word} {refused.tag!r}: {refused.error}", file=sys.stderr, flush=True)
+            print(f"{word} {line_of_refusal(refused)}", file=sys.stderr, flush=True)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(gevent.signal_handler(number, done.set).cancel)
@@ -266,6 +266,10 @@ def _listen(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _name_of(address: str | tuple[str, int]) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
@@ -278,6 +282,7 @@ def _coloured_line_of(received: Received) -> str:
 
 
 _schema = MsgSchema()
+_MAX_COMPLAINT = 4000  # characters about one line of a file
 
 
 # -- send and check ----------------------------------------------------------------------------------------------------
@@ -305,7 +310,7 @@ class _Tally:
                     self.good += 1
                 except ValidationError as error:
                     self.bad += 1
-                    progress.say(f"line {self.line}: {error}", sys.stderr)
+                    progress.say(f"line {self.line}: {printable(str(error), _MAX_COMPLAINT)}", sys.stderr)
                 except QueueFullError as error:
                     progress.say(f"line {self.line}: {error}", sys.stderr)
                     return False

@@ -13,10 +13,11 @@ from typing import Any
 import gevent
 
 from ..agent import Received
-from ..agent.shown import json_of
+from ..agent.shown import json_of, printable
 from ..client import Client
 from ..errors import AuditError, FrameError, SpoolError
-from ..protocol.decoding import Decoder, message_of
+from ..protocol.decoding import Decoder, EntryReader
+from ..protocol.messages import message_of
 from ..records import Msg
 from ..runtime.clock import Deadline
 from ..spool import Spool
@@ -87,7 +88,7 @@ def show_records(spool: Spool) -> bool:
                     line = json_of(_received(frame))
                 except AuditError as error:
                     damaged += 1
-                    print(f"{view.path}: record {number}: {error}", file=sys.stderr)
+                    print(f"{view.path}: record {number}: {printable(str(error), 1000)}", file=sys.stderr)
                 else:
                     _print(**line)
         is_whole = _complain(view, damaged) and is_whole
@@ -247,9 +248,10 @@ def _received(frame: bytes) -> Received:
     :raises FrameError: the frame has no record.
     """
     frames = list(Decoder(max_frame_bytes=max(len(frame), 1)).feed(frame))
-    if len(frames) != 1 or frames[0].size != 1:
+    entries = list(frames[0].unpack(EntryReader(frames[0], is_own=True))) if len(frames) == 1 else []
+    if len(entries) != 1:
         raise FrameError("is not one frame with one record")
-    (entry,) = frames[0].unpack(len(frame))
+    (entry,) = entries
     message = message_of(frames[0].tag, entry.body)
     if not isinstance(message, Msg):
         raise FrameError(f"is no record: {type(message).__name__}")
@@ -258,7 +260,7 @@ def _received(frame: bytes) -> Received:
 
 def _print(**line: object) -> None:
     # In ASCII: safe for a terminal, whatever a record says.
-    print(json.dumps(line))
+    print(json.dumps(line).replace("\x7f", "\\u007f"))
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

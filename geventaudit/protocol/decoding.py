@@ -1,39 +1,47 @@
-"""Frames to messages. Pure: no I/O, no clock; the one place that unpacks MessagePack.
+"""Frames to messages. Pure: no I/O, no clock.
 
-A receiver may meet more than one entry in a frame, options of any kind, and frames in pieces: :class:`Decoder` takes
+A receiver may meet each mode of the Forward protocol, options of any kind, and frames in pieces: :class:`Decoder` takes
 a stream as it comes.
+
+=============  ========================================================================================================
+mode           frame
+=============  ========================================================================================================
+Message        ``[tag, time, record]`` or ``[tag, time, record, option]``
+Forward        ``[tag, [entry, ...]]`` or ``[tag, [entry, ...], option]``
+PackedForward  ``[tag, packed]`` or ``[tag, packed, option]``: text or bytes, which are entries, one behind the other;
+               compressed with gzip if the option has ``{"compressed": "gzip"}``
+=============  ========================================================================================================
+
+An entry is ``[time, record]`` or, from Fluent Bit, ``[[time, metadata], record]``. A time is an integer, a float, or
+Fluent's EventTime.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
-import msgpack
-
 from ..errors import FrameError, logger, show
-from ..records import (
-    AuditType,
-    CallerIdentity,
-    CallerIdentityType,
-    Diagnostic,
-    Heartbeat,
-    Message,
-    Msg,
-    OperationCategory,
-    OperationResult,
-    OperationType,
-    Record,
-    TargetResource,
-)
-from ..schema.values import MAX_VALUES, exact_datetime
+from ..records import Message, Msg
+from .inflation import inflate
+from .messages import message_of
+from .unpacking import EventTime, OutOfData, Scanner, ValueReader, is_array, kind_of, unpack_error, unpacker
 
-__all__ = ["AckDecoder", "Decoder", "Entry", "Frame", "decode", "decoded", "message_of", "unpack_first"]
+__all__ = [
+    "AckDecoder",
+    "Decoder",
+    "Entry",
+    "EntryReader",
+    "Frame",
+    "decode",
+    "decoded",
+    "unpack_first",
+]
 
-_MAX_ITEMS = 3 * MAX_VALUES  # in one entry from outside, nested ones too; no record of 1 MiB comes to so many
-_ROOM = 1 << 20  # bytes of a buffer beyond the longest frame: for one read more
 _MAX_ENTRIES = 1 << 16  # of one frame
+_MAX_PART_BYTES = 4096  # of a tag, and of an option
+_MODES = "an array (Forward), packed entries as bytes or text (PackedForward), or a time (Message)"
 
 
 class Entry(NamedTuple):
@@ -42,28 +50,42 @@ class Entry(NamedTuple):
     time: float
     """When it happened, in seconds since 1970."""
     body: dict[Any, Any]
-    """What it says, as it came."""
+    """The record as it came."""
+    metadata: dict[Any, Any] = {}  # noqa: RUF012  # never changed
+    """What the sender says beside the record: that of ``[[time, metadata], record]``."""
+    problem: str = ""
+    """Why the record cannot be used, or "". The stream is not affected."""
 
 
 class Frame(NamedTuple):
-    """One whole frame of the Forward mode. Its entries stay packed until they are asked for."""
+    """One whole frame. Its entries stay packed until they are asked for."""
 
     tag: str
     """The type of its messages."""
     packed: bytes
-    """Its events, one behind the other."""
-    size: int
-    """How many those are."""
+    """Its events, one behind the other; compressed if the option says so."""
     option: dict[Any, Any]
-    """What the sender says of the frame; empty where it says nothing."""
+    """The option of the sender; empty without one."""
     offset: int
     """Where it began in its stream, in bytes."""
+    max_bytes: int
+    """The most bytes that its entries may have when they are no longer compressed."""
 
     @property
     def chunk(self) -> str | None:
         """The token that the sender wants back as ``{"ack": chunk}``, or None."""
-        chunk = self.option.get("chunk")
-        return chunk if isinstance(chunk, str) else None
+        return self.option.get("chunk")
+
+    @property
+    def is_compressed(self) -> bool:
+        """True if the entries are compressed with gzip."""
+        return self.option.get("compressed") == "gzip"
+
+    @property
+    def other_signal(self) -> str:
+        """What the entries are if they are not logs: Fluent Bit sends metrics and traces in such frames too."""
+        signal = self.option.get("fluent_signal", 0)
+        return "" if signal == 0 else {1: "metrics", 2: "traces"}.get(signal, "no logs")
 
     @property
     def entries(self) -> list[Entry]:
@@ -73,30 +95,115 @@ class Frame(NamedTuple):
         """
         return list(self.unpack())
 
-    def unpack(self, most: int = _MAX_ITEMS) -> Iterator[Entry]:
-        """Its events one by one, since unpacked a small frame may take a hundred times its size.
+    def unpack(self, reader: EntryReader | None = None) -> Iterator[Entry]:
+        """Yield its events one by one.
 
-        :param most: values that one of them may hold.
+        :param reader: with other limits than those for strangers.
         :raises FrameError: at the first that is none. Agents keep those before it, send no acknowledgement, and close
             the connection.
         """
-        reader = _Reader(len(self.packed), self.offset, most)
-        reader.feed(self.packed)
-        for index in range(self.size):
-            yield _entry_of(reader.value(), index, self.offset)
+        reader = reader or EntryReader(self)
+        return (reader.read(piece) for piece in self.pieces() if piece)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield its events one by one, packed, and ``b""`` now and then, where the caller may let others run.
+
+        :raises FrameError: the bytes are not packed values, or not gzip, or too many of either. Nothing of a frame is
+            yielded whose gzip is damaged.
+        """
+        if not self.is_compressed:
+            return self._split([self.packed])
+        return self._inflated()
+
+    def _inflated(self) -> Iterator[bytes]:
+        # Twice: the sum at the end of the data has to be right before anything is taken from them.
+        for _ in inflate(self.packed, self.max_bytes, self.offset):
+            yield b""
+        yield from self._split(inflate(self.packed, self.max_bytes, self.offset))
+
+    def _split(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        scanner, pending = Scanner(self.max_bytes, self.offset), bytearray()
+        start = count = 0
+        for block in blocks:
+            scanner.feed(block)
+            pending += block
+            try:
+                while True:
+                    end = scanner.skip()
+                    count += 1
+                    if count > _MAX_ENTRIES:
+                        raise _too_many_entries(self.offset)
+                    yield bytes(pending[: end - start])
+                    del pending[: end - start]
+                    start = end
+            except OutOfData:
+                yield b""
+        if pending:
+            raise FrameError("the packed entries end in the middle of one", self.offset)
+
+
+class EntryReader:
+    """Unpacks the events of one frame.
+
+    :param is_own: True for a frame of this library, which may hold whatever was accepted once.
+    """
+
+    def __init__(self, frame: Frame, *, is_own: bool = False) -> None:
+        self._offset = frame.offset
+        self._index = -1
+        length = len(frame.packed)
+        if is_own:
+            self._reader = ValueReader(length, frame.offset, length, length)
+        else:
+            self._reader = ValueReader(frame.max_bytes, frame.offset)
+
+    def read(self, piece: bytes) -> Entry:
+        """Return the event that :meth:`Frame.pieces` yielded as *piece*.
+
+        :raises FrameError: it is none.
+        """
+        self._index += 1
+        value = self._reader.read(piece)
+        if not isinstance(value, list) or len(value) != 2:
+            raise self._wrong("must be an array of a time and a map", value, "")
+        time, body = value
+        metadata: Any = {}
+        if isinstance(time, list) and len(time) == 2:
+            time, metadata = time
+        seconds = _seconds_of(time)
+        if seconds is None:
+            raise self._wrong("must be a finite number or an EventTime", time, "the time of ")
+        if not isinstance(metadata, dict | None):
+            raise self._wrong("must be a map", metadata, "the metadata of ")
+        if not isinstance(body, dict):
+            raise self._wrong("must be a map", body, "the record of ")
+        return Entry(seconds, body, metadata or {}, self._reader.problem)
+
+    def count_values(self, piece: bytes) -> int:
+        """Return how many values a packed event holds in arrays and maps, nested ones included.
+
+        :raises FrameError: it holds too many.
+        """
+        self._reader.read(piece)
+        return self._reader.values
+
+    def _wrong(self, right: str, got: object, part: str) -> FrameError:
+        return FrameError(f"{part}entry {self._index} {right}, got {show(got)}", self._offset)
 
 
 class Decoder:
     """Takes the bytes of a stream as they come and gives the frames that are complete.
 
-    :param max_frame_bytes: the most that one unfinished frame may hold.
+    :param max_frame_bytes: the most that one unfinished frame may hold, and the most that compressed entries may unpack
+        to.
     """
 
     def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
-        # It only finds where frames end: half a frame is kept as the bytes that it is.
-        self._scanner = msgpack.Unpacker(max_buffer_size=max_frame_bytes + _ROOM, read_size=4096)
+        # Half a frame is kept as the bytes that it is, with the ends of its parts.
+        self._scanner = Scanner(max_frame_bytes)
         self._pending = bytearray()
         self._start = 0
+        self._parts = _Parts()
         self.max_frame_bytes = max_frame_bytes
         self.received = 0
         """Bytes fed so far."""
@@ -114,34 +221,90 @@ class Decoder:
         """
         self.received += len(data)
         self._pending += data
-        try:
-            self._scanner.feed(data)
-        except msgpack.BufferFull:
-            raise self._too_long() from None
+        if not self._scanner.feed(data):
+            raise self._too_long()
         while True:
-            offset = self._start
+            self._scanner.offset = self._start
             try:
-                self._scanner.skip()
-            except msgpack.OutOfData:
+                self._scan()
+            except OutOfData:
                 if self.unfinished > self.max_frame_bytes:
                     raise self._too_long() from None
                 return
-            except Exception as error:  # msgpack's errors have no common base
-                raise _no_msgpack(error, offset) from error
-            self._start = self._scanner.tell()
-            whole = bytes(self._pending[: self._start - offset])
+            parts, self._parts = self._parts, _Parts()
+            end = parts.ends[-1]
+            whole = bytes(self._pending[: end - self._start])
             del self._pending[: len(whole)]
-            yield _frame_of(whole, offset)
+            offset, self._start = self._start, end
+            yield _frame_of(whole, parts, offset, self.max_frame_bytes)
+
+    def _scan(self) -> None:
+        """Find the ends of the parts of the next frame.
+
+        :raises OutOfData: it is not complete. The next call goes on.
+        """
+        scanner, parts = self._scanner, self._parts
+        if not parts.size:
+            self._scan_header()
+        while len(parts.ends) <= parts.size:
+            if len(parts.ends) == 2 and parts.count is None:
+                # Nothing is changed before the bytes for it are there.
+                is_forward = is_array(self._byte_at(scanner.position))
+                parts.count = self._scan_entries_header() if is_forward else -1
+                parts.left = parts.count if is_forward else 1
+            while parts.left:
+                scanner.skip()
+                parts.left -= 1
+            parts.ends.append(scanner.position)
+            parts.left = 1
+
+    def _scan_header(self) -> None:
+        first = self._byte_at(self._start)
+        if not is_array(first):
+            raise FrameError(f"a frame must be an array, got {kind_of(first)}", self._start)
+        size = self._scanner.array_header()
+        if not 2 <= size <= 4:
+            raise FrameError(f"a frame must have 2 to 4 elements, has {size}", self._start)
+        self._parts.size = size
+        self._parts.ends.append(self._scanner.position)
+
+    def _scan_entries_header(self) -> int:
+        count = self._scanner.array_header()
+        if count > _MAX_ENTRIES:
+            raise _too_many_entries(self._start, count)
+        self._parts.entries = self._scanner.position
+        return count
+
+    def _byte_at(self, position: int) -> int:
+        if position >= self.received:
+            raise OutOfData
+        return self._pending[position - self._start]
 
     def _too_long(self) -> FrameError:
         return FrameError(f"a frame of more than {self.max_frame_bytes} bytes", self._start)
+
+
+class _Parts:
+    """How far a frame has been scanned. Positions are bytes of the stream."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Its elements; 0 before its header."""
+        self.ends: list[int] = []
+        """The ends of its header and of its elements."""
+        self.count: int | None = None
+        """Its entries; -1 if its second element is no array; None before that element."""
+        self.entries = 0
+        """Where its first entry begins; 0 if its second element is no array."""
+        self.left = 1
+        """Values up to the end of the next element."""
 
 
 class AckDecoder:
     """Takes the bytes that an agent answers and gives the chunks that it acknowledges."""
 
     def __init__(self) -> None:
-        self._unpacker = _unpacker(4096, 64)
+        self._unpacker = unpacker(4096, 64)
         self._received = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
@@ -159,181 +322,99 @@ class AckDecoder:
         except FrameError:
             raise
         except Exception as error:  # msgpack's errors have no common base
-            raise _no_msgpack(error, self._received) from error
+            raise unpack_error(error, self._received) from error
         self._received += len(data)
 
 
 def unpack_first(data: bytes, max_bytes: int = 65536) -> tuple[Any, int] | None:
     """The first value in *data* and how many bytes it takes; None while it is not complete.
 
-    For what is said before the first frame, where text may hold what is not UTF-8.
+    For what is said before the first frame.
 
     :raises FrameError: it is not MessagePack, or longer than *max_bytes*.
     """
-    unpacker = msgpack.Unpacker(
-        raw=False, unicode_errors="surrogateescape", max_buffer_size=max_bytes, max_array_len=64, max_map_len=64
-    )
+    first = unpacker(max_bytes, 64, text_errors="surrogateescape")
     try:
-        unpacker.feed(data)
-        return unpacker.unpack(), unpacker.tell()
-    except msgpack.OutOfData:
+        if len(data) > max_bytes:
+            raise ValueError(f"more than {max_bytes} bytes")
+        first.feed(data)
+        return first.unpack(), first.tell()
+    except OutOfData:
         return None
-    except Exception as error:  # msgpack's errors have no common base
-        raise _no_msgpack(error, 0) from error
+    except Exception as error:
+        raise unpack_error(error, 0) from error
 
 
-def _unpacker(max_bytes: int, max_items: int, count: _Count | None = None) -> Any:
-    # Text must be UTF-8. Nothing may be longer than the frame that holds it; the buffer has room for one read more.
-    return msgpack.Unpacker(
-        raw=False,
-        strict_map_key=False,
-        timestamp=0,
-        read_size=min(max_bytes, 4096),
-        max_buffer_size=max_bytes + _ROOM,
-        max_str_len=max_bytes,
-        max_bin_len=max_bytes,
-        max_ext_len=max_bytes,
-        max_array_len=min(max_bytes, max_items),  # room is made for what a header announces
-        max_map_len=min(max_bytes, max_items // 2),
-        list_hook=count and count.array,
-        object_hook=count and count.map,
-    )
+def _frame_of(whole: bytes, parts: _Parts, offset: int, max_bytes: int) -> Frame:
+    def part(index: int) -> bytes:
+        return whole[parts.ends[index] - offset : parts.ends[index + 1] - offset]
+
+    tag = _tag_of(part(0), offset)
+    second = part(1)
+    last = 2
+    if parts.entries:
+        packed = whole[parts.entries - offset : parts.ends[2] - offset]
+    elif (payload := _payload_of(second)) is not None:
+        packed = payload
+    elif parts.size >= 3:
+        packed = b"\x92" + second + part(2)
+        last = 3
+    else:
+        raise FrameError(f"the second element must be {_MODES}, got {kind_of(second[0])}", offset)
+    if parts.size > last + 1:
+        raise FrameError(f"a frame of this mode must have at most {last + 1} elements, has {parts.size}", offset)
+    return Frame(tag, packed, _option_of(part(last) if parts.size > last else b"\xc0", offset), offset, max_bytes)
 
 
-def _no_msgpack(error: Exception, offset: int) -> FrameError:
-    return FrameError(f"not MessagePack: {str(error) or type(error).__name__}", offset)
+def _payload_of(packed: bytes) -> bytes | None:
+    """Return the bytes of a packed text or of packed bytes; None for other values."""
+    first = packed[0]
+    if 0xA0 <= first <= 0xBF:
+        return packed[1:]
+    header = {0xD9: 2, 0xC4: 2, 0xDA: 3, 0xC5: 3, 0xDB: 5, 0xC6: 5}.get(first)
+    return None if header is None else packed[header:]
 
 
-class _Count:
-    """Refuses what unfolds into too much: a value may take one byte in a frame, and a hundred in memory."""
-
-    def __init__(self, most: int) -> None:
-        self.most = self.left = most
-
-    def array(self, items: list[Any]) -> list[Any]:
-        self._took(len(items))
-        return items
-
-    def map(self, items: dict[Any, Any]) -> dict[Any, Any]:
-        self._took(2 * len(items))
-        return items
-
-    def _took(self, values: int) -> None:
-        self.left -= values
-        if self.left < 0:
-            raise ValueError(f"more than {self.most} values in one")
+def _tag_of(packed: bytes, offset: int) -> str:
+    payload = _payload_of(packed)
+    if payload is None or packed[0] in (0xC4, 0xC5, 0xC6):
+        raise FrameError(f"the tag must be text, got {kind_of(packed[0])}", offset)
+    if len(packed) > _MAX_PART_BYTES:
+        raise FrameError(f"the tag must have at most {_MAX_PART_BYTES} bytes, has {len(packed)}", offset)
+    return payload.decode("utf-8", "surrogateescape")
 
 
-class _Reader:
-    """The values of one frame, one by one. All errors are a :class:`FrameError`.
-
-    :param max_bytes: the most bytes that are fed.
-    :param offset: of the frame in its stream, for the errors.
-    :param most: values that one of them may hold.
-    """
-
-    def __init__(self, max_bytes: int, offset: int, most: int = _MAX_ITEMS) -> None:
-        self._offset = offset
-        self._count = _Count(most)  # an object of its own: hooks that belong to the reader would be a cycle
-        self._unpacker = _unpacker(max(max_bytes, 1), most, self._count)
-
-    def feed(self, data: bytes) -> None:
-        self._unpacker.feed(data)
-
-    def value(self) -> Any:
-        self._count.left = self._count.most
-        try:
-            return self._unpacker.unpack()
-        except Exception as error:  # msgpack's errors have no common base
-            raise _no_msgpack(error, self._offset) from error
-
-    def only_value(self, data: bytes) -> Any:
-        """Return the value that *data* is."""
-        self._unpacker.feed(data)
-        return self.value()
-
-
-class _Scanner:
-    """The positions of the parts of one complete frame. Unpacks no values.
-
-    The pure-Python msgpack applies the limits for values when it skips them too, the C extension does not. So this
-    unpacker has no limits; a complete frame cannot announce more than it holds. All errors are a :class:`FrameError`.
-    """
-
-    def __init__(self, frame: bytes, offset: int) -> None:
-        self._frame = frame
-        self._offset = offset
-        self._unpacker = msgpack.Unpacker(
-            max_buffer_size=len(frame) + _ROOM, max_ext_len=len(frame), read_size=min(len(frame), 4096)
-        )
-        self._unpacker.feed(frame)
-
-    @property
-    def position(self) -> int:
-        return int(self._unpacker.tell())
-
-    def at_array(self) -> bool:
-        first = self._frame[self.position]
-        return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
-
-    def array_header(self) -> int:
-        try:
-            return int(self._unpacker.read_array_header())
-        except Exception as error:  # msgpack's errors have no common base
-            raise _no_msgpack(error, self._offset) from error
-
-    def skip(self, count: int = 1) -> bytes:
-        """Return the bytes of *count* values, and go on behind them."""
-        start = self.position
-        try:
-            for _ in range(count):
-                self._unpacker.skip()
-        except Exception as error:  # msgpack's errors have no common base
-            raise _no_msgpack(error, self._offset) from error
-        return self._frame[start : self.position]
-
-
-def _frame_of(whole: bytes, offset: int) -> Frame:
-    scanner, reader = _Scanner(whole, offset), _Reader(len(whole), offset)
-    if not scanner.at_array():
-        raise FrameError(f"a frame must be an array, got {show(reader.only_value(whole))}", offset)
-    size = scanner.array_header()
-    if not 2 <= size <= 3:
-        raise FrameError(f"a frame must have 2 or 3 elements, has {size}", offset)
-    tag = reader.only_value(scanner.skip())
-    if not isinstance(tag, str):
-        raise FrameError(f"the tag must be text, got {show(tag)}", offset)
-    if not scanner.at_array():
-        entries = reader.only_value(scanner.skip())
-        raise FrameError(
-            f"the entries must be an array (only the Forward mode is spoken here), got {show(entries)}", offset
-        )
-    count = scanner.array_header()
-    if count > _MAX_ENTRIES:
-        raise FrameError(f"a frame must have at most {_MAX_ENTRIES} entries, has {count}", offset)
-    packed = scanner.skip(count)
-    option = reader.only_value(scanner.skip()) if size == 3 else None
+def _option_of(packed: bytes, offset: int) -> dict[Any, Any]:
+    if packed in (b"\xc0", b"\x80"):
+        return {}
+    if len(packed) > _MAX_PART_BYTES:
+        raise FrameError(f"the option must have at most {_MAX_PART_BYTES} bytes, has {len(packed)}", offset)
+    reader = ValueReader(len(packed), offset)
+    option = reader.read(packed)
+    if reader.problem:
+        raise FrameError(f"the option is wrong: {reader.problem}", offset)
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
-    return Frame(tag, packed, count, option or {}, offset)
+    if option is None:
+        return {}
+    if not isinstance(option.get("chunk"), str | None):
+        raise FrameError(f"the chunk must be text, got {show(option['chunk'])}", offset)
+    if option.get("compressed") not in (None, "text", "gzip"):
+        raise FrameError(f"the entries may be compressed with gzip only, got {show(option['compressed'])}", offset)
+    if type(option.get("fluent_signal", 0)) is not int:
+        raise FrameError(f"fluent_signal must be a number, got {show(option['fluent_signal'])}", offset)
+    return option
 
 
-def _entry_of(entry: Any, index: int, offset: int) -> Entry:
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise FrameError(f"entry {index} must be an array of a time and a map, got {show(entry)}", offset)
-    time, body = entry
-    seconds = _seconds_of(time)
-    if seconds is None:
-        raise FrameError(f"the time of entry {index} must be a finite number or an EventTime, got {show(time)}", offset)
-    if not isinstance(body, dict):
-        raise FrameError(f"the record of entry {index} must be a map, got {show(body)}", offset)
-    return Entry(seconds, body)
+def _too_many_entries(offset: int, count: int | None = None) -> FrameError:
+    has = "more" if count is None else str(count)
+    return FrameError(f"a frame must have at most {_MAX_ENTRIES} entries, has {has}", offset)
 
 
 def _seconds_of(time: Any) -> float | None:
     if isinstance(time, int | float) and not isinstance(time, bool) and math.isfinite(time):
         return time
-    if isinstance(time, msgpack.ExtType) and time.code == 0 and len(time.data) == 8:
+    if isinstance(time, EventTime) and time.code == 0 and len(time.data) == 8:
         # Fluent's EventTime: two big-endian 32-bit numbers, seconds and nanoseconds.
         return int.from_bytes(time.data[:4], "big") + int.from_bytes(time.data[4:], "big") / 1e9
     return None
@@ -351,10 +432,10 @@ def decode(frame: bytes) -> tuple[Message, int]:
     frames = list(decoder.feed(frame))
     if len(frames) != 1 or decoder.unfinished:
         raise FrameError(f"must be one whole frame, got {len(frames)} and {decoder.unfinished} bytes of another")
-    if frames[0].size != 1:
-        raise FrameError(f"must have one entry, has {frames[0].size}")
-    (entry,) = frames[0].unpack(len(frame))  # whatever was once accepted comes back
-    return message_of(frames[0].tag, entry.body), math.floor(entry.time)
+    entries = list(frames[0].unpack(EntryReader(frames[0], is_own=True)))
+    if len(entries) != 1:
+        raise FrameError(f"must have one entry, has {len(entries)}")
+    return message_of(frames[0].tag, entries[0].body), math.floor(entries[0].time)
 
 
 def decoded(frames: Iterable[bytes]) -> list[Msg]:
@@ -366,60 +447,3 @@ def decoded(frames: Iterable[bytes]) -> list[Msg]:
         except Exception as error:  # it must not cost the others
             logger().error("a frame of %d bytes cannot be decoded, and is not handed back: %s", len(frame), error)
     return messages
-
-
-def message_of(tag: str, body: Mapping[Any, Any]) -> Message:
-    """The message that a tag and a body stand for, not validated.
-
-    :raises FrameError: for a tag of no audit type, and for a body that does not have the shape of its message.
-    """
-    try:
-        kind = AuditType(tag)
-        if kind is AuditType.HEARTBEAT:
-            return Heartbeat(
-                service_id=body["AsmAuditServiceId"],
-                audit_version=body["AuditVersion"],
-                os_version=body["OsVersion"],
-                language=body["Language"],
-                destination=body["Destination"],
-            )
-        if kind is AuditType.DIAGNOSTIC:
-            return Diagnostic()
-        return Msg(kind, _record_of(body))
-    except KeyError as error:
-        raise FrameError(f"{tag}: the body has no {error}") from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FrameError(f"{show(tag)}: {error}") from None
-
-
-def _record_of(body: Mapping[Any, Any]) -> Record:
-    return Record(
-        operation_name=body["OperationName"],
-        operation_categories=[OperationCategory(each) for each in body["OperationCategories"]],
-        operation_category_description=body["OperationCategoryDescription"],
-        operation_type=OperationType(body["OperationType"]),
-        operation_result=OperationResult(body["OperationResult"]),
-        operation_result_description=body["OperationResultDescription"],
-        operation_access_level=body["OperationAccessLevel"],
-        caller_agent=body["CallerAgent"],
-        caller_ip_address=body["CallerIpAddress"],
-        caller_identities={
-            CallerIdentityType(kind): [CallerIdentity(one["Identity"], one["Description"]) for one in identities]
-            for kind, identities in body["CallerIdentities"].items()
-        },
-        caller_access_levels=list(body["CallerAccessLevels"]),
-        target_resources={
-            kind: [TargetResource(one["Name"], one["Cluster"], one["DataCenter"], one["Region"]) for one in targets]
-            for kind, targets in body["TargetResources"].items()
-        },
-        custom_data=_with_datetimes(body.get("CustomData", {})),
-    )
-
-
-def _with_datetimes(value: Any) -> Any:
-    """Unpacked custom data with its timestamps as datetimes, where a datetime can say the same."""
-    if isinstance(value, dict):
-        return {key: _with_datetimes(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_with_datetimes(each) for each in value]
-    return exact_datetime(value) if isinstance(value, msgpack.Timestamp) else value

@@ -28,7 +28,7 @@ import marshmallow
 from marshmallow import fields, validates_schema
 from marshmallow.exceptions import SCHEMA
 
-from ..errors import ValidationError, show
+from ..errors import ValidationError, count_errors, show
 from ..records import (
     AuditType,
     CallerIdentity,
@@ -40,7 +40,7 @@ from ..records import (
     Record,
     TargetResource,
 )
-from .values import MAX_VALUES, SCALARS, normal_form, surrogate_problem
+from .values import MAX_ERRORS, MAX_VALUES, SCALARS, normal_form, surrogate_problem
 
 __all__ = [
     "BLANK",
@@ -270,11 +270,15 @@ class Items(fields.Field[list[Any]]):
             raise ValidationError(_EMPTY)
         result: list[Any] = []
         errors: dict[int, Any] = {}
+        found = 0
         for index, item in enumerate(value):
             try:
                 result.append(self.inner.deserialize(item))
             except marshmallow.ValidationError as error:
                 errors[index] = error.messages
+                found += count_errors(error.messages)
+                if found >= MAX_ERRORS:
+                    break
         if errors:
             raise ValidationError(errors)
         return result if self.order is None else self.order(result)
@@ -315,6 +319,7 @@ class Groups(fields.Field[dict[Any, Any]]):
             raise ValidationError(_EMPTY)
         result: dict[Any, Any] = {}
         errors: dict[Any, Any] = {}
+        found = 0
         for key, items in value.items():
             of_key: list[str] = []
             plain_key: Any = None
@@ -327,12 +332,16 @@ class Groups(fields.Field[dict[Any, Any]]):
                 if of_key:
                     errors[key] = of_key
             except marshmallow.ValidationError as error:
+                found += count_errors(error.messages)
                 if not of_key:
                     errors[str(plain_key)] = error.messages
                 elif isinstance(error.messages, dict):
                     errors[key] = {SCHEMA: of_key, **error.messages}
                 else:
                     errors[key] = of_key + error.messages
+            found += len(of_key)
+            if found >= MAX_ERRORS:
+                break
         if errors:
             raise ValidationError(errors)
         return result if self.order is None else dict(self.order(result))

@@ -22,7 +22,7 @@ from msgpack import ExtType, Timestamp
 
 from ..errors import ValidationError, show
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
+__all__ = ["MAX_DEPTH", "MAX_ERRORS", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
 
 MAX_DEPTH = 64
 """Levels of nesting, the custom data itself being the first. Receivers recurse; none should have to go deeper."""
@@ -30,6 +30,9 @@ MAX_DEPTH = 64
 MAX_VALUES = 1 << 17
 """Values in one record's custom data. To go through them holds the hub, so this bounds how long, and it stops a small
 structure that shares its parts from unfolding into billions."""
+
+MAX_ERRORS = 100
+"""Errors after which the rest of a list, of a mapping of lists, or of custom data is not validated any more."""
 
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 """Values of exactly these types are carried as they are, if they can be at all."""
@@ -81,6 +84,7 @@ class _Walk:
         self._path: list[Any] = []
         self._open = {id(data)}
         self._room = MAX_VALUES
+        self._refused = 0
 
     def value(self, value: Any) -> Any:
         self._room -= 1
@@ -211,6 +215,9 @@ class _Walk:
         return exact_datetime(Timestamp(int(value.seconds), int(value.nanoseconds)))
 
     def _refuse(self, problem: str) -> None:
+        self._refused += 1
+        if self._refused >= MAX_ERRORS:
+            self._room = -2  # ends all loops
         node = self.errors
         for step in self._path[:-1]:
             node = node.setdefault(step, {})

@@ -1,0 +1,69 @@
+"""Received messages, refused messages, and the counts of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..records import Message
+
+__all__ = ["AgentCounts", "Received", "Refused"]
+
+
+class Received(NamedTuple):
+    """One message as it arrived."""
+
+    message: Message
+    """The message. It keeps the rules."""
+    time: float
+    """The time of the event, in seconds since 1970."""
+    service_tree_id: str | None
+    """The service of the record (``env_ikey``); None without one."""
+    extra: Mapping[str, Any] = {}
+    """The keys beside those of the message, such as agents on the way add: ``{"AuditType": "ControlPlane"}``."""
+    metadata: Mapping[str, Any] = {}
+    """The metadata of the entry (Fluent Bit's ``[[time, metadata], record]``)."""
+
+
+class Refused(NamedTuple):
+    """One message that breaks the rules."""
+
+    error: Exception
+    """The reason: a ``ValidationError`` or a ``FrameError``."""
+    tag: str
+    """The tag of the frame."""
+    time: float
+    """The time of the event, in seconds since 1970."""
+    body: dict[Any, Any]
+    """The body as it came. A map in it whose keys cannot be used is empty."""
+
+
+@dataclass(slots=True)
+class AgentCounts:
+    """The counts of an agent since its construction, over all restarts."""
+
+    connections: int = 0
+    """Connections accepted, including those that were turned away."""
+    open_connections: int = 0
+    """Connections that are open now."""
+    bytes: int = 0
+    """Bytes read, without handshakes."""
+    frames: int = 0
+    """Whole frames."""
+    messages: int = 0
+    """Valid messages, heartbeats included."""
+    heartbeats: int = 0
+    """Heartbeats among them."""
+    refused: int = 0
+    """Messages that break the rules."""
+    broken_streams: int = 0
+    """Connections closed because the bytes are no frame, or because a callback raised."""
+    half_frames: int = 0
+    """Connections that ended in the middle of a frame."""
+    acks: int = 0
+    """Acknowledgements sent."""
+    turned_away: int = 0
+    """Connections refused: too many, no TLS, a wrong key, or too slow."""
+    idle: int = 0
+    """Connections closed because they sent nothing for the idle timeout."""

@@ -1,0 +1,188 @@
+"""From packed entries to messages that are handed over: unpacking, the rules, and the counts."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from ..errors import FrameError, ValidationError, logger
+from ..protocol.decoding import Entry, EntryReader, Frame
+from ..protocol.messages import HEARTBEAT_FIELDS, message_of
+from ..records import AuditType, Heartbeat, Message
+from ..schema.rules import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
+from ..schema.values import normal_form
+from .arrivals import AgentCounts, Received, Refused
+from .connections import Turn
+from .shown import line_of_refusal
+
+__all__ = ["Inspector", "Reception"]
+
+_log = logger("agent")
+
+_MAX_TOLD = 100
+_MAX_FIELDS = 1000
+
+# Other entries are unpacked and validated in native threads, so that the hub goes on. Of each size one at a time, so
+# that a large one does not wait for huge ones.
+_SMALL_BYTES = 2048
+_INLINE_BYTES = 1 << 15
+_INLINE_VALUES = 500
+_LANE_BYTES = (1 << 14, 1 << 17)
+
+# Good messages in shorter frames are handed over as soon as they are read.
+_SHORT_FRAME_BYTES = 1 << 16
+
+_RECORD_TAGS = (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)
+
+
+class Inspector:
+    """The rules for one entry. Keeps no state, so that it can be used by more than one native thread.
+
+    :param schema: the rules for records.
+    """
+
+    def __init__(self, schema: RecordSchema | None) -> None:
+        self._schema = MsgSchema(record=schema)
+        record: Any = self._schema.fields["record"]
+        self._names = {field.data_key for field in record.schema.load_fields.values()}
+
+    def examine(self, tag: str, reader: EntryReader, piece: bytes) -> Received | Refused:
+        """Return the message in a packed entry, or why it is refused.
+
+        :raises FrameError: it is no entry.
+        """
+        entry = reader.read(piece)
+        try:
+            return self._received(tag, entry)
+        except (ValidationError, FrameError) as error:
+            return Refused(error, tag, entry.time, entry.body)
+
+    def _received(self, tag: str, entry: Entry) -> Received:
+        if entry.problem:
+            raise ValidationError(entry.problem)
+        if len(entry.body) > _MAX_FIELDS:  # a rule would be named for each of them
+            raise ValidationError(f"must have the fields of a record, has {len(entry.body)} fields")
+        service_tree_id = None
+        if tag in _RECORD_TAGS:
+            message, extra = self._message(AuditType(tag), entry.body)
+            if (given := extra.pop("env_ikey", None)) is not None:
+                service_tree_id = service_tree_uuid(given)
+        else:
+            message = message_of(tag, entry.body)
+            known = HEARTBEAT_FIELDS if isinstance(message, Heartbeat) else ()
+            extra = {key: value for key, value in entry.body.items() if key not in known}
+        extra = normal_form(extra) if extra else extra
+        metadata = _plain(entry.metadata, "(metadata)") if entry.metadata else {}
+        return Received(message, entry.time, service_tree_id, extra, metadata)
+
+    def _message(self, kind: AuditType, body: dict[Any, Any]) -> tuple[Message, dict[Any, Any]]:
+        """Return the record in a body, and the other keys of the body."""
+        record: dict[Any, Any] = {}
+        extra: dict[Any, Any] = {}
+        for key, value in body.items():
+            (record if key in self._names else extra)[key] = value
+        try:
+            return self._schema.load({"Type": TYPE_NAMES[kind], "Record": record}), extra
+        except ValidationError as error:
+            raise ValidationError(by_record(error.messages)) from None
+
+
+def _plain(values: dict[Any, Any], name: str) -> dict[str, Any]:
+    try:
+        return normal_form(values)
+    except ValidationError as error:
+        raise ValidationError({name: error.messages}) from None
+
+
+class Reception:
+    """Judges the entries of frames, counts them, and hands them over.
+
+    :param on_message, on_refused, schema: as for :class:`~geventaudit.agent.Agent`.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[[Received], object],
+        on_refused: Callable[[Refused], object] | None,
+        schema: RecordSchema | None,
+    ) -> None:
+        self.counts = AgentCounts()
+        self._on_message = on_message
+        self._on_refused = on_refused
+        self._inspector = Inspector(schema)
+        self._lanes = [BoundedSemaphore(1) for _ in range(len(_LANE_BYTES) + 1)]
+
+    def take(self, frame: Frame, turn: Turn) -> None:
+        """Hand all messages of a frame over.
+
+        :raises FrameError: at the first entry that is none. Those before it have been handed over.
+        """
+        self.counts.frames += 1
+        if frame.other_signal:
+            self._refuse(Refused(ValidationError(f"must be logs, got {frame.other_signal}"), frame.tag, 0.0, {}))
+            turn.end_when_over()
+            return
+        reader = EntryReader(frame)
+        is_at_once = turn.has_time and len(frame.packed) <= _SHORT_FRAME_BYTES and not frame.is_compressed
+        good = refused = 0
+        for piece in frame.pieces():
+            if piece:
+                if self._hand_over(frame.tag, reader, piece, tells=refused < _MAX_TOLD):
+                    good += 1
+                else:
+                    refused += 1
+            if refused or not is_at_once:
+                turn.end_when_over()
+        if not good:
+            turn.end_when_over()
+        if refused > _MAX_TOLD:
+            _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
+
+    def _hand_over(self, tag: str, reader: EntryReader, piece: bytes, *, tells: bool) -> bool:
+        """Hand one message over. Return False if it breaks the rules."""
+        result = self._examine(tag, reader, piece)
+        if isinstance(result, Refused):
+            self._refuse(result, tells=tells)
+            return False
+        self.counts.messages += 1
+        self.counts.heartbeats += isinstance(result.message, Heartbeat)
+        self._on_message(result)
+        return True
+
+    def _examine(self, tag: str, reader: EntryReader, piece: bytes) -> Received | Refused:
+        if _is_little_work(piece, reader):
+            return self._inspector.examine(tag, reader, piece)
+        with self._lanes[bisect_left(_LANE_BYTES, len(piece))]:
+            result = gevent.get_hub().threadpool.apply(_caught, (self._inspector.examine, tag, reader, piece))
+        if isinstance(result, Exception):
+            raise result
+        examined: Received | Refused = result
+        return examined
+
+    def _refuse(self, refused: Refused, *, tells: bool = True) -> None:
+        self.counts.refused += 1
+        if not tells:
+            return
+        if self._on_refused is not None:
+            self._on_refused(refused)
+        else:
+            _log.warning("refused a message: %s", line_of_refusal(refused))
+
+
+def _is_little_work(piece: bytes, reader: EntryReader) -> bool:
+    """Return True if an entry is unpacked and validated in about 3 ms."""
+    if len(piece) <= _SMALL_BYTES:
+        return True
+    return len(piece) <= _INLINE_BYTES and reader.count_values(piece) <= _INLINE_VALUES
+
+
+def _caught(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what *function* returns or raises: gevent prints what is raised in a thread."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
