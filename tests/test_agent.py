@@ -205,6 +205,16 @@ def test_hang_up_leaves_it_listening(agent: Agent, got: list[Received]) -> None:
         eventually(lambda: len(got) == 2)
 
 
+def test_hang_up_closes_connections_that_are_not_accepted_yet(agent: Agent) -> None:
+    socks = [connect(agent) for _ in range(3)]
+    agent.hang_up()
+    for sock in socks:
+        with sock:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
+    assert agent.counts.connections == 3
+
+
 def test_stop_reads_what_was_sent(agent: Agent, got: list[Received]) -> None:
     with connect(agent) as sock:
         sock.sendall(b"".join(frame(n) for n in range(200)))

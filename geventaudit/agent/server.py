@@ -187,7 +187,13 @@ class Agent:
         self.start()
 
     def hang_up(self) -> None:
-        """Close all connections at once, whatever is unread. From the callback of one of them, all others."""
+        """Close all connections at once, whatever is unread. From the callback of one of them, all others.
+
+        Connections that are established and not accepted yet are closed too.
+        """
+        if self._server is not None:
+            accept_all(self._server)
+            gevent.sleep(0)  # the greenlets of the connections accepted above begin
         others = list(self._others())
         try:
             gevent.killall(others, timeout=_KILL_SECONDS)
