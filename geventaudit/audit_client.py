@@ -15,8 +15,9 @@ import gevent
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .delivery.outbox import new_turn
-from .encoder.compiled import Compiled
 from .encoder.encoding import Datetimes, Encoder
+from .encoder.engine import Walker
+from .encoder.plan import plan_of, stock_schema
 from .errors import (
     AuditError,
     ClientClosedError,
@@ -93,11 +94,9 @@ class AuditClient:
         new_turn()
         if spool is not None:
             from .spool import store  # noqa: F401
-        self._schema = MsgSchema(record=schema)
-        # The rules themselves hold whatever a user's schema or its hooks make of a message.
-        self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
+        self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
-        self._compiled = Compiled(self._schema, self._encoder)
+        self._walker = Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
         self._spool = spool
@@ -184,7 +183,7 @@ class AuditClient:
         :raises ValidationError: a mapping has not the form of a message.
         """
         if isinstance(template, Mapping):
-            template = self._schema.shape(template)
+            template = self._shape(template)
         if isinstance(template, Msg):
             audit_type = template.type if audit_type is None else audit_type
             template = template.record
@@ -267,20 +266,20 @@ class AuditClient:
         now = time.time()
         try:
             if self._before_send is not None:
-                msg = self._before_send(self._schema.shape(msg))
+                msg = self._before_send(self._shape(msg))
                 if msg is None:
                     return None
-            frame = self._compiled.frame_of(msg, now, self._encoder.pack)
-            if frame is not None:
-                return frame
-            loaded = self._schema.load(msg)
-            if self._rules is not None:
-                loaded = self._rules.load(loaded)
-            return self._encoder.encode(loaded, now)
+            if self._schema is not None:
+                msg = self._schema.load(msg)
+            # The rules of the protocol hold whatever a user's schema and its hooks make of a message.
+            return self._walker.frame_of(msg, now) or self._encoder.encode(stock_schema().load(msg), now)
         except ValidationError as error:
             raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
         except Exception as error:
             raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
+
+    def _shape(self, msg: Any) -> Msg:
+        return (self._schema or stock_schema()).shape(msg)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

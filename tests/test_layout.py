@@ -20,8 +20,8 @@ ORDER = [
     "runtime", "runtime.native", "runtime.clock", "runtime.copying", "runtime.forks", "runtime.exits", "runtime.signal",
     "runtime.workers", "runtime.hub_thread",
     "records",
-    "schema", "schema.values", "schema.rules", "schema.json_schema", "filling",
-    "encoder", "encoder.encoding", "encoder.compiled",
+    "schema", "schema.values", "schema.addresses", "schema.fields", "schema.rules", "schema.json_schema", "filling",
+    "encoder", "encoder.encoding", "encoder.plan", "encoder.fallback", "encoder.engine",
     "protocol", "protocol.unpacking", "protocol.inflation", "protocol.messages", "protocol.decoding",
     "protocol.acks", "protocol.handshake",
     "transport.connection", "transport.sockets", "transport.unix", "transport.tcp", "transport.noop", "transport",
@@ -120,7 +120,7 @@ def test_only_the_wire_and_its_values_know_messagepack() -> None:
 def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
     """And what translates the rules, by the kinds of their fields."""
     assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {
-        *("errors", "schema.json_schema", "schema.rules")
+        *("errors", "schema.fields", "schema.json_schema", "schema.rules")
     }
 
 

@@ -583,7 +583,7 @@ def test_a_memory_error_refuses(monkeypatch: pytest.MonkeyPatch, place: str, use
 def test_no_memory_for_a_base_client(monkeypatch: pytest.MonkeyPatch) -> None:
     with BaseClient(NoOp()) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Encoder, "pack", raising)
+            patch.setattr(OneWorker, "ensure_running", raising)
             with pytest.raises((Invalid, QueueFullError)):
                 client.send(message(0))
         client.send(message(1))

@@ -15,10 +15,10 @@ from helpers import message
 
 from geventaudit import Client, DomainSocket
 from geventaudit.encoder import encoding
-from geventaudit.encoder.compiled import Compiled
 from geventaudit.encoder.encoding import Encoder, Packed
+from geventaudit.encoder.engine import Walker
+from geventaudit.encoder.plan import plan_of
 from geventaudit.protocol.decoding import Decoder, decode
-from geventaudit.schema.rules import MsgSchema
 from geventaudit.testing import AuditAgent
 
 MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
@@ -95,7 +95,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterat
 
 
 @WAYS
-def test_a_compiled_function_within_itself(
+def test_a_walk_within_a_walk(
     interrupt: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own pieces of the frame, and what it remembers, are as safe as the packing."""
@@ -109,11 +109,11 @@ def test_a_compiled_function_within_itself(
 
     def frame_of(number: int) -> bytes | None:
         msg = message(operation_name=f"name {number}", custom_data={"a": MOMENT, "n": number, "b": [MOMENT] * 3})
-        return compiled.frame_of(msg, TIME + number, encoder.pack)
+        return walker.frame_of(msg, TIME + number)
 
     with hooked(monkeypatch, act):
         encoder = Encoder()
-        compiled = Compiled(MsgSchema(), encoder)
+        walker = Walker(plan_of(encoder), encoder)
         outer = frame_of(0)
     again = [frame_of(number) for number in range(4)]
     assert [outer, *inner] == again
@@ -151,7 +151,7 @@ def test_the_next_frame_is_whole_when_the_interrupted_one_goes_on_after_a_nested
 
 def test_eight_threads_share_an_encoder() -> None:
     encoder = Encoder()
-    compiled = Compiled(MsgSchema(), encoder)
+    walker = Walker(plan_of(encoder), encoder)
     wrong: list[Any] = []
     start = threading.Barrier(8)
 
@@ -167,7 +167,7 @@ def test_eight_threads_share_an_encoder() -> None:
             custom = {"name": name, "many": [MOMENT] * 20}
             for frame in (
                 encoder.encode(message(operation_name=name, custom_data={**custom, **times(switch)}), TIME),
-                compiled.frame_of(message(operation_name=name, custom_data=custom), TIME, encoder.pack),
+                walker.frame_of(message(operation_name=name, custom_data=custom), TIME),
             ):
                 assert frame is not None
                 (one,) = Decoder().feed(frame)

@@ -29,7 +29,7 @@ from geventaudit import (
     ValidationError,
 )
 from geventaudit.records import __all__ as record_names
-from geventaudit.schema.rules import _canonical_address, canonical_address
+from geventaudit.schema.addresses import _canonical_address, canonical_address
 
 
 def messages_of(data: Any, schema: RecordSchema | None = None) -> Any:

@@ -21,7 +21,8 @@ import msgpack
 
 from ..errors import ValidationError, show
 from ..records import AuditType, Diagnostic, Heartbeat, Message, Msg, Record
-from ..schema.rules import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
+from ..schema.addresses import canonical_address, service_tree_uuid
+from ..schema.rules import sorted_categories, sorted_identities, sorted_levels
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
