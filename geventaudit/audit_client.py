@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import gevent
 
@@ -16,7 +16,7 @@ from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .delivery.outbox import new_turn
 from .encoder.encoding import Datetimes, Encoder
-from .encoder.engine import Walker
+from .encoder import engine
 from .encoder.plan import plan_of, stock_schema
 from .errors import (
     AuditError,
@@ -39,6 +39,9 @@ from .runtime.native import thread_ident
 from .schema.rules import MsgSchema, RecordSchema, by_record
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
+
+if TYPE_CHECKING:
+    from .encoder._fast import Gate
 
 __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
@@ -96,7 +99,7 @@ class AuditClient:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
-        self._walker = Walker(plan_of(self._encoder), self._encoder)
+        self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
         self._spool = spool
@@ -111,6 +114,9 @@ class AuditClient:
             counters=counters,
             notifier=notifier,
         )
+        self._gate: Gate | None = None
+        if engine.Gate is not None and schema is None and before_send is None:
+            self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
         _clients.add(self)
         _warn_of_many(self)
 
@@ -133,18 +139,12 @@ class AuditClient:
         if timeout != 0.0:
             check_timeout(timeout)
         try:
-            if forks.under_way:
-                forks.check()
-            life = self._life
-            if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
-                life.check_accepting()
-            frame = self._frame_of(msg)
-            if frame is None:
-                self._counters.reject(Rejection.LEFT_OUT)
-            elif thread_ident() == life.thread.ident:
-                self._accept(frame, timeout)
-            else:
-                self._accept_from_other_thread(frame, timeout)
+            frame: bytes | bool | None = None
+            if self._gate is not None:
+                frame = self._gate.take(msg)
+                if frame is True:
+                    return
+            self._send(msg, timeout, cast(bytes | None, frame))
         except AuditError as error:
             self._note_refusal(error)
             raise
@@ -155,6 +155,22 @@ class AuditClient:
             except (OSError, MemoryError, RecursionError):  # the caller learns of it all the same
                 pass
             raise refusal from error
+
+    def _send(self, msg: Msg | Mapping[str, Any], timeout: float | None, frame: bytes | None) -> None:
+        """Do what the gate left; *frame* is that of *msg* if the gate has made it."""
+        if forks.under_way:
+            forks.check()
+        life = self._life
+        if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
+            life.check_accepting()
+        if frame is None:
+            frame = self._frame_of(msg)
+        if frame is None:
+            self._counters.reject(Rejection.LEFT_OUT)
+        elif thread_ident() == life.thread.ident:
+            self._accept(frame, timeout)
+        else:
+            self._accept_from_other_thread(frame, timeout)
 
     def _note_refusal(self, error: AuditError) -> None:
         """Count a refusal, and notify if the queue is full. A spool notifies of its failures by itself."""

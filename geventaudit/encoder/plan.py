@@ -78,10 +78,11 @@ class GroupsNode(NamedTuple):
 
 
 class CustomNode(NamedTuple):
-    """Custom data; left out if it is empty."""
+    """Custom data; left out if it is empty. *native* types are written as MessagePack has them, by no hook."""
 
     before: bytes
     max_depth: int
+    native: frozenset[type]
 
 
 class Part(NamedTuple):
@@ -127,7 +128,7 @@ def stock_schema() -> MsgSchema:
 
 def plan_of(encoder: encoding.Encoder) -> Plan:
     """Return the plan of the frames that *encoder* makes of messages by the stock schema."""
-    record = _record_node()
+    record = _record_node(encoder.native)
     heads = {kind: encoding.envelope(kind)[0] for kind in SENDABLE.values()}
     own = {} if encoder.service_tree_id is None else {"env_ikey": encoder.service_tree_id}
     first = b"".join(encoding.pack(key) + encoding.pack(value) for key, value in own.items())
@@ -151,9 +152,14 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
 
 
 @cache
-def _record_node() -> NestedNode:
+def _record_node(native: frozenset[type]) -> NestedNode:
     field: Any = stock_schema().fields["record"]
-    return _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None), headers=False)
+    node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None), headers=False)
+    parts = [
+        part._replace(node=part.node._replace(native=native)) if isinstance(part.node, CustomNode) else part
+        for part in node.parts
+    ]
+    return node._replace(parts=tuple(parts))
 
 
 def _nested(before: bytes, schema: Any, example: dict[str, Any], *, headers: bool = True) -> NestedNode:
@@ -181,5 +187,5 @@ def _node(before: bytes, field: Any, example: Any) -> Node:
         (value,) = example.values()
         return GroupsNode(before, _node(b"", field.key_field, None), _node(b"", field.value_field, value), field.order)
     if isinstance(field, CustomData):
-        return CustomNode(before, MAX_DEPTH)
+        return CustomNode(before, MAX_DEPTH, frozenset())
     return _nested(before, field.schema, example)

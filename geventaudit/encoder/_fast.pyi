@@ -1,0 +1,19 @@
+from typing import Any
+
+from ..lifecycle import Lifecycle, State
+from .encoding import Encoder
+from .plan import Plan
+
+class Walker:
+    """Writes frames by a plan."""
+
+    def __init__(self, plan: Plan, encoder: Encoder) -> None: ...
+    def frame_of(self, message: Any, unix_time: float) -> bytes | None:
+        """Return the frame of *message*, or None to let marshmallow decide."""
+
+class Gate:
+    """The common path of ``send()``."""
+
+    def __init__(self, walker: Walker, life: Lifecycle, running: State, under_way: list[None]) -> None: ...
+    def take(self, message: Any) -> bytes | bool | None:
+        """Return True if *message* is accepted; its frame if only that could be made; None if marshmallow decides."""
