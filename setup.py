@@ -9,7 +9,10 @@ extensions = []
 if platform.python_implementation() == "CPython" and not os.environ.get("PURE_PYTHON"):
     from Cython.Build import cythonize
 
-    fast = Extension("geventaudit.encoder._fast", ["geventaudit/encoder/_fast.pyx"], optional=True)
-    extensions = cythonize([fast])
+    modules = {
+        "geventaudit._records": "geventaudit/_records.pyx",
+        "geventaudit.encoder._fast": "geventaudit/encoder/_fast.pyx",
+    }
+    extensions = cythonize([Extension(name, [path], optional=True) for name, path in modules.items()])
 
 setup(ext_modules=extensions)

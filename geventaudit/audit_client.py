@@ -6,7 +6,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -15,8 +15,8 @@ import gevent
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .delivery.outbox import new_turn
-from .encoder.encoding import Datetimes, Encoder
 from .encoder import engine
+from .encoder.encoding import Datetimes, Encoder
 from .encoder.plan import plan_of, stock_schema
 from .errors import (
     AuditError,
@@ -136,15 +136,26 @@ class AuditClient:
             accepted. A :class:`~geventaudit.Client` does not raise it.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
+        self._send_carefully(msg, timeout, None)
+
+    def _send_carefully(self, msg: Msg | Mapping[str, Any], timeout: float | None, frame: bytes | None) -> None:
+        """Send what the gate left; *frame* is that of *msg* if the gate has made it."""
         if timeout != 0.0:
             check_timeout(timeout)
         try:
-            frame: bytes | bool | None = None
-            if self._gate is not None:
-                frame = self._gate.take(msg)
-                if frame is True:
-                    return
-            self._send(msg, timeout, cast(bytes | None, frame))
+            if forks.under_way:
+                forks.check()
+            life = self._life
+            if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
+                life.check_accepting()
+            if frame is None:
+                frame = self._frame_of(msg)
+            if frame is None:
+                self._counters.reject(Rejection.LEFT_OUT)
+            elif thread_ident() == life.thread.ident:
+                self._accept(frame, timeout)
+            else:
+                self._accept_from_other_thread(frame, timeout)
         except AuditError as error:
             self._note_refusal(error)
             raise
@@ -155,22 +166,6 @@ class AuditClient:
             except (OSError, MemoryError, RecursionError):  # the caller learns of it all the same
                 pass
             raise refusal from error
-
-    def _send(self, msg: Msg | Mapping[str, Any], timeout: float | None, frame: bytes | None) -> None:
-        """Do what the gate left; *frame* is that of *msg* if the gate has made it."""
-        if forks.under_way:
-            forks.check()
-        life = self._life
-        if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
-            life.check_accepting()
-        if frame is None:
-            frame = self._frame_of(msg)
-        if frame is None:
-            self._counters.reject(Rejection.LEFT_OUT)
-        elif thread_ident() == life.thread.ident:
-            self._accept(frame, timeout)
-        else:
-            self._accept_from_other_thread(frame, timeout)
 
     def _note_refusal(self, error: AuditError) -> None:
         """Count a refusal, and notify if the queue is full. A spool notifies of its failures by itself."""
@@ -390,6 +385,10 @@ class AuditClient:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._life.state.value}>"
+
+
+if engine.send is not None:
+    AuditClient.send = update_wrapper(engine.send, AuditClient.send)  # type: ignore[method-assign]
 
 
 # -- all clients -------------------------------------------------------------------------------------------------------

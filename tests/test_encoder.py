@@ -288,8 +288,13 @@ def test_custom_data_at_the_greatest_depth(depth: int) -> None:
 def test_texts_and_containers_at_the_limits(size: int) -> None:
     for letter in ("x", "é", " ", "\u3000"):
         value = letter * size
-        for changes in ({"operation_name": value}, {"caller_access_levels": [value]},
-                        {"operation_result_description": value}, {"target_resources": {value: [TargetResource(value or "n", value)]}}):  # fmt: skip
+        places = ("operation_name", "operation_result_description", "caller_agent")
+        targets = {value: [TargetResource(value or "n", value)]}
+        for changes in (
+            {"caller_access_levels": [value]},
+            {"target_resources": targets},
+            *({name: value} for name in places),
+        ):
             agree(message(**changes))
     if size < 60_000:
         levels = [f"{number:x}" for number in range(size)]

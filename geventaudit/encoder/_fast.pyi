@@ -15,5 +15,6 @@ class Gate:
     """The common path of ``send()``."""
 
     def __init__(self, walker: Walker, life: Lifecycle, running: State, under_way: list[None]) -> None: ...
-    def take(self, message: Any) -> bytes | bool | None:
-        """Return True if *message* is accepted; its frame if only that could be made; None if marshmallow decides."""
+
+def send(self: Any, msg: Any, *, timeout: float | None = 0.0) -> None:
+    """Send by the gate of a client, or else carefully."""

@@ -24,7 +24,7 @@ from libc.math cimport floor
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy
 
-from gevent.queue import Full
+from gevent.queue import Full, Queue
 
 from ..schema.addresses import canonical_address
 from ..schema.values import MAX_VALUES, normal_form
@@ -36,6 +36,7 @@ import_datetime()
 cdef extern from *:
     """
     #include <datetime.h>
+    #include <time.h>
     #ifndef Py_T_OBJECT_EX
     #include <structmember.h>
     #endif
@@ -50,6 +51,11 @@ cdef extern from *:
     static PyObject *ga_zone(PyObject *d) {
         return ((PyDateTime_DateTime *)d)->hastzinfo ? ((PyDateTime_DateTime *)d)->tzinfo : Py_None;
     }
+    static double ga_now(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (double)now.tv_sec;
+    }
     static int ga_contains(const char *p, Py_ssize_t n, const char *part, Py_ssize_t size) {
         for (; n >= size; p++, n--) if (*p == *part && !memcmp(p, part, size)) return 1;
         return 0;
@@ -60,6 +66,7 @@ cdef extern from *:
     void ga_big_endian(char* p, unsigned long long value, int size) noexcept
     unsigned long long ga_bits(double value) noexcept
     PyObject* ga_zone(PyObject* moment) noexcept
+    double ga_now() noexcept
     bint ga_contains(const char* data, Py_ssize_t size, const char* part, Py_ssize_t part_size) noexcept
 
 cdef extern from "Python.h":
@@ -111,6 +118,7 @@ cdef PyObject* UTC = <PyObject*>timezone.utc
 cdef PyObject* UUID_TYPE = <PyObject*>UUID
 cdef Py_ssize_t UUID_INT = ga_offset(UUID.int) if hasattr(UUID, "int") else -1
 cdef object SHIFT = 64
+cdef object TIME = _time.time
 cdef tuple ADDRESSES = (str, IPv4Address, IPv6Address)
 
 
@@ -856,48 +864,44 @@ cdef class Walker:
 cdef class Gate:
     """The common path of ``send()``: a valid record, in the client's own thread, onto a queue that has room.
 
-    Whatever the gate does not do is left to the client, which knows all states. Between the last check of the client's
-    state and the end of ``Queue.put`` no Python code runs: a number for the record, in the order of the queue, would be
-    given there.
+    The gate leaves all else to the client. Between the check of the client's state and the end of ``Queue.put`` no
+    Python code runs: a number for the record, in the order of the queue, would be given there.
     """
 
     cdef Walker walker
-    cdef object life, running, outbox, inbox, wake, event, thread, hub, worker, append
+    cdef object life, running, outbox, inbox, wake, event, thread, hub, worker, put
     cdef list under_way
 
     def __init__(self, Walker walker, life, running, list under_way):
         self.walker, self.life, self.running, self.under_way = walker, life, running, under_way
 
-    def take(self, message):
-        """Return True if *message* is accepted; its frame if only that could be made; None if marshmallow decides.
-
-        :raises MemoryError: there is no memory for the frame, or the queue; nothing is accepted.
-        """
-        if self.under_way or self.life.state is not self.running:
-            return None
-        cdef bytes frame = self.walker.frame(message, _time.time())
+    cdef object take(self, message):
+        """Return True if *message* is accepted; its frame if only that could be made; None if marshmallow decides."""
+        cdef bytes frame = self.walker.frame(message, ga_now() if _time.time is TIME else _time.time())
         if frame is None or self.life.outbox is None:
             return frame
-        if self.life.outbox is not self.outbox:
-            self.look_again()
-        if self.wake.is_armed:
-            self.event.set()  # first: whatever fails afterwards, nothing was accepted
+        if self.life.outbox is not self.outbox and not self.look_again():
+            return frame
+        if self.wake.is_armed:  # first: whatever fails afterwards, nothing was accepted
+            self.event.set()
+            self.wake.is_armed = False  # until the sender looks for work again; no signal handler runs in between
         if not self.is_open():
             return frame
         try:
-            self.append(frame, False)
+            self.put(frame, False)
         except Full:
             return frame
-        if not self.outbox.is_plain:  # a queue in plain Python lets a signal handler in, which may close the client
-            self.outbox.withdraw_if_refused(frame)
         return True
 
-    cdef look_again(self):
-        """Take references from the outbox, which is another one after a fork."""
+    cdef bint look_again(self) except -1:
+        """Take references from the outbox, which is another one after a fork. Return False if its queue runs Python."""
         outbox, thread, worker = self.life.outbox, self.life.thread, self.life.sender.worker
+        if type(outbox.queue) is not Queue:
+            return False
         self.wake, self.event, self.inbox = outbox.wake, outbox.wake.event, outbox.inbox
-        self.append, self.thread, self.hub, self.worker = outbox.queue.put, thread, thread.hub, worker
+        self.put, self.thread, self.hub, self.worker = outbox.queue.put, thread, thread.hub, worker
         self.outbox = outbox  # last: until then, the gate looks again
+        return True
 
     cdef bint is_open(self) except -1:
         return (
@@ -910,3 +914,17 @@ cdef class Gate:
             and self.hub.loop is not None
             and bool(self.worker.greenlet)
         )
+
+
+def send(self, msg, *, timeout=0.0):
+    """Send by the gate of a client, or else carefully."""
+    cdef Gate gate = self._gate
+    frame = None
+    if gate is not None and (timeout is None or timeout == 0.0):
+        try:
+            frame = gate.take(msg)
+        except Exception:  # such as a MemoryError: nothing was accepted
+            frame = None
+        if frame is True:
+            return
+    self._send_carefully(msg, timeout, frame)

@@ -7,23 +7,21 @@ environment, as for gevent.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import fallback
 
-if TYPE_CHECKING:
-    from ._fast import Gate, Walker
+__all__ = ["ENCODER", "Gate", "Walker", "send"]
 
-__all__ = ["ENCODER", "Gate", "Walker"]
-
-Gate: Any = None  # type: ignore[no-redef]
-Walker: Any = fallback.Walker  # type: ignore[no-redef]
+Gate: Any = None
+send: Any = None
+Walker: Any = fallback.Walker
 ENCODER = "pure"
 """``"compiled"`` or ``"pure"``."""
 
 if not os.environ.get("PURE_PYTHON"):
     try:
-        from ._fast import Gate, Walker  # type: ignore[assignment]
+        from ._fast import Gate, Walker, send
 
         ENCODER = "compiled"
     except ImportError:

@@ -8,22 +8,21 @@ in an audit trail. All containers are copied before they are read: another threa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from operator import attrgetter
+from operator import attrgetter, call
 from typing import Any, TypeAlias
 
 from ..records import AuditType
 from ..schema.addresses import canonical_address
 from ..schema.values import SCALARS, normal_form
 from . import encoding
-from .plan import REQUIRED, AddressNode, CustomNode, GroupsNode, ItemsNode, MemberNode, NestedNode, Plan, TextNode
+from .plan import REQUIRED, AddressNode, GroupsNode, ItemsNode, MemberNode, NestedNode, Plan, TextNode
 
 __all__ = ["Walker"]
 
 Write: TypeAlias = Callable[[Any], bytes]
-_ANY: frozenset[type] = frozenset()
 
 
 class _UnsureError(Exception):
@@ -37,78 +36,82 @@ class Walker:
     """
 
     def __init__(self, plan: Plan, encoder: encoding.Encoder) -> None:
-        self._plan = plan
-        self._pack_time = encoding.Packed(encoding.pack)
-        self._message = _reader(plan.message)
-        self._record = _reader(plan.record)
-        names = [part.name for part in plan.record.parts]
-        self._custom = names.index("custom_data")
-        self._check, self._writes = _writers(plan.record, encoder)
+        self._write = _frame_writer(plan, encoder)
 
     def frame_of(self, message: Any, unix_time: float) -> bytes | None:
         """Return the frame of *message*, or None to let marshmallow decide. Raises no ``Exception``."""
         try:
-            return self._frame_of(message, unix_time)
+            return self._write(message, unix_time)
         except Exception:
             return None
 
-    def _frame_of(self, message: Any, unix_time: float) -> bytes | None:
-        plan = self._plan
-        kind, record = self._message(message)
+
+def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float], bytes | None]:
+    read_message, read_record = _reader(plan.message), _reader(plan.record)
+    custom = [part.name for part in plan.record.parts].index("custom_data")
+    good, check, writes = _writers(plan.record, encoder)
+    heads, names, tail, needs, max_bytes = plan.heads, plan.names, plan.tail, plan.needs, plan.max_bytes
+    with_custom, without_custom = plan.with_custom, plan.without_custom
+    packed_time, floor = encoding.Packed(encoding.pack), math.floor
+
+    def write(message: Any, unix_time: float) -> bytes | None:
+        kind, record = read_message(message)
         # By the type: the text "AsmAuditCP" equals a member, and names no type.
         if type(kind) is not AuditType:
-            kind = plan.names[kind] if type(kind) is str else None
-        values = self._record(record)
-        self._check(values)
-        parts = [write(value) for write, value in zip(self._writes, values, strict=True)]
-        for description, place, packed in plan.needs:
+            kind = names[kind] if type(kind) is str else None
+        values = read_record(record)
+        given = (*map(type, values),)
+        if given not in good:
+            check(given)
+        parts = [*map(call, writes, values)]
+        for description, place, packed in needs:
             if not values[description] and packed in parts[place]:
                 return None
-        header = plan.with_custom if parts[self._custom] else plan.without_custom
-        frame = b"".join([plan.heads[kind], self._pack_time[math.floor(unix_time)], header, *parts, plan.tail])
-        return frame if len(frame) <= plan.max_bytes else None
+        header = with_custom if parts[custom] else without_custom
+        frame = b"".join([heads[kind], packed_time[floor(unix_time)], header, *parts, tail])
+        return frame if len(frame) <= max_bytes else None
+
+    return write
 
 
 def _reader(node: NestedNode) -> Callable[[Any], tuple[Any, ...]]:
     """Return a function that returns the values of an object or mapping, in the order of the wire."""
     values_of = attrgetter(*(part.name for part in node.parts))
-    pairs = [(part.key, part.default) for part in node.parts]
+    describes, pairs = node.describes, [(part.key, part.default) for part in node.parts]
     keys = {part.key for part in node.parts}
 
     def read(value: Any) -> tuple[Any, ...]:
-        if type(value) is node.describes:
+        if type(value) is describes:
             return values_of(value)
-        if type(value) is not dict:
+        if type(value) is not dict or not keys.issuperset(value):
             raise _UnsureError
         values = tuple([value.get(key, default) for key, default in pairs])
-        if not keys.issuperset(value) or any(each is REQUIRED for each in values):
-            raise _UnsureError
+        for each in values:
+            if each is REQUIRED:
+                raise _UnsureError
         return values
 
     return read
 
 
-def _writers(node: NestedNode, encoder: encoding.Encoder) -> tuple[Callable[[tuple[Any, ...]], None], list[Write]]:
-    """Return a function that checks the types of all values at once, and the functions that write each of them."""
+def _writers(
+    node: NestedNode, encoder: encoding.Encoder
+) -> tuple[set[tuple[type, ...]], Callable[[tuple[type, ...]], None], list[Write]]:
+    """Return the known types of all values together, a function that adds to them, and functions that write a value."""
     kinds, writes = zip(*(_writer(part.node, encoder) for part in node.parts), strict=True)
     good: set[tuple[type, ...]] = set()  # bounded, since only few types are good
 
-    def check(values: tuple[Any, ...]) -> None:
-        given = tuple(map(type, values))
-        if given not in good:
-            if any(each not in allowed for each, allowed in zip(given, kinds, strict=True) if allowed):
+    def check(given: tuple[type, ...]) -> None:
+        for each, allowed in zip(given, kinds, strict=True):
+            if each not in allowed:
                 raise _UnsureError
-            if all(kinds):
-                good.add(given)
+        good.add(given)
 
-    return check, list(writes)
+    return good, check, list(writes)
 
 
 def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
-    """Return the types that a value may have, to be checked before, and a function that returns its MessagePack.
-
-    Without types, the function itself checks them.
-    """
+    """Return the types that a value may have, to be checked before, and a function that returns its MessagePack."""
     if isinstance(node, TextNode):
         pack = encoding.text_packer(node.before, empty=node.may_be_empty, blank=node.may_be_blank)
         return frozenset({str}), encoding.Packed(pack).__getitem__
@@ -121,50 +124,55 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
         return _items(node, encoder)
     if isinstance(node, GroupsNode):
         return _groups(node, encoder)
-    if isinstance(node, CustomNode):
-        return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack)
-    read = _reader(node)
-    check, writes = _writers(node, encoder)
-
-    def write(value: Any) -> bytes:
-        values = read(value)
-        check(values)
-        return b"".join([write(each) for write, each in zip(writes, values, strict=True)])
-
-    return _ANY, write
+    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack)
 
 
 def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
+    """Write a list of texts or members."""
     inner_kinds, write = _writer(node.inner, encoder)
-    kinds: set[type] = {list, tuple} if node.order is None else {list, tuple, set, frozenset}
-    headers = encoding.Packed(lambda size: node.before + encoding.array_header(size))
+    order, headers = node.order, encoding.Packed(lambda size: node.before + encoding.array_header(size))
 
     def write_items(value: Any) -> bytes:
-        value = [*value]
-        if inner_kinds and not inner_kinds.issuperset(map(type, value)):
+        items = [*value]
+        for each in items:
+            if type(each) not in inner_kinds:
+                raise _UnsureError
+        if order is not None and len(items) > 1:
+            items = order(items)
+        if not items:
             raise _UnsureError
-        if node.order is not None and len(value) > 1:
-            value = node.order(value)
-        if not (value or node.may_be_empty):
-            raise _UnsureError
-        return headers[len(value)] + b"".join(map(write, value))
+        return headers[len(items)] + b"".join(map(write, items))
 
-    return frozenset(kinds), write_items
+    return frozenset({list, tuple, set, frozenset}), write_items
 
 
 def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
+    """Write a mapping of lists of objects, in one function, since calls are dear."""
     key_kinds, write_key = _writer(node.key, encoder)
-    items_kinds, write_items = _writer(node.items, encoder)
-    headers = encoding.Packed(lambda size: node.before + encoding.map_header(size))
+    order, may_be_empty, nested = node.order, node.items.may_be_empty, node.items.inner
+    read, (good, check, writes) = _reader(nested), _writers(nested, encoder)
+    map_headers = encoding.Packed(lambda size: node.before + encoding.map_header(size))
+    array_headers = encoding.Packed(encoding.array_header)
 
     def write_groups(value: Any) -> bytes:
-        groups: Mapping[Any, Any] = value.copy()
-        if not groups or not key_kinds.issuperset(map(type, groups)):
+        groups: dict[Any, Any] = value.copy()
+        if not groups:
             raise _UnsureError
-        if not items_kinds.issuperset(map(type, groups.values())):
-            raise _UnsureError
-        pairs = groups.items() if node.order is None or len(groups) == 1 else node.order(groups)
-        return headers[len(groups)] + b"".join([write_key(key) + write_items(items) for key, items in pairs])
+        parts = [map_headers[len(groups)]]
+        for key, items in groups.items() if order is None or len(groups) == 1 else order(groups):
+            if type(key) not in key_kinds or (type(items) is not list and type(items) is not tuple):
+                raise _UnsureError
+            items = [*items]
+            if not (items or may_be_empty):
+                raise _UnsureError
+            parts += (write_key(key), array_headers[len(items)])
+            for each in items:
+                values = read(each)
+                given = (*map(type, values),)
+                if given not in good:
+                    check(given)
+                parts += map(call, writes, values)
+        return b"".join(parts)
 
     return frozenset({dict}), write_groups
 
