@@ -1,4 +1,4 @@
-"""The compiled encoder. Without a compiler, and on PyPy, the package is installed without it."""
+"""The compiled modules. Without a compiler, on PyPy, and with PURE_PYTHON set, the package is installed without them."""
 
 import os
 import platform
@@ -13,6 +13,8 @@ if platform.python_implementation() == "CPython" and not os.environ.get("PURE_PY
         "geventaudit._records": "geventaudit/_records.pyx",
         "geventaudit.encoder._fast": "geventaudit/encoder/_fast.pyx",
     }
-    extensions = cythonize([Extension(name, [path], optional=True) for name, path in modules.items()])
+    extensions = cythonize(
+        [Extension(name, [path], extra_compile_args=["-g0"], optional=True) for name, path in modules.items()]
+    )
 
 setup(ext_modules=extensions)

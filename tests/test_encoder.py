@@ -611,3 +611,34 @@ def test_it_pays(walker: Any) -> None:
             walker.frame_of(msg, TIME)
         ratios.append((time.perf_counter() - middle) / (middle - start))
     assert sorted(ratios)[3] < 1 / 8
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_million_sends_leak_nothing() -> None:
+    """Good records, records that marshmallow refuses, and values of all kinds; fewer without the compiled encoder."""
+    good = [
+        message(custom_data={"a": each, "b": [each]}) for each in SPECIAL if agree(message(custom_data={"a": each}))
+    ]
+    good = [each for each in good if len(str(each)) < 2000] + [message(), Msg(AuditType.DATA_PLANE, message().record)]
+    bad = [message(custom_data={"a": object()}), message(caller_ip_address="::1"), Msg(AuditType.HEARTBEAT, Record())]
+    rounds = (1_000_000 if engine.ENCODER == "compiled" else 30_000) // len(good)
+
+    def work(rounds: int, client: Client) -> None:
+        assert client._life.outbox is not None
+        for number in range(rounds):
+            for each in good:
+                client.send(each)
+            client._life.outbox.queue.queue.clear()  # as if all were delivered: this is about send()
+            if number % 200 == 0:
+                for each in bad:
+                    with pytest.raises(ValidationError):
+                        client.send(each)
+
+    with Client(NoOp, queue_size=len(good) + 1) as client:
+        client.send(message())
+        work(300, client)
+        before = sys.getallocatedblocks()
+        work(rounds, client)
+        assert sys.getallocatedblocks() - before < 300
