@@ -1,4 +1,4 @@
-"""The compiled modules. Without a compiler, on PyPy, and with PURE_PYTHON set, the package is installed without them."""
+"""The compiled modules. They are left out without a compiler, on PyPy, and with PURE_PYTHON in the environment."""
 
 import os
 import platform

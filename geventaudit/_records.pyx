@@ -78,14 +78,14 @@ cdef extern from *:
         return ga_by_init(type, args, n, kwnames);
     }
 
-    static PyObject *ga_copy(PyObject *record) {  /* NULL without an exception: not by this */
+    static PyObject *ga_copy(PyObject *record) {  /* None: not by this */
         ga_class *c = ga_find(Py_TYPE(record));
-        PyObject *made = c ? c->type->tp_alloc(c->type, 0) : NULL;
-        for (Py_ssize_t i = 0; made && i < c->count; i++) {
-            PyObject *value = GA_SLOT(record, c->offsets[i]);
-            if (!value) Py_CLEAR(made);
-            else GA_SLOT(made, c->offsets[i]) = Py_NewRef(value);
-        }
+        Py_ssize_t i = 0;
+        while (c && i < c->count && GA_SLOT(record, c->offsets[i])) i++;
+        if (!c || i < c->count) return Py_NewRef(Py_None);
+        PyObject *made = c->type->tp_alloc(c->type, 0);
+        for (i = 0; made && i < c->count; i++)
+            GA_SLOT(made, c->offsets[i]) = Py_NewRef(GA_SLOT(record, c->offsets[i]));
         return made;
     }
 
@@ -111,13 +111,11 @@ cdef extern from *:
         PyObject** defaults
         int* is_made
     ga_class* ga_classes
-    PyObject* ga_copy(object record)
+    object ga_copy(object record)
     int ga_set(object record, object name, object value)
     Py_ssize_t ga_slot_offset(object descriptor)
     void ga_set_call(PyTypeObject* type)
     void ga_set_lookup(PyTypeObject* type)
-    void Py_DECREF(PyObject* o)
-    PyObject* PyErr_Occurred()
 
 _alive = []  # what the tables refer to
 
@@ -145,11 +143,9 @@ def make_cheap(*classes):
 
 def replace(record, /, **changes):
     """Return a copy of a record with *changes*."""
-    cdef PyObject* found = ga_copy(record)
-    if found == NULL:
+    copy = ga_copy(record)
+    if copy is None:
         return dataclasses.replace(record, **changes)
-    copy = <object>found
-    Py_DECREF(found)
     for name, value in changes.items():
         if ga_set(copy, name, value) < 0:
             return dataclasses.replace(record, **changes)
