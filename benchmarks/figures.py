@@ -32,6 +32,7 @@ FIGURES = {
     "greenlets": Figure(cost.greenlets, (7, 30_000), (5, 10_000)),
     "size": Figure(cost.record_size, (9, 4_000), (5, 1_000)),
     "kinds": Figure(cost.record_kinds, (9, 20), (5, 2)),
+    "building": Figure(cost.records_and_clients, (9, 2_000), (5, 500)),
     "hub": Figure(footprint.hub_hold, (7, 2.0), (5, 0.5)),
     "disk": Figure(footprint.disk_hold, (5, 3.0), (5, 0.5)),
     "memory": Figure(footprint.queue_memory, (5, 5_000), (5, 1_000)),
