@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from . import fallback
-
 __all__ = ["ENCODER", "Gate", "Walker", "send"]
 
 Gate: Any = None
 send: Any = None
-Walker: Any = fallback.Walker
-ENCODER = "pure"
+Walker: Any
+ENCODER = "compiled"
 """``"compiled"`` or ``"pure"``."""
 
-if not os.environ.get("PURE_PYTHON"):
-    try:
-        from ._fast import Gate, Walker, send
+try:
+    if os.environ.get("PURE_PYTHON"):
+        raise ImportError("PURE_PYTHON is set")
+    from ._fast import Gate, Walker, send
+except ImportError:
+    from .fallback import Walker
 
-        ENCODER = "compiled"
-    except ImportError:
-        pass
+    ENCODER = "pure"
