@@ -7,8 +7,6 @@ import decimal
 import enum
 import ipaddress
 import sys
-import threading
-import time
 import uuid
 from collections import UserDict
 from typing import Any
@@ -520,25 +518,6 @@ def test_an_interruption_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize("walker", BOTH, ids=lambda walker: type(walker).__module__)
-def test_threads_share_an_executor(walker: Any) -> None:
-    wrong: list[Any] = []
-    expected = {number: plain(message(operation_name=f"n{number}")) for number in range(50)}
-
-    def work() -> None:
-        for _ in range(40):
-            for number, frame in expected.items():
-                if walker.frame_of(message(operation_name=f"n{number}"), TIME) != frame:
-                    wrong.append(number)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-@pytest.mark.parametrize("walker", BOTH, ids=lambda walker: type(walker).__module__)
 def test_another_thread_may_change_a_record_meanwhile(walker: Any) -> None:
     """A frame is one state of the record or another, or marshmallow decides."""
     target = TargetResource("res1")
@@ -596,21 +575,6 @@ def test_long_addresses_are_not_cached() -> None:
     for number in range(10):
         assert addresses.canonical_address(f"fe80::1%{number}" + "z" * 1000)[0].endswith("z")
     assert addresses._canonical_address.cache_info().currsize == before
-
-
-@pytest.mark.parametrize("walker", BOTH, ids=lambda walker: type(walker).__module__)
-def test_it_pays(walker: Any) -> None:
-    """As a ratio within one run, with a wide margin: it takes a thirtieth where this asks for an eighth."""
-    msg, ratios = message(), []
-    for _ in range(7):
-        start = time.perf_counter()
-        for _ in range(20):
-            plain(msg)
-        middle = time.perf_counter()
-        for _ in range(20):
-            walker.frame_of(msg, TIME)
-        ratios.append((time.perf_counter() - middle) / (middle - start))
-    assert sorted(ratios)[3] < 1 / 8
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

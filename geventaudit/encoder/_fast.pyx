@@ -12,6 +12,7 @@ Buffers are on the stack of each call, or allocated for it: the walk may be ente
 import time as _time
 from datetime import datetime, timezone
 from ipaddress import IPv4Address, IPv6Address
+from types import FunctionType
 from uuid import UUID
 
 from cpython.datetime cimport (
@@ -119,6 +120,7 @@ cdef PyObject* UUID_TYPE = <PyObject*>UUID
 cdef Py_ssize_t UUID_INT = ga_offset(UUID.int) if hasattr(UUID, "int") else -1
 cdef object SHIFT = 64
 cdef object TIME = _time.time
+cdef bint QUEUE_IS_COMPILED = not isinstance(Queue.put, FunctionType)
 cdef tuple ADDRESSES = (str, IPv4Address, IPv6Address)
 
 
@@ -864,8 +866,8 @@ cdef class Walker:
 cdef class Gate:
     """The common path of ``send()``: a valid record, in the client's own thread, onto a queue that has room.
 
-    The gate leaves all else to the client. Between the check of the client's state and the end of ``Queue.put`` no
-    Python code runs: a number for the record, in the order of the queue, would be given there.
+    The gate leaves all else to the client. From :meth:`is_open` to the end of ``Queue.put`` no Python code runs: a
+    number for the record, in the order of the queue, would be given there.
     """
 
     cdef Walker walker
@@ -878,39 +880,30 @@ cdef class Gate:
     cdef object take(self, message):
         """Return True if *message* is accepted; its frame if only that could be made; None if marshmallow decides."""
         cdef bytes frame = self.walker.frame(message, ga_now() if _time.time is TIME else _time.time())
-        if frame is None or self.life.outbox is None:
-            return frame
-        if self.life.outbox is not self.outbox and not self.look_again():
+        if frame is None or not self.is_open():
             return frame
         if self.wake.is_armed:  # first: whatever fails afterwards, nothing was accepted
             self.event.set()
-            self.wake.is_armed = False  # until the sender looks for work again; no signal handler runs in between
-        if not self.is_open():
-            return frame
+            self.wake.is_armed = False  # until the sender looks for work again
         try:
             self.put(frame, False)
         except Full:
             return frame
         return True
 
-    cdef bint look_again(self) except -1:
-        """Take references from the outbox, which is another one after a fork. Return False if its queue runs Python."""
-        outbox, thread, worker = self.life.outbox, self.life.thread, self.life.sender.worker
-        if type(outbox.queue) is not Queue:
-            return False
-        self.wake, self.event, self.inbox = outbox.wake, outbox.wake.event, outbox.inbox
-        self.put, self.thread, self.hub, self.worker = outbox.queue.put, thread, thread.hub, worker
-        self.outbox = outbox  # last: until then, the gate looks again
-        return True
-
     cdef bint is_open(self) except -1:
+        if self.life.outbox is not self.outbox:  # the first use, or after a fork
+            outbox, worker = self.life.outbox, self.life.sender.worker
+            self.wake, self.event, self.inbox, self.put = outbox.wake, outbox.wake.event, outbox.inbox, outbox.queue.put
+            self.thread, self.hub, self.worker = self.life.thread, self.life.thread.hub, worker
+            self.outbox = outbox if type(outbox.queue) is Queue and QUEUE_IS_COMPILED else None
         return (
-            self.life.state is self.running
-            and self.life.outbox is self.outbox
+            self.outbox is not None
+            and self.thread.ident == PyThread_get_thread_ident()
+            and self.life.state is self.running
             and not self.under_way
             and self.outbox.is_plain
             and not self.inbox.entries
-            and self.thread.ident == PyThread_get_thread_ident()
             and self.hub.loop is not None
             and bool(self.worker.greenlet)
         )
