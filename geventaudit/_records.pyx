@@ -111,6 +111,8 @@ cdef extern from *:
         PyObject** defaults
         int* is_made
     ga_class* ga_classes
+    Py_ssize_t GA_CLASSES
+    Py_ssize_t GA_FIELDS
     object ga_copy(object record)
     int ga_set(object record, object name, object value)
     Py_ssize_t ga_slot_offset(object descriptor)
@@ -121,10 +123,12 @@ _alive = []  # what the tables refer to
 
 
 def make_cheap(*classes):
-    """Give each dataclass with slots a constructor in C. At most four classes."""
+    """Give each dataclass with slots a constructor in C. At most 4 classes, of at most 16 fields each."""
     cdef ga_class* c
     cdef Py_ssize_t i, number
     for number, cls in enumerate(classes):
+        if number >= GA_CLASSES or len(dataclasses.fields(cls)) > GA_FIELDS:
+            raise TypeError("there is no room for so many classes, or fields")
         c = &ga_classes[number]
         for i, field in enumerate(dataclasses.fields(cls)):
             name, default = sys.intern(field.name), field.default

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
 import enum
+import gc
 import ipaddress
 import sys
 import uuid
 from collections import UserDict
+from collections.abc import Callable
 from typing import Any
 
 import marshmallow
@@ -551,6 +554,37 @@ def test_another_thread_may_change_a_record_meanwhile(walker: Any) -> None:
         sys.setswitchinterval(interval)
         stop.append(True)
         pool.kill()
+
+
+CHANGES: list[Callable[[Any], object]] = [
+    lambda record: record.custom_data.clear(),
+    lambda record: record.custom_data.update({str(number): [number] * 50 for number in range(50)}),
+    lambda record: record.custom_data["list"].clear(),
+    lambda record: setattr(record, "custom_data", None),
+    lambda record: setattr(record, "operation_name", 5),
+    lambda record: delattr(record, "operation_name"),
+    lambda record: setattr(record, "caller_identities", {}),
+    lambda record: record.caller_access_levels.extend(map(str, range(99))),
+    lambda record: setattr(record, "caller_ip_address", object()),
+    lambda record: gc.collect(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("walker", BOTH, ids=lambda walker: type(walker).__module__)
+def test_a_record_may_change_while_its_values_run_python_code(walker: Any, change: Callable[[Any], object]) -> None:
+    class Changing(dt.tzinfo):
+        def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+            with contextlib.suppress(KeyError, AttributeError):
+                change(record)
+            return dt.timedelta(0)
+
+    moment = dt.datetime(2026, 1, 2, tzinfo=Changing())
+    custom = {"a": "x" * 5000, "list": [1, moment, 2], "map": {"a": moment, "b": (moment,)}, "c": UserDict(at=moment)}
+    record: Any = message(custom_data=custom, caller_access_levels=["b", "a"]).record
+    for _ in range(3):
+        frame = walker.frame_of(Msg(AuditType.DATA_PLANE, record), TIME)
+        assert frame is None or RULES.load(decode(frame)[0])
 
 
 def test_caches_are_bounded_and_cleared_when_they_do_not_help() -> None:

@@ -361,6 +361,8 @@ cdef class Member(Node):
     cdef object _alive
 
     def __init__(self, node):
+        if len(node.packed) > MOST_MEMBERS:
+            raise TypeError(f"{node.enum.__name__} has more than {MOST_MEMBERS} members")
         self.enum, self._alive = <PyObject*>node.enum, node
         self.numbers = {member.value: number for number, member in enumerate(node.packed)}
         for member, packed in node.packed.items():
@@ -681,6 +683,8 @@ cdef class Nested(Node):
 
     def __init__(self, node, pack=None):
         nodes = [None if part.node is None else compiled(part.node, pack) for part in node.parts]
+        if len(nodes) > MOST_PARTS:
+            raise TypeError(f"{node.describes.__name__} has more than {MOST_PARTS} fields")
         self._alive = node, nodes
         self.describes = <PyObject*>node.describes
         for part, each in zip(node.parts, nodes, strict=True):
