@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,11 @@ import gevent
 import msgpack
 from gevent.event import Event
 
-from geventaudit import Client, DomainSocket, MsgSchema, NoOp, ValidationError
+from geventaudit import Client, DomainSocket, MsgSchema, NoOp, RecordSchema, ValidationError
 
 from .measure import Bound, Row, Samples, Spread, interleave, percentile, ratios
 from .reader import Reader
-from .records import CALLERS, FIRST, frame_of, from_many, invalid, message, nested, sized, wire_form
+from .records import CALLERS, FIRST, body, dated, frame_of, from_many, invalid, message, nested, sized, wire_form
 
 __all__ = [
     "greenlets",
@@ -24,6 +25,7 @@ __all__ = [
     "pack_calls",
     "record_kinds",
     "record_size",
+    "records_and_clients",
     "refusals",
     "send_calls",
     "sends_by",
@@ -92,7 +94,7 @@ def valid_record(rounds: int, blocks: int) -> list[Row]:
     medians = {"send": [statistics.median(each) for each in sends], "pack": [statistics.median(each) for each in packs]}
     rare = {"send": [percentile(each, 99.9) for each in sends], "pack": medians["pack"]}
     name = "send() over Packer.pack"
-    bar, aim = Bound("at most", 4.0), Bound("at most", 2.5)
+    bar, aim = Bound("at most", 0.6), Bound("at most", 0.35)
     return [
         _row(f"{name}, mean", means, "send", "pack", bar, aim),
         _row(f"{name}, median", medians, "send", "pack"),
@@ -132,13 +134,15 @@ def refusals(function: Callable[[Any], object], messages: Sequence[Any]) -> floa
 
 
 def greenlets(rounds: int, records: int) -> list[Row]:
-    """``send()`` with many sending greenlets over ``send()`` with one, all letting the others run after each record."""
-    numbers = [1, 10, 100, 1_000, 10_000]
-    samples = interleave({str(number): partial(sends_by, number, records) for number in numbers}, rounds)
-    bounds = {10_000: (Bound("at most", 1.3), Bound("at most", 1.1))}
+    """``send()`` with many sending greenlets, all letting the others run after each record, over one bare pack."""
+    numbers = [1, 100, 10_000]
+    forms = [wire_form(message(FIRST + each)) for each in range(_BLOCK)]
+    contenders: dict[str, Callable[[], float]] = {"pack": partial(pack_calls, forms)}
+    samples = interleave(contenders | {str(each): partial(sends_by, each, records) for each in numbers}, rounds)
+    bounds = {10_000: (Bound("at most", 1.0), Bound("at most", 0.6))}
     return [
-        _row(f"send() with {number:,} greenlets over one", samples, str(number), "1", *bounds.get(number, ()))
-        for number in numbers[1:]
+        _row(f"send() over Packer.pack, {number:,} greenlets", samples, str(number), "pack", *bounds.get(number, ()))
+        for number in numbers
     ]
 
 
@@ -195,7 +199,8 @@ def record_size(rounds: int, kib_in_all: int) -> list[Row]:
 def record_kinds(rounds: int, blocks: int) -> list[Row]:
     """``send()`` over one bare pack, for records that are not as plain as the typical one."""
     kinds = {
-        f"{CALLERS:,} callers in turn": [from_many(FIRST + each) for each in range(CALLERS)],
+        _CALLERS_IN_TURN: [from_many(FIRST + each) for each in range(CALLERS)],
+        "a datetime and a UUID in custom data": [dated(FIRST + each) for each in range(_BLOCK)],
         "5 changes in custom data": [nested(FIRST + each, 5) for each in range(_BLOCK)],
         "100 changes in custom data": [nested(FIRST + each, 100) for each in range(_BLOCK // 10)],
     }
@@ -214,9 +219,55 @@ def record_kinds(rounds: int, blocks: int) -> list[Row]:
         samples = interleave(contenders, rounds)
     rows = []
     for kind in kinds:
-        row = _row(f"send() over Packer.pack, {kind}", samples, f"send {kind}", f"pack {kind}")
-        rows.append(Row(row.name, row.value, absolute=row.absolute, note=f"a frame of {lengths[kind]:,} bytes"))
+        bar, aim = _KIND_BOUNDS.get(kind, (None, None))
+        row = _row(f"send() over Packer.pack, {kind}", samples, f"send {kind}", f"pack {kind}", bar, aim)
+        rows.append(replace(row, note=f"a frame of {lengths[kind]:,} bytes"))
     return rows
+
+
+def records_and_clients(rounds: int, number: int) -> list[Row]:
+    """Building a ``Msg`` over building the equal dict; ``send()`` by a schema of one's own; and making a ``Client``."""
+
+    class Own(RecordSchema):
+        """A schema that changes nothing."""
+
+    def build(make: Callable[[int], object]) -> float:
+        return all_calls(make, range(FIRST, FIRST + number))
+
+    def clients() -> float:
+        start = time.perf_counter()
+        made = [Client(NoOp) for _ in range(20)]
+        seconds = (time.perf_counter() - start) / len(made)
+        for client in made:
+            client.close()
+        return seconds
+
+    messages = [message(FIRST + each) for each in range(100)]
+    with Client(NoOp) as plain, Client(NoOp, schema=Own()) as own:
+        samples = interleave(
+            {
+                "message": partial(build, message),
+                "dict": partial(build, body),
+                "own": partial(send_calls, own, messages),
+                "plain": partial(send_calls, plain, messages),
+                "client": clients,
+            },
+            rounds,
+        )
+    milliseconds = Spread.of(value * 1e3 for value in samples["client"])
+    most = Bound("at most", 1.0)
+    return [
+        _row("building a Msg over building the equal dict", samples, "message", "dict", Bound("at most", 1.5), most),
+        Row("making a Client", milliseconds, unit="ms", bar=most, aim=Bound("at most", 0.3)),
+        _row("send() with a schema of one's own over without", samples, "own", "plain"),
+    ]
+
+
+_CALLERS_IN_TURN = f"{CALLERS:,} callers in turn"
+_KIND_BOUNDS = {
+    _CALLERS_IN_TURN: (Bound("at most", 0.6), Bound("at most", 0.4)),
+    "a datetime and a UUID in custom data": (Bound("at most", 0.8), Bound("at most", 0.5)),
+}
 
 
 def _row(name: str, samples: Samples, over: str, under: str, bar: Bound | None = None, aim: Bound | None = None) -> Row:

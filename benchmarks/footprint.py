@@ -32,7 +32,10 @@ def hub_hold(rounds: int, seconds: float) -> list[Row]:
     kernel gave to other processes meanwhile does not count; waiting in a system call does.
     """
     rows = []
-    for number, bar, aim in ((100, Bound("at most", 5.0), Bound("at most", 2.0)), (1, None, None)):
+    for number, bar, aim in (
+        (100, Bound("at most", 1.0), Bound("at most", 0.5)),
+        (1, Bound("at most", 2.0), Bound("at most", 1.0)),
+    ):
         samples = _turns(number, rounds, seconds)
         rows.append(
             Row(
@@ -162,8 +165,8 @@ def queue_memory(rounds: int, records: int) -> list[Row]:
         Row(
             f"{name}, by tracemalloc",
             of_python,
-            bar=Bound("at most", 1.3),
-            aim=Bound("at most", 1.15),
+            bar=Bound("at most", 1.15),
+            aim=Bound("at most", 1.1),
             note="what Python asked for",
         ),
         Row(
@@ -188,7 +191,7 @@ def import_time(rounds: int) -> list[Row]:
         Row(
             "import geventaudit over importing its dependencies",
             ratios(samples["geventaudit"], samples["dependencies"]),
-            bar=Bound("at most", 1.25),
+            bar=Bound("at most", 1.15),
             aim=Bound("at most", 1.1),
             absolute={f"import {contenders[name]}, ms": Spread.of(each) for name, each in samples.items()},
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 import msgpack
 
@@ -14,6 +16,7 @@ from geventaudit import (
     CallerIdentity,
     CallerIdentityType,
     Msg,
+    MsgSchema,
     OperationCategory,
     OperationResult,
     OperationType,
@@ -27,6 +30,7 @@ __all__ = [
     "FIRST",
     "TAG",
     "body",
+    "dated",
     "frame_of",
     "from_many",
     "from_many_body",
@@ -45,6 +49,9 @@ FIRST = 1 << 20
 CALLERS = 20_000
 """Of :func:`from_many`: each with an address, a name and a resource of its own. More than anybody remembers."""
 
+
+_MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
+_ID = UUID("e6c9fcb1-7f08-4c1d-9e7a-123456789abc")
 
 _ONE = ("192.0.2.7", "user@example.com", "res1")
 
@@ -115,6 +122,13 @@ def from_many_body(number: int) -> dict[str, Any]:
     return body(number, _callers()[number % CALLERS])
 
 
+def dated(number: int) -> Msg:
+    """The typical record, with a time and an id in its custom data."""
+    msg = message(number)
+    msg.record.custom_data = {"ticket": number, "at": _MOMENT, "id": _ID}
+    return msg
+
+
 def nested(number: int, changes: int) -> Msg:
     """The typical record, with a list of so many small changes in its custom data."""
     msg = message(number)
@@ -147,7 +161,7 @@ def sized(number: int, kib: float) -> Msg:
 
 def frame_of(msg: Msg) -> bytes:
     """Its frame, as if sent now."""
-    return encode(msg, time.time())
+    return encode(MsgSchema().load(msg), time.time())
 
 
 def wire_form(msg: Msg) -> Any:

@@ -6,17 +6,18 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import gevent
 
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
 from .delivery.outbox import new_turn
-from .encoder.compiled import Compiled
+from .encoder import engine
 from .encoder.encoding import Datetimes, Encoder
+from .encoder.plan import plan_of, stock_schema
 from .errors import (
     AuditError,
     ClientClosedError,
@@ -38,6 +39,9 @@ from .runtime.native import thread_ident
 from .schema.rules import MsgSchema, RecordSchema, by_record
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
+
+if TYPE_CHECKING:
+    from .encoder._fast import Gate
 
 __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
@@ -93,11 +97,9 @@ class AuditClient:
         new_turn()
         if spool is not None:
             from .spool import store  # noqa: F401
-        self._schema = MsgSchema(record=schema)
-        # The rules themselves hold whatever a user's schema or its hooks make of a message.
-        self._rules = None if schema is None or type(schema) is RecordSchema else MsgSchema()
+        self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
-        self._compiled = Compiled(self._schema, self._encoder)
+        self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
         self._spool = spool
@@ -112,6 +114,9 @@ class AuditClient:
             counters=counters,
             notifier=notifier,
         )
+        self._gate: Gate | None = None
+        if engine.Gate is not None and schema is None and before_send is None:
+            self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
         _clients.add(self)
         _warn_of_many(self)
 
@@ -131,6 +136,10 @@ class AuditClient:
             accepted. A :class:`~geventaudit.Client` does not raise it.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
         """
+        self._send_carefully(msg, timeout, None)
+
+    def _send_carefully(self, msg: Msg | Mapping[str, Any], timeout: float | None, frame: bytes | None) -> None:
+        """Send what the gate left; *frame* is that of *msg* if the gate has made it."""
         if timeout != 0.0:
             check_timeout(timeout)
         try:
@@ -139,7 +148,8 @@ class AuditClient:
             life = self._life
             if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
                 life.check_accepting()
-            frame = self._frame_of(msg)
+            if frame is None:
+                frame = self._frame_of(msg)
             if frame is None:
                 self._counters.reject(Rejection.LEFT_OUT)
             elif thread_ident() == life.thread.ident:
@@ -184,7 +194,7 @@ class AuditClient:
         :raises ValidationError: a mapping has not the form of a message.
         """
         if isinstance(template, Mapping):
-            template = self._schema.shape(template)
+            template = self._shape(template)
         if isinstance(template, Msg):
             audit_type = template.type if audit_type is None else audit_type
             template = template.record
@@ -267,20 +277,20 @@ class AuditClient:
         now = time.time()
         try:
             if self._before_send is not None:
-                msg = self._before_send(self._schema.shape(msg))
+                msg = self._before_send(self._shape(msg))
                 if msg is None:
                     return None
-            frame = self._compiled.frame_of(msg, now, self._encoder.pack)
-            if frame is not None:
-                return frame
-            loaded = self._schema.load(msg)
-            if self._rules is not None:
-                loaded = self._rules.load(loaded)
-            return self._encoder.encode(loaded, now)
+            if self._schema is not None:
+                msg = self._schema.load(msg)
+            # The rules of the protocol hold whatever a user's schema and its hooks make of a message.
+            return self._walker.frame_of(msg, now) or self._encoder.encode(stock_schema().load(msg), now)
         except ValidationError as error:
             raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
         except Exception as error:
             raise ValidationError({"_schema": [f"validating it raised {show(error)}"]}) from error
+
+    def _shape(self, msg: Any) -> Msg:
+        return (self._schema or stock_schema()).shape(msg)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -375,6 +385,10 @@ class AuditClient:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._life.state.value}>"
+
+
+if engine.send is not None:
+    AuditClient.send = update_wrapper(engine.send, AuditClient.send)  # type: ignore[method-assign]
 
 
 # -- all clients -------------------------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ The rules (what is required, what is refused) are in :mod:`geventaudit.schema.ru
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import EnumMeta, StrEnum
+from functools import update_wrapper
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +32,11 @@ __all__ = [
 ]
 
 
-class AuditType(StrEnum):
+class _Members(EnumMeta):
+    """The class of the enumerations here, whose members :mod:`geventaudit._records` makes cheap to look up."""
+
+
+class AuditType(StrEnum, metaclass=_Members):
     """The kind of a message; its value is the tag of the frame on the wire."""
 
     DATA_PLANE = "AsmAuditDP"
@@ -42,7 +49,7 @@ class AuditType(StrEnum):
     """The client's own trouble report. Known on the receiving side; never sent by this library."""
 
 
-class OperationType(StrEnum):
+class OperationType(StrEnum, metaclass=_Members):
     """What was done to the resource."""
 
     UNKNOWN = "UnknownOperationType"
@@ -57,7 +64,7 @@ class OperationType(StrEnum):
     """When something was removed."""
 
 
-class OperationResult(StrEnum):
+class OperationResult(StrEnum, metaclass=_Members):
     """How it ended."""
 
     UNKNOWN = "UnknownOperationResult"
@@ -68,7 +75,7 @@ class OperationResult(StrEnum):
     """When it did not, refusals included. Needs an ``operation_result_description``."""
 
 
-class OperationCategory(StrEnum):
+class OperationCategory(StrEnum, metaclass=_Members):
     """The fields of work that an operation belongs to, one or more. Their order here is their order on the wire."""
 
     UNKNOWN = "UnknownOperationCategory"
@@ -113,7 +120,7 @@ class OperationCategory(StrEnum):
     """Operations that touch information by which an end user can be identified."""
 
 
-class CallerIdentityType(StrEnum):
+class CallerIdentityType(StrEnum, metaclass=_Members):
     """By what kind of name a caller is known."""
 
     UNKNOWN = "UnknownCallerIdentityType"
@@ -201,9 +208,9 @@ class Record:
     """Anything else worth keeping. Left out on the wire when it is empty."""
 
     def replace(self, **changes: Any) -> Record:
-        """A copy with *changes*: one record serves as the template of many.
+        """Return a copy with *changes*: one record serves as the template of many.
 
-        :raises TypeError: for a name that is not a field.
+        :raises TypeError: a name is not a field.
         """
         return dataclasses.replace(self, **changes)
 
@@ -245,3 +252,16 @@ class Diagnostic:
 
 
 Message: TypeAlias = Msg | Heartbeat | Diagnostic
+
+
+if not os.environ.get("PURE_PYTHON"):
+    try:
+        from . import _records
+    except ImportError:
+        pass
+    else:
+        Record.replace = update_wrapper(_records.replace, Record.replace)  # type: ignore[assignment]
+        _records.make_cheap(Msg, Record, CallerIdentity, TargetResource)
+        if sys.version_info < (3, 12):
+            _enums = [AuditType, OperationType, OperationResult, OperationCategory, CallerIdentityType]
+            _records.make_lookups_cheap(_Members, _enums)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from .encoder.engine import ENCODER
+
 __all__ = ["Counters", "Rejection", "Stats"]
 
 
@@ -75,6 +77,8 @@ class Stats(NamedTuple):
     """Whether there is a connection now."""
     degraded: bool = False
     """Whether the client is at work and has no connection, now."""
+    encoder: str = ENCODER
+    """The encoder in use: ``"compiled"``, or ``"pure"`` for the slower one in plain Python."""
 
 
 class _Count:

@@ -20,7 +20,7 @@ from gevent import subprocess
 from gevent.os import tp_read
 from helpers import eventually, free_port, mapping
 
-from geventaudit import Msg, __version__
+from geventaudit import Msg, Stats, __version__
 from geventaudit.agent import Agent
 from geventaudit.cli import lines as file_lines
 
@@ -309,7 +309,7 @@ def test_demo() -> None:
 
 
 def test_help_and_version() -> None:
-    assert run("--version") == (0, f"geventaudit {__version__}\n", "")
+    assert run("--version") == (0, f"geventaudit {__version__} ({Stats().encoder} encoder)\n", "")
     status, out, _ = run("--help")
     assert status == 0
     assert all(name in out for name in COMMANDS)
@@ -511,7 +511,7 @@ def test_colours_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     doctor = ("doctor", "--unix", "/nonexistent")
     assert "\x1b[31mFAILED \x1b[0m /nonexistent" in at_a_terminal("-m", "geventaudit", *doctor)[1]
-    assert run(*doctor)[1].startswith("FAILED  /nonexistent"), "nor in a pipe"
+    assert run(*doctor)[1].splitlines()[1].startswith("FAILED  /nonexistent"), "nor in a pipe"
     main, other = pty.openpty()
     with open(main, "rb", buffering=0), open(other, "w") as terminal:
         monkeypatch.delenv("NO_COLOR", raising=False)

@@ -12,7 +12,7 @@ import pytest
 from geventaudit import MsgSchema, RecordSchema, ValidationError
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
-from geventaudit.schema.rules import canonical_address, service_tree_uuid
+from geventaudit.schema.addresses import canonical_address, service_tree_uuid
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = json.loads((GOLDEN / "frames.json").read_text())

@@ -117,6 +117,8 @@ class Situations:
         client = Client(broken, backoff=Backoff(1000, 1000), queue_size=3 if situation == "disk" else 100, spool=spool)
         if situation not in ("first use", "opening"):
             client.send(message(-1))
+        if situation == "running":
+            client._gate = None  # what the compiled path leaves
         if situation == "disk":
             client.send(message(-2))
             client.send(message(-3))
@@ -135,7 +137,9 @@ class Situations:
 
 
 @of_3_11
-@pytest.mark.parametrize(("situation", "step"), [("first use", 17), ("running", 2), ("inbox", 5), ("disk", 11)])
+@pytest.mark.parametrize(
+    ("situation", "step"), [("first use", 17), ("running", 2), ("gate", 1), ("inbox", 5), ("disk", 11)]
+)
 def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
     at, more = 0, True
@@ -149,7 +153,7 @@ def test_send_at_every_bytecode_of_send(folder: Path, situation: str, step: int)
         assert stats.accepted == before + 1 + more == stats.dropped + stats.kept
         assert sorted(each for each in left if each > 0) == ([] if situation == "disk" else [1, 2] if more else [1])
         at += step
-    assert at > 50
+    assert at > (50 if situation != "gate" else 0)
 
 
 @of_3_11
@@ -195,7 +199,9 @@ def test_send_at_every_bytecode_of_close() -> None:
 
 
 @of_3_11
-@pytest.mark.parametrize(("situation", "step"), [("first use", 29), ("running", 3), ("inbox", 7), ("disk", 23)])
+@pytest.mark.parametrize(
+    ("situation", "step"), [("first use", 29), ("running", 3), ("gate", 1), ("inbox", 7), ("disk", 23)]
+)
 def test_close_at_every_bytecode_of_send(folder: Path, situation: str, step: int) -> None:
     situations = Situations(folder)
     at, more = 0, True
@@ -213,7 +219,7 @@ def test_close_at_every_bytecode_of_send(folder: Path, situation: str, step: int
         assert stats.accepted == before + accepted == stats.dropped + stats.kept
         assert len(left) == stats.dropped
         at += step
-    assert at > 50
+    assert at > (50 if situation != "gate" else 0)
 
 
 # -- signal handlers and finalizers ------------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ def test_thousands_of_nested_sends(folder: Path, mode: Any, how: str, thread: bo
         def interrupt() -> None:
             # On a slow disk, one handler would interrupt the other until the stack ends. On a slow machine, they would
             # leave no time for the interrupted sends.
-            if len(nested.busy) > 50 or len(nested.accepted) + nested.refused > 10_000:
+            if len(nested.busy) > 50 or len(nested.accepted) + nested.refused > 3_000:
                 return
             for _ in range(3):
                 if how == "signal":
@@ -583,7 +589,7 @@ def test_a_memory_error_refuses(monkeypatch: pytest.MonkeyPatch, place: str, use
 def test_no_memory_for_a_base_client(monkeypatch: pytest.MonkeyPatch) -> None:
     with BaseClient(NoOp()) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Encoder, "pack", raising)
+            patch.setattr(OneWorker, "ensure_running", raising)
             with pytest.raises((Invalid, QueueFullError)):
                 client.send(message(0))
         client.send(message(1))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -15,10 +14,10 @@ from helpers import message
 
 from geventaudit import Client, DomainSocket
 from geventaudit.encoder import encoding
-from geventaudit.encoder.compiled import Compiled
 from geventaudit.encoder.encoding import Encoder, Packed
+from geventaudit.encoder.engine import Walker
+from geventaudit.encoder.plan import plan_of
 from geventaudit.protocol.decoding import Decoder, decode
-from geventaudit.schema.rules import MsgSchema
 from geventaudit.testing import AuditAgent
 
 MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
@@ -80,25 +79,9 @@ def test_encode_within_encode(interrupt: Callable[[Callable[[], object]], None],
     assert {outer, *inner} == {expected}
 
 
-@contextmanager
-def hooked(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterator[None]:
-    """Run *act* in each ``default`` hook of the encoders that are made here."""
-    original = encoding._as_extension
-
-    def hook(value: Any) -> Any:
-        act()
-        return original(value)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_as_extension", hook)
-        yield
-
-
 @WAYS
-def test_a_compiled_function_within_itself(
-    interrupt: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own pieces of the frame, and what it remembers, are as safe as the packing."""
+def test_a_walk_within_a_walk(interrupt: Callable[[Callable[[], object]], None]) -> None:
+    """The pieces of the frame, and the caches, are as safe as the packing."""
     inner: list[bytes | None] = []
 
     def act() -> None:
@@ -108,13 +91,13 @@ def test_a_compiled_function_within_itself(
             interrupt(lambda: inner.__setitem__(number - 1, frame_of(number)))
 
     def frame_of(number: int) -> bytes | None:
-        msg = message(operation_name=f"name {number}", custom_data={"a": MOMENT, "n": number, "b": [MOMENT] * 3})
-        return compiled.frame_of(msg, TIME + number, encoder.pack)
+        custom = {**times(act), "n": number, "more": [times(act)] * 3}
+        msg = message(operation_name=f"name {number}", custom_data=custom)
+        return walker.frame_of(msg, TIME + number)
 
-    with hooked(monkeypatch, act):
-        encoder = Encoder()
-        compiled = Compiled(MsgSchema(), encoder)
-        outer = frame_of(0)
+    encoder = Encoder()
+    walker = Walker(plan_of(encoder), encoder)
+    outer = frame_of(0)
     again = [frame_of(number) for number in range(4)]
     assert [outer, *inner] == again
     for number, frame in enumerate(again):
@@ -151,7 +134,7 @@ def test_the_next_frame_is_whole_when_the_interrupted_one_goes_on_after_a_nested
 
 def test_eight_threads_share_an_encoder() -> None:
     encoder = Encoder()
-    compiled = Compiled(MsgSchema(), encoder)
+    walker = Walker(plan_of(encoder), encoder)
     wrong: list[Any] = []
     start = threading.Barrier(8)
 
@@ -167,7 +150,7 @@ def test_eight_threads_share_an_encoder() -> None:
             custom = {"name": name, "many": [MOMENT] * 20}
             for frame in (
                 encoder.encode(message(operation_name=name, custom_data={**custom, **times(switch)}), TIME),
-                compiled.frame_of(message(operation_name=name, custom_data=custom), TIME, encoder.pack),
+                walker.frame_of(message(operation_name=name, custom_data=custom), TIME),
             ):
                 assert frame is not None
                 (one,) = Decoder().feed(frame)
@@ -216,7 +199,7 @@ def test_the_size_of_the_cache_survives_lost_counts() -> None:
 
 
 @WAYS
-def test_send_within_send(interrupt: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_within_send(interrupt: Callable[[Callable[[], object]], None]) -> None:
     """Accepted records arrive, however a second send() comes into the first."""
     accepted: list[int] = []
 
@@ -224,11 +207,11 @@ def test_send_within_send(interrupt: Callable[[Callable[[], object]], None], mon
         if len(accepted) < 20:
             accepted.append(0)
             number = len(accepted)
-            interrupt(lambda: client.send(message(custom_data={"n": number, "at": MOMENT})))
+            interrupt(lambda: client.send(message(custom_data={"n": number, **times(act)})))
 
-    with hooked(monkeypatch, act), AuditAgent() as agent:
+    with AuditAgent() as agent:
         with Client(lambda: DomainSocket(agent.address), queue_size=1000) as client:
-            client.send(message(custom_data={"n": 0, "at": MOMENT, "more": [MOMENT] * 50}))
+            client.send(message(custom_data={"n": 0, **times(act), "more": [times(act)] * 50}))
             assert client.flush(10)
             assert client.stats().connects == 1
         agent.wait_for(21)

@@ -29,7 +29,7 @@ from geventaudit import (
     ValidationError,
 )
 from geventaudit.records import __all__ as record_names
-from geventaudit.schema.rules import _canonical_address, canonical_address
+from geventaudit.schema.addresses import _canonical_address, canonical_address
 
 
 def messages_of(data: Any, schema: RecordSchema | None = None) -> Any:
@@ -421,3 +421,40 @@ def test_the_short_way_for_dotted_addresses_says_what_the_long_one_says(octets: 
             return None
 
     assert outcome(canonical_address) == outcome(_canonical_address.__wrapped__)
+
+
+def test_schema_tools_understand_the_schema_as_it_is() -> None:
+    from apispec import APISpec
+    from apispec.ext.marshmallow import MarshmallowPlugin
+
+    spec = APISpec("t", "1", "3.1.0", plugins=[MarshmallowPlugin()])
+    spec.components.schema("Record", schema=RecordSchema)
+    schemas = spec.to_dict()["components"]["schemas"]
+    properties = schemas["Record"]["properties"]
+    assert set(properties) == set(mapping()) | {"OperationCategoryDescription", "OperationResultDescription"}
+    assert properties["OperationName"] == {"type": "string", "minLength": 1}
+    assert properties["OperationType"]["enum"] == [each.value for each in OperationType]
+    assert properties["OperationCategories"]["items"]["enum"][1] == "OCOther"
+    assert properties["CallerIpAddress"]["type"] == "string"
+    identities = properties["CallerIdentities"]["additionalProperties"]
+    assert identities["items"] == {"$ref": "#/components/schemas/CallerIdentity"}
+    assert sorted(schemas["CallerIdentity"]["required"]) == ["Description", "Identity"]
+
+
+@pytest.mark.parametrize("call", ["load", "validate", "construct"])
+def test_a_part_of_a_record_is_refused_with_the_reason(call: str) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "load": lambda: RecordSchema().load({}, partial=("caller_agent",)),
+        "validate": lambda: RecordSchema().validate({}, partial=True),
+        "construct": lambda: RecordSchema(partial=True),
+    }
+    with pytest.raises(TypeError, match="for one whole Record"):
+        calls[call]()
+
+
+@pytest.mark.parametrize("options", [{"only": ("name",)}, {"exclude": ("region",)}])
+def test_a_part_of_a_nested_schema_is_refused_with_the_reason(options: dict[str, Any]) -> None:
+    from geventaudit.schema.rules import TargetResourceSchema
+
+    with pytest.raises(TypeError, match=r"these differ: .*only, exclude and dump_only leave fields out"):
+        TargetResourceSchema(**options)

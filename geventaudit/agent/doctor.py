@@ -21,6 +21,7 @@ from enum import Enum
 import gevent
 
 from ..encoder.encoding import Encoder
+from ..encoder.engine import ENCODER
 from ..errors import ConnectionFailedError
 from ..records import Heartbeat
 from ..runtime.clock import monotonic
@@ -66,6 +67,7 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
     :param address: a path, or host and port; None for the path that a ``DomainSocket()`` takes.
     :param timeout: seconds for each thing that the agent is asked to do.
     """
+    yield _encoder()
     try:
         if isinstance(address, tuple):
             host_and_port = address
@@ -82,6 +84,13 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
         yield failed.finding
     except OSError as error:  # it was there a moment ago
         yield Finding(Outcome.FAILED, str(error), "something changed meanwhile: look once more")
+
+
+def _encoder() -> Finding:
+    if ENCODER == "compiled":
+        return Finding(Outcome.OK, "the encoder is compiled")
+    advice = "unset PURE_PYTHON, or install a wheel, or a C compiler before geventaudit"
+    return Finding(Outcome.NOTE, "the encoder is plain Python, several times slower than the compiled one", advice)
 
 
 # -- the place of the socket -------------------------------------------------------------------------------------------

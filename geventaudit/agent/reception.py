@@ -13,7 +13,9 @@ from ..errors import FrameError, ValidationError, logger
 from ..protocol.decoding import Entry, EntryReader, Frame
 from ..protocol.messages import HEARTBEAT_FIELDS, message_of
 from ..records import AuditType, Heartbeat, Message
-from ..schema.rules import TYPE_NAMES, MsgSchema, RecordSchema, by_record, service_tree_uuid
+from ..schema.addresses import service_tree_uuid
+from ..schema.fields import TYPE_NAMES
+from ..schema.rules import MsgSchema, RecordSchema, by_record
 from ..schema.values import normal_form
 from .arrivals import AgentCounts, Received, Refused
 from .connections import Turn

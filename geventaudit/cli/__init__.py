@@ -29,6 +29,7 @@ from ..agent.shown import json_line, line_of, line_of_refusal, printable
 from ..backoff import Backoff
 from ..client import Client
 from ..encoder.encoding import Encoder
+from ..encoder.engine import ENCODER
 from ..errors import AuditError, ConnectionFailedError, QueueFullError, ValidationError
 from ..records import Msg, OperationResult
 from ..schema.json_schema import json_schema
@@ -89,7 +90,7 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
   geventaudit doctor                               find out why nothing arrives
   geventaudit COMMAND --help                       more examples""",
     )
-    parser.add_argument("--version", action="version", version=f"geventaudit {__version__}")
+    parser.add_argument("--version", action="version", version=f"geventaudit {__version__} ({ENCODER} encoder)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> Parser:

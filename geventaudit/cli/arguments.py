@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import ValidationError
-from ..schema.rules import service_tree_uuid
+from ..schema.addresses import service_tree_uuid
 from ..transport import TCP, Connection, DomainSocket
 from .terminal import CommandError
 

@@ -94,7 +94,8 @@ class Outbox:
         self._room = Change()
         self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
         self._refusal: Exception | None = None
-        self._is_plain = spool is None  # nothing but the queue decides whether a record is accepted
+        self.is_plain = spool is None
+        """True if nothing but the queue decides whether a record is accepted."""
         self._to_resend = 0  # how many entries behind the cursor were written before
         self._ahead: int | None = None  # where the first entry stood before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
@@ -120,14 +121,13 @@ class Outbox:
         # The sender is woken first: whatever fails afterwards, nothing was accepted.
         if self.wake.is_armed:
             self.wake.set()
-        if self._is_plain and not self.inbox.entries:  # the common case, without further calls
+        if self.is_plain and not self.inbox.entries:  # the common case, without further calls
             try:
                 self.queue.put(frame, False)
             except Full:
                 pass
             else:
-                if self._refusal is not None:
-                    self._withdraw(frame, None)
+                self.withdraw_if_refused(frame)
                 return
         pending = self._put_or_wait(frame, timeout)
         if pending is None or self.store is None or not self.store.is_always:
@@ -175,6 +175,11 @@ class Outbox:
         if self._refusal is not None:
             self._withdraw(frame, pending)
         return pending
+
+    def withdraw_if_refused(self, frame: bytes) -> None:
+        """Take a frame that was just queued back, and raise, if the client was closed before that."""
+        if self._refusal is not None:
+            self._withdraw(frame, None)
 
     def _withdraw(self, frame: bytes, pending: Pending | None) -> None:
         """Take *frame* back, and raise the refusal. A signal handler has closed the client before *frame* was put.
@@ -239,7 +244,7 @@ class Outbox:
     def refuse(self, error: Exception | None) -> None:
         """Refuse all records, those that wait for room too, with *error*; None accepts again."""
         self._refusal = error
-        self._is_plain = self.store is None and error is None
+        self.is_plain = self.store is None and error is None
         self._room.set()
 
     def move_inbox(self) -> None:

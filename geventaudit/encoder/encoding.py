@@ -21,7 +21,8 @@ import msgpack
 
 from ..errors import ValidationError, show
 from ..records import AuditType, Diagnostic, Heartbeat, Message, Msg, Record
-from ..schema.rules import canonical_address, service_tree_uuid, sorted_categories, sorted_identities, sorted_levels
+from ..schema.addresses import canonical_address, service_tree_uuid
+from ..schema.rules import sorted_categories, sorted_identities, sorted_levels
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
@@ -89,6 +90,8 @@ class Encoder:
             raise ValueError(f"max_frame_bytes must be a whole number of at least 1, got {show(max_frame_bytes)}")
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
+        self.native: frozenset[type] = frozenset({datetime}) if datetimes == "extension" else frozenset()
+        """Types in custom data that are written as MessagePack has them, by no hook."""
         self._default = _as_extension if datetimes == "extension" else _as_text
 
     def pack(self, value: Any) -> bytes:

@@ -22,27 +22,28 @@ class Signal:
     between its look and its wait.
     """
 
-    __slots__ = ("_event", "is_armed")
+    __slots__ = ("event", "is_armed")
 
     def __init__(self) -> None:
-        self._event = Event()
+        self.event = Event()
+        """Ends the wait when it is set. In the hub's thread only."""
         self.is_armed = False
         """True while :meth:`set` has an effect."""
 
     def set(self) -> None:
         """Wake the greenlet if it waits or is about to. In the hub's thread only."""
         if self.is_armed:
-            self._event.set()
+            self.event.set()
 
     def arm(self) -> None:
         """Announce a wait, before the last look for work."""
-        self._event.clear()
+        self.event.clear()
         self.is_armed = True
 
     def wait(self, timeout: float | None) -> None:
         """Wait for a :meth:`set` since :meth:`arm`, *timeout* seconds at most."""
         try:
-            self._event.wait(timeout and max(timeout, TICK))
+            self.event.wait(timeout and max(timeout, TICK))
         finally:
             self.is_armed = False
 

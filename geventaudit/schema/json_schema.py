@@ -14,8 +14,8 @@ from typing import Any
 import marshmallow
 from marshmallow import fields, validate
 
-from . import rules
-from .rules import NEEDS_DESCRIPTION, SENDABLE, MsgSchema
+from .fields import SENDABLE, Address, CustomData, Groups, Items, Member, Type
+from .rules import NEEDS_DESCRIPTION, MsgSchema
 
 __all__ = ["json_schema"]
 
@@ -48,7 +48,7 @@ def _conditions(by_name: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if description in by_name and name in by_name:
             there, needed = by_name[name].data_key, by_name[description].data_key
             is_value = {"const": str(value)}
-            has_value = {"contains": is_value} if isinstance(by_name[name], rules.Items) else is_value
+            has_value = {"contains": is_value} if isinstance(by_name[name], Items) else is_value
             yield {
                 "if": {"properties": {there: has_value}, "required": [there]},
                 "then": {"properties": {needed: {"minLength": 1}}, "required": [needed]},
@@ -73,44 +73,32 @@ def _by_kind(field: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[name] = {}
             definitions[name] = _object(nested, definitions)
         return {"$ref": f"#/$defs/{name}"}
-    if isinstance(field, rules.Text):
-        text: dict[str, Any] = {"type": "string"}
-        if field.required:
-            text["minLength"] = 1
-        if not field.may_be_blank:
-            text["pattern"] = _not_only(rules.BLANK.pattern)
-        return text
-    if isinstance(field, rules.Member):
-        return {"enum": list(field.by_value)}
-    if isinstance(field, rules.Type):
+    if isinstance(field, Member):
+        return {"enum": [member.value for member in field.enum]}
+    if isinstance(field, Type):
         return {"enum": list(SENDABLE)}
-    if isinstance(field, rules.Items):
+    if isinstance(field, Items):
         items: dict[str, Any] = {"type": "array", "items": _value(field.inner, definitions)}
         return items if field.may_be_empty else {**items, "minItems": 1}
-    if isinstance(field, rules.Groups):
+    if isinstance(field, Groups):
         return {
             "type": "object",
-            "propertyNames": _value(field.key, definitions),
-            "additionalProperties": _value(field.items, definitions),
+            "propertyNames": _value(field.key_field, definitions),
+            "additionalProperties": _value(field.value_field, definitions),
             "minProperties": 1,
         }
-    if isinstance(field, rules.Address):
+    if isinstance(field, Address):
         return {
             "description": "An IPv4 or IPv6 address without port; not unspecified, loopback or multicast.",
             "type": "string",
             "minLength": 1,
             "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}, {"pattern": _WITH_ZONE}],
         }
-    if isinstance(field, rules.CustomData):
+    if isinstance(field, CustomData):
         return {"type": ["object", "null"]}
     if isinstance(field, fields.String):
         return {"type": "string"}
-    return {}  # a field of somebody's own kind may be anything
-
-
-def _not_only(blanks: str) -> str:
-    """The pattern of a text that has a character which is not in the class that *blanks*, ``[...]*``, repeats."""
-    return "[^" + blanks.removeprefix("[").removesuffix("]*") + "]"
+    return {}  # a field of the user's own kind may be anything
 
 
 def _by_validator(validator: Any) -> dict[str, Any]:

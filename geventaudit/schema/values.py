@@ -99,8 +99,12 @@ class _Walk:
             return value
         if kind is int:
             return self._integer(value)
-        if kind is dict or kind is list:  # here already, since the questions that follow take long
+        if kind is dict or kind is list:
             return self._container(value)
+        return self._other(value)
+
+    def _other(self, value: Any) -> Any:
+        """Return the normal form of a value of another type than the common ones."""
         if isinstance(value, Enum):  # before str and int: members of a StrEnum and an IntEnum are those too
             return self._text(value.value if isinstance(value.value, str) else value.name)
         if isinstance(value, datetime):
@@ -119,7 +123,7 @@ class _Walk:
             return float(value)
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value)
-        return self._refuse(f"must be a value that MessagePack can carry, got {show(value)} ({kind.__name__})")
+        return self._refuse(f"must be a value that MessagePack can carry, got {show(value)} ({type(value).__name__})")
 
     def mapping(self, data: Mapping[Any, Any], *, top: bool = False) -> dict[Any, Any]:
         result: dict[Any, Any] = {}

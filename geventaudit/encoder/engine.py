@@ -1,0 +1,27 @@
+"""The encoder in use: the compiled one, or the one in plain Python.
+
+The latter where there is no compiled one (no compiler at installation, PyPy), and if ``PURE_PYTHON`` is set in the
+environment, as for gevent.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = ["ENCODER", "Gate", "Walker", "send"]
+
+Gate: Any = None
+send: Any = None
+Walker: Any
+ENCODER = "compiled"
+"""``"compiled"`` or ``"pure"``."""
+
+try:
+    if os.environ.get("PURE_PYTHON"):
+        raise ImportError("PURE_PYTHON is set")
+    from ._fast import Gate, Walker, send
+except ImportError:
+    from .fallback import Walker
+
+    ENCODER = "pure"

@@ -1,0 +1,193 @@
+"""The plan, executed in plain Python: closures that check a value and return its MessagePack.
+
+A closure raises if it is not sure; ``Walker.frame_of`` returns None then. Values that stand beside each other are read,
+checked and looked up by functions in C, such as ``map``. Packed texts and members are cached, since most of them repeat
+in an audit trail. All containers are copied before they are read: another thread may change them meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter, call
+from typing import Any, TypeAlias
+
+from ..records import AuditType
+from ..schema.addresses import canonical_address
+from ..schema.values import SCALARS, normal_form
+from . import encoding
+from .plan import REQUIRED, AddressNode, GroupsNode, ItemsNode, MemberNode, NestedNode, Plan, TextNode
+
+__all__ = ["Walker"]
+
+Write: TypeAlias = Callable[[Any], bytes]
+
+
+class _UnsureError(Exception):
+    """Let marshmallow decide."""
+
+
+class Walker:
+    """Writes frames by a plan. Thread-safe and re-entrant.
+
+    :param encoder: packs custom data.
+    """
+
+    def __init__(self, plan: Plan, encoder: encoding.Encoder) -> None:
+        self._write = _frame_writer(plan, encoder)
+
+    def frame_of(self, message: Any, unix_time: float) -> bytes | None:
+        """Return the frame of *message*, or None to let marshmallow decide. Raises no ``Exception``."""
+        try:
+            return self._write(message, unix_time)
+        except Exception:
+            return None
+
+
+def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float], bytes | None]:
+    read_message, read_record = _reader(plan.message), _reader(plan.record)
+    custom = [part.name for part in plan.record.parts].index("custom_data")
+    good, check, writes = _writers(plan.record, encoder)
+    heads, names, tail, needs, max_bytes = plan.heads, plan.names, plan.tail, plan.needs, plan.max_bytes
+    with_custom, without_custom = plan.with_custom, plan.without_custom
+    packed_time, floor = encoding.Packed(encoding.pack), math.floor
+
+    def write(message: Any, unix_time: float) -> bytes | None:
+        kind, record = read_message(message)
+        # By the type: the text "AsmAuditCP" equals a member, and names no type.
+        if type(kind) is not AuditType:
+            kind = names[kind] if type(kind) is str else None
+        values = read_record(record)
+        given = (*map(type, values),)
+        if given not in good:
+            check(given)
+        parts = [*map(call, writes, values)]
+        for description, place, packed in needs:
+            if not values[description] and packed in parts[place]:
+                return None
+        header = with_custom if parts[custom] else without_custom
+        frame = b"".join([heads[kind], packed_time[floor(unix_time)], header, *parts, tail])
+        return frame if len(frame) <= max_bytes else None
+
+    return write
+
+
+def _reader(node: NestedNode) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that returns the values of an object or mapping, in the order of the wire."""
+    values_of = attrgetter(*(part.name for part in node.parts))
+    describes, pairs = node.describes, [(part.key, part.default) for part in node.parts]
+    keys = {part.key for part in node.parts}
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is describes:
+            return values_of(value)
+        if type(value) is not dict or not keys.issuperset(value):
+            raise _UnsureError
+        values = tuple([value.get(key, default) for key, default in pairs])
+        for each in values:
+            if each is REQUIRED:
+                raise _UnsureError
+        return values
+
+    return read
+
+
+def _writers(
+    node: NestedNode, encoder: encoding.Encoder
+) -> tuple[set[tuple[type, ...]], Callable[[tuple[type, ...]], None], list[Write]]:
+    """Return the known types of all values together, a function that adds to them, and functions that write a value."""
+    kinds, writes = zip(*(_writer(part.node, encoder) for part in node.parts), strict=True)
+    good: set[tuple[type, ...]] = set()  # bounded, since only few types are good
+
+    def check(given: tuple[type, ...]) -> None:
+        for each, allowed in zip(given, kinds, strict=True):
+            if each not in allowed:
+                raise _UnsureError
+        good.add(given)
+
+    return good, check, list(writes)
+
+
+def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
+    """Return the types that a value may have, to be checked before, and a function that returns its MessagePack."""
+    if isinstance(node, TextNode):
+        pack = encoding.text_packer(node.before, empty=node.may_be_empty, blank=node.may_be_blank)
+        return frozenset({str}), encoding.Packed(pack).__getitem__
+    if isinstance(node, MemberNode):
+        return frozenset({str, node.enum}), node.packed.__getitem__
+    if isinstance(node, AddressNode):
+        kinds = frozenset({str, IPv4Address, IPv6Address})
+        return kinds, encoding.Packed(partial(_pack_address, node.before)).__getitem__
+    if isinstance(node, ItemsNode):
+        return _items(node, encoder)
+    if isinstance(node, GroupsNode):
+        return _groups(node, encoder)
+    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack)
+
+
+def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
+    """Write a list of texts or members."""
+    inner_kinds, write = _writer(node.inner, encoder)
+    order, headers = node.order, encoding.Packed(lambda size: node.before + encoding.array_header(size))
+
+    def write_items(value: Any) -> bytes:
+        items = [*value]
+        for each in items:
+            if type(each) not in inner_kinds:
+                raise _UnsureError
+        if order is not None and len(items) > 1:
+            items = order(items)
+        if not items:
+            raise _UnsureError
+        return headers[len(items)] + b"".join(map(write, items))
+
+    return frozenset({list, tuple, set, frozenset}), write_items
+
+
+def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
+    """Write a mapping of lists of objects, in one function, since calls are dear."""
+    key_kinds, write_key = _writer(node.key, encoder)
+    order, may_be_empty, nested = node.order, node.items.may_be_empty, node.items.inner
+    read, (good, check, writes) = _reader(nested), _writers(nested, encoder)
+    map_headers = encoding.Packed(lambda size: node.before + encoding.map_header(size))
+    array_headers = encoding.Packed(encoding.array_header)
+
+    def write_groups(value: Any) -> bytes:
+        groups: dict[Any, Any] = value.copy()
+        if not groups:
+            raise _UnsureError
+        parts = [map_headers[len(groups)]]
+        for key, items in groups.items() if order is None or len(groups) == 1 else order(groups):
+            if type(key) not in key_kinds or (type(items) is not list and type(items) is not tuple):
+                raise _UnsureError
+            items = [*items]
+            if not (items or may_be_empty):
+                raise _UnsureError
+            parts += (write_key(key), array_headers[len(items)])
+            for each in items:
+                values = read(each)
+                given = (*map(type, values),)
+                if given not in good:
+                    check(given)
+                parts += map(call, writes, values)
+        return b"".join(parts)
+
+    return frozenset({dict}), write_groups
+
+
+def _pack_address(before: bytes, value: Any) -> bytes:
+    text, forbidden = canonical_address(str(value))
+    if forbidden or not text:
+        raise _UnsureError
+    return encoding.text_packer(before, empty=False, blank=False)(text)
+
+
+def _pack_custom(before: bytes, pack: Write, value: dict[Any, Any]) -> bytes:
+    value = value.copy()
+    for key, each in value.items():
+        if type(key) is not str or type(each) not in SCALARS:
+            value = normal_form(value)  # the rule itself, for custom data that is not flat and plain
+            break
+    return before + pack(value) if value else b""

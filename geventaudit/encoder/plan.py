@@ -1,0 +1,191 @@
+"""The plan: the layout of a frame and the rules of its values, as plain data, derived once from the stock schema.
+
+A tree of nodes, one for each value that is checked and written. ``before`` are the constant bytes that stand before the
+value: its key, and the header of the map that begins there. :mod:`.fallback` and ``_fast.pyx`` execute the plan. Both
+accept only values of the exact types that records have. They return a frame, or None to let marshmallow decide.
+
+A rule is added to the schema first. If a node cannot say it, the node's executors return None for the values in
+question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
+
+from ..records import AuditType, CallerIdentity, CallerIdentityType, Msg, OperationCategory, Record, TargetResource
+from ..schema.fields import SENDABLE, Address, CustomData, Groups, Items, Member, Text
+from ..schema.rules import NEEDS_DESCRIPTION, MsgSchema, default_of
+from ..schema.values import MAX_DEPTH, MAX_VALUES
+from . import encoding
+
+__all__ = ["REQUIRED", "Node", "Part", "Plan", "plan_of", "stock_schema"]
+
+REQUIRED: Any = object()
+"""The default of a part that a mapping must have."""
+
+# One record with something in every place: its body on the wire shows the layout of all bodies.
+_EXAMPLE = Record(
+    operation_categories=[OperationCategory.UNKNOWN],
+    caller_ip_address="192.0.2.1",
+    caller_identities={CallerIdentityType.UNKNOWN: [CallerIdentity("", "")]},
+    caller_access_levels=[""],
+    target_resources={"": [TargetResource("")]},
+    custom_data={"": ""},
+)
+
+
+class TextNode(NamedTuple):
+    """A text."""
+
+    before: bytes
+    may_be_empty: bool
+    may_be_blank: bool
+
+
+class MemberNode(NamedTuple):
+    """A member of *enum*, or its value as text."""
+
+    before: bytes
+    enum: type[StrEnum]
+    packed: dict[StrEnum, bytes]
+
+
+class AddressNode(NamedTuple):
+    """The caller's address."""
+
+    before: bytes
+
+
+class ItemsNode(NamedTuple):
+    """A list or tuple; with an *order* a set too: members by their number, texts by their bytes, each once."""
+
+    before: bytes
+    inner: Any
+    order: Callable[[Any], list[Any]] | None
+    may_be_empty: bool
+
+
+class GroupsNode(NamedTuple):
+    """A mapping that is not empty; with an *order*, by the number of its keys, which are members."""
+
+    before: bytes
+    key: Any
+    items: Any
+    order: Callable[[Any], list[tuple[Any, Any]]] | None
+
+
+class CustomNode(NamedTuple):
+    """Custom data; left out if it is empty. *native* types are written as MessagePack has them, by no hook."""
+
+    before: bytes
+    max_depth: int
+    native: frozenset[type]
+
+
+class Part(NamedTuple):
+    """One value of an object or a mapping."""
+
+    name: str
+    key: str
+    default: Any
+    node: Any
+
+
+class NestedNode(NamedTuple):
+    """An object of the class *describes*, or a mapping by the keys of its parts, in the order of the wire."""
+
+    before: bytes
+    describes: type[Any]
+    parts: tuple[Part, ...]
+
+
+Node: TypeAlias = TextNode | MemberNode | AddressNode | ItemsNode | GroupsNode | CustomNode | NestedNode
+
+
+class Plan(NamedTuple):
+    """A frame: the head of its type, the seconds, the header of the body with or without custom data, parts, tail."""
+
+    message: NestedNode
+    record: NestedNode
+    heads: dict[AuditType, bytes]
+    names: dict[str, AuditType]
+    with_custom: bytes
+    without_custom: bytes
+    tail: bytes
+    needs: tuple[tuple[int, int, bytes], ...]
+    """Positions of a description, and of the part that needs it if these bytes are in that part."""
+    max_bytes: int
+
+
+@cache
+def stock_schema() -> MsgSchema:
+    """Return the schema of the protocol's rules; always the same one, which nothing changes."""
+    return MsgSchema()
+
+
+def plan_of(encoder: encoding.Encoder) -> Plan:
+    """Return the plan of the frames that *encoder* makes of messages by the stock schema."""
+    record = _record_node(encoder.native)
+    heads = {kind: encoding.envelope(kind)[0] for kind in SENDABLE.values()}
+    own = {} if encoder.service_tree_id is None else {"env_ikey": encoder.service_tree_id}
+    first = b"".join(encoding.pack(key) + encoding.pack(value) for key, value in own.items())
+    names = [part.name for part in record.parts]
+    size = len(own) + len(names)
+    return Plan(
+        message=NestedNode(b"", Msg, (Part("type", "Type", REQUIRED, None), Part("record", "Record", REQUIRED, None))),
+        record=record,
+        heads=heads,
+        names=SENDABLE,
+        with_custom=encoding.map_header(size) + first,
+        without_custom=encoding.map_header(size - 1) + first,
+        tail=encoding.envelope(AuditType.DATA_PLANE)[1],
+        needs=tuple(
+            (names.index(description), names.index(name), encoding.pack(value.value))
+            for description, (name, value) in NEEDS_DESCRIPTION.items()
+        ),
+        # A value takes a byte at least: no shorter frame holds more values than custom data may.
+        max_bytes=min(encoder.max_frame_bytes, MAX_VALUES),
+    )
+
+
+@cache
+def _record_node(native: frozenset[type]) -> NestedNode:
+    field: Any = stock_schema().fields["record"]
+    node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None), headers=False)
+    parts = [
+        part._replace(node=part.node._replace(native=native)) if isinstance(part.node, CustomNode) else part
+        for part in node.parts
+    ]
+    return node._replace(parts=tuple(parts))
+
+
+def _nested(before: bytes, schema: Any, example: dict[str, Any], *, headers: bool = True) -> NestedNode:
+    by_key = {field.data_key: (name, field) for name, field in schema.fields.items()}
+    before += encoding.map_header(len(example)) if headers else b""
+    parts = []
+    for key, value in example.items():
+        name, field = by_key[key]
+        default = REQUIRED if field.required else default_of(field)
+        parts.append(Part(name, key, default, _node(before + encoding.pack(key), field, value)))
+        before = b""
+    return NestedNode(b"", schema.describes, tuple(parts))
+
+
+def _node(before: bytes, field: Any, example: Any) -> Node:
+    if isinstance(field, Text):
+        return TextNode(before, not field.required, field.may_be_blank)
+    if isinstance(field, Member):
+        return MemberNode(before, field.enum, {each: before + encoding.pack(each.value) for each in field.enum})
+    if isinstance(field, Address):
+        return AddressNode(before)
+    if isinstance(field, Items):
+        return ItemsNode(before, _node(b"", field.inner, example[0]), field.order, field.may_be_empty)
+    if isinstance(field, Groups):
+        (value,) = example.values()
+        return GroupsNode(before, _node(b"", field.key_field, None), _node(b"", field.value_field, value), field.order)
+    if isinstance(field, CustomData):
+        return CustomNode(before, MAX_DEPTH, frozenset())
+    return _nested(before, field.schema, example)
