@@ -177,6 +177,8 @@ class BaseClient(AuditClient):
         entries = life.outbox.take_all()
         self._counters.recovered += len(entries)
         life.outbox.settle_all()
+        if life.sender is not None:
+            life.sender.quarantine.forget_records()
         return decoded(frame for _, _, frame in entries)
 
     def reset(self, connection: Connection) -> None:

@@ -153,12 +153,18 @@ class ConnectionFailedError(AuditError):
         again.
     :param agent_had_read: True if the agent is known to have read from the connection before it hung up. Only then may
         a record be suspected to be the cause.
+    :param frames_read: how many frames, counted from the first of the connection, the agent had read when it ended the
+        connection in order, without a word; 0 if that is not known. They count as delivered if the agent ends every
+        connection so.
     """
 
-    def __init__(self, *arguments: object, path: str | None = None, agent_had_read: bool = False) -> None:
+    def __init__(
+        self, *arguments: object, path: str | None = None, agent_had_read: bool = False, frames_read: int = 0
+    ) -> None:
         super().__init__(*arguments)
         self.path = path
         self.agent_had_read = agent_had_read
+        self.frames_read = frames_read
 
 
 def as_connection_error(error: BaseException, what: str) -> ConnectionFailedError:

@@ -38,6 +38,10 @@ class NotificationKind(StrEnum):
     """An attempt to connect failed; ``error`` says why. The next follows after the backoff."""
     CONNECTION_LOST = "connection lost"
     """The connection broke; ``error`` says why. Nothing that was accepted is lost by it."""
+    BEST_EFFORT = "TCP without require_ack is best effort"
+    """Records count as delivered when the kernel of the agent's host has them, and are lost if the agent ends before it
+    reads them. Once, with the first such connection. Give ``TCP(..., require_ack=True)`` for an agent that
+    acknowledges."""
     QUEUE_FULL = "queue full"
     """``send`` refused a message for want of room. Once a second at the most."""
     NOT_RECORDED = "not recorded"
@@ -156,6 +160,12 @@ class Notifier:
         self._limited[kind] = (now, 0)
         self.notify(kind, error, missed=missed)
 
+    def notify_once(self, kind: NotificationKind) -> None:
+        """Notify of the first event of this kind only."""
+        if kind not in self._limited:
+            self._limited[kind] = (monotonic(), 0)
+            self.notify(kind)
+
     def forget(self) -> None:
         """Forget all notifications, in a forked child: they are the parent's."""
         self._backlog.clear()
@@ -184,6 +194,7 @@ class Notifier:
 
 def _log(kind: NotificationKind, error: BaseException | None) -> None:
     if error is None:
-        logger().info("%s", kind.value)
+        level = "warning" if kind is NotificationKind.BEST_EFFORT else "info"
+        getattr(logger(), level)("%s", kind.value)
     else:
         logger().warning("%s: %s", kind.value, error)

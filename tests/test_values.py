@@ -12,12 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 import gevent
+import msgpack
 import pytest
-from helpers import message
+from helpers import mapping, message
 from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
 from geventaudit import Client, Msg, NoOp, ValidationError
+from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
 from geventaudit.schema.values import MAX_DEPTH, MAX_VALUES, normal_form
 
@@ -105,10 +107,58 @@ def nested(levels: int) -> dict[str, Any]:
 
 def test_depth() -> None:
     normal_form(nested(MAX_DEPTH))
-    with pytest.raises(ValidationError, match="deeper than 64 levels"):
+    with pytest.raises(ValidationError, match="deeper than 56 levels"):
         normal_form(nested(MAX_DEPTH + 1))
-    with pytest.raises(ValidationError, match="deeper than 64 levels"):
+    with pytest.raises(ValidationError, match="deeper than 56 levels"):
         normal_form(nested(100_000))
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+def in_maps(levels: int) -> dict[str, Any]:
+    """The same, in maps."""
+    data: Any = 1
+    for _ in range(levels):
+        data = {"v": data}
+    return data  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [nested, in_maps])
+@pytest.mark.parametrize("entry", ["send", "mapping", "operation", "encode"])
+def test_a_frame_is_no_deeper_than_fluent_bit_takes(make: Any, entry: str) -> None:
+    """It takes 60 levels and hangs up on 61, by measurement."""
+
+    class Sink(NoOp):
+        def write(self, frames: Any) -> None:
+            written.extend(frames)
+            super().write(frames)
+
+    def send(data: dict[str, Any]) -> None:
+        if entry == "send":
+            client.send(message(custom_data=data))
+        elif entry == "mapping":
+            client.send({"Type": "ControlPlane", "Record": mapping(CustomData=data)})
+        elif entry == "encode":
+            written.append(encode(message(custom_data=data), 5))
+        else:
+            with client.operation(message(custom_data=data)):
+                pass
+
+    written: list[bytes] = []
+    with Client(Sink) as client:
+        send(make(MAX_DEPTH))
+        assert client.flush(10)
+        assert depth_of(msgpack.unpackb(written[0])) == 60
+        if entry == "operation":
+            send(make(MAX_DEPTH + 1))
+            assert client.stats().rejected == {"invalid": 1}
+        elif entry != "encode":  # which trusts its caller
+            with pytest.raises(ValidationError, match=r"^CustomData\.v.* nested deeper than 56 levels"):
+                send(make(MAX_DEPTH + 1))
 
 
 def test_into_itself() -> None:

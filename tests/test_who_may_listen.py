@@ -281,7 +281,7 @@ def test_who_does_not_know_is_not_let_in(
     with pytest.raises(ConnectionFailedError, match=words):
         keyed(keyed_agent, **options)
     eventually(lambda: keyed_agent.counts.turned_away == 1)
-    with pytest.raises(ConnectionFailedError, match="wants a user name"):
+    with pytest.raises(ConnectionFailedError, match="username/password mismatch"):
         TCP(("127.0.0.1", port_of(keyed_agent)), shared_key=KEY)
     assert not got
 

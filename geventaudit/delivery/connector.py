@@ -100,7 +100,7 @@ class FactoryConnector:
             if not isinstance(made, BaseException):
                 self._path = None
                 self._quick.clear()
-                self._notifier.notify(NotificationKind.CONNECTED)
+                _notify_connected(self._notifier, made)
                 return made
             self._failures += 1
             self._counters.connect_failures += 1
@@ -207,7 +207,7 @@ class GivenConnector:
                 break
             self._is_given.wait()
         connection, self.given = self.given, None
-        self._notifier.notify(NotificationKind.CONNECTED)
+        _notify_connected(self._notifier, connection)
         return connection
 
     def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
@@ -217,6 +217,12 @@ class GivenConnector:
         self.error = error
         self._notifier.notify(NotificationKind.CONNECTION_LOST, error)
         return False
+
+
+def _notify_connected(notifier: Notifier, connection: Connection) -> None:
+    notifier.notify(NotificationKind.CONNECTED)
+    if getattr(connection, "is_best_effort", False) is True:
+        notifier.notify_once(NotificationKind.BEST_EFFORT)
 
 
 def _fingerprint(path: str | None) -> _Fingerprint:

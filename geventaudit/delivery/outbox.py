@@ -271,8 +271,9 @@ class Outbox:
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
-    def next_batch(self, max_bytes: int, most: int = _MAX_BATCH_RECORDS) -> list[bytes]:
+    def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
         """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
+        most = most or _MAX_BATCH_RECORDS
         if self.cursor == len(self.window):
             self._fill(max_bytes)
         entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + most))

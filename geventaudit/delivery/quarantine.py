@@ -28,6 +28,13 @@ record. The suspect stays the suspect if nothing is delivered, and is cleared if
 stall the quarantine waits twice as long, up to ``MAX_STALL_SECONDS``, so that an agent that is slow to hang up on a
 record is found out too.
 
+An agent may end every connection after a message (Fluentd's ``deny_keepalive``, proxies). On the wire it looks like an
+agent that hangs up on every record. After ``ENDS`` connections in a row that ended so, in order and with everything
+read, and with no failed attempt to connect in between, an end in order counts as delivery
+(:attr:`Quarantine.trusts_ends`). Records go one by one then, and more and more at once the longer that goes well, until
+a connection stays open after a delivery. A record that the agent hangs up on is found out before, if another is there
+that the agent takes.
+
 A cleared suspect arrives after the record that was sent before it in PROBE. So does a record that was tried in PROBE
 and not delivered. No other record arrives late.
 """
@@ -48,11 +55,18 @@ TAKEN_SECONDS = 0.2
 ALONE = 16
 """Records that go one by one before 2, 4, 8, ... are sent at once."""
 
+ENDS = 5
+"""Connections in a row that ended in order, with everything read, after which such an end counts as delivery. More than
+a suspect and the record behind it need to be found out, if both are poison."""
+
 STALL_SECONDS = 5.0
 """Seconds without a delivery after which records are sent in batches again."""
 
 MAX_STALL_SECONDS = 80.0
 """The longest such time. Longer than the 60 seconds within which an agent must acknowledge."""
+
+
+_MOST = 1024  # records at once, while records go one by one
 
 
 class Phase(Enum):
@@ -90,6 +104,8 @@ class Disconnect(NamedTuple):
     agent_had_read: bool
     """True if the agent hung up and is known to have read some of the first record in flight. To have read only earlier
     records is not enough: that would blame the suspect for an agent that died before."""
+    read: int = 0
+    """The frames that the agent had read over this connection when it ended the connection in order; 0 if unknown."""
 
 
 class Quarantine:
@@ -113,25 +129,45 @@ class Quarantine:
         self._stall_seconds = STALL_SECONDS
         self._is_stalled = False
         self._in_a_row = 0  # records that were delivered over this connection, while records go one by one
+        self.trusts_ends = False
+        """True if an end in order counts as delivery of all that the agent had read."""
+        self._ends = 0  # connections in a row that ended in order, over which nothing else was delivered
+        self._most = _MOST  # records at once, while ends are trusted
+        self._failed_attempts = 0
 
     @property
     def is_quiet(self) -> bool:
         """True if heartbeats may be sent: no record is under suspicion, or the connection is stalled."""
         if self._is_stalled:
             return True
-        return self.phase is Phase.NORMAL and not self.serial_remaining and self.suspect is None
+        is_normal = self.phase is Phase.NORMAL and not self.serial_remaining and self.suspect is None
+        return is_normal and not self.trusts_ends
+
+    @property
+    def allows_heartbeats(self) -> bool:
+        """True if heartbeats may be sent. An agent that ends connections early may not read them, and reset it."""
+        return self.is_quiet and self.failed_connections < 2
 
     @property
     def some(self) -> int:
         """How many of the records that were in flight are sent at once: more and more, the more were delivered."""
-        return 1 << min(self._in_a_row // ALONE, 10)
+        return min(1 << min(self._in_a_row // ALONE, 10), self._most)
 
-    def on_connect(self, now: float) -> None:
-        """Note a new connection, at *now* in monotonic seconds."""
+    def on_connect(self, now: float, failed_attempts: int = 0) -> None:
+        """Note a new connection.
+
+        :param now: monotonic seconds.
+        :param failed_attempts: attempts to connect that ever failed. An agent that was away has died, and not just
+            ended a connection.
+        """
         if self.phase is Phase.TRIAL:  # the proof holds for the connection that took the other record
             self.phase = Phase.PROBE
+        if failed_attempts != self._failed_attempts:
+            self._failed_attempts = failed_attempts
+            self._distrust_ends()
         self._is_written = self._is_stalled = False
-        self._in_a_row = 0
+        if not self.trusts_ends:
+            self._in_a_row = 0
         self._delivered_at = None
         self._waits_since = now
 
@@ -145,9 +181,9 @@ class Quarantine:
         if self._is_stalled:
             return Step.BATCH
         if self.phase is Phase.NORMAL:
-            if not self.serial_remaining:
+            if not (self.serial_remaining or self.trusts_ends):
                 return Step.BATCH
-            if in_flight:
+            if in_flight or (self.trusts_ends and self._is_written):
                 return Step.NOTHING
             return Step.ONE if self.some == 1 else Step.SOME
         if in_flight or self._is_written:
@@ -175,11 +211,15 @@ class Quarantine:
     def on_delivered(self, now: float, count: int = 1) -> None:
         """Note that *count* records in flight were delivered. Heartbeats do not count."""
         self._waits_since = now
-        self.failed_connections = 0
+        self.failed_connections = self._ends = 0
+        if self.trusts_ends and not self._is_stalled:
+            self._in_a_row += count
+            self._delivered_at = now
+            return
         if self._is_stalled:
             # Batches went out behind the record that was alone, so which records were delivered is not known here.
-            self.clear()
-            self.serial_remaining = 0
+            self.forget_records()
+            self._distrust_ends()
             return
         place = self.probe if self.phase is Phase.PROBE else 0
         if place < self.serial_remaining:
@@ -196,6 +236,9 @@ class Quarantine:
         self.failed_connections = 0 if event.delivered else self.failed_connections + 1
         hung_up_on = event.first if event.agent_had_read else None
         is_stalled, self._is_stalled = self._is_stalled, False
+        self._ends = self._ends + 1 if event.read and not event.delivered else 0
+        if self._is_usual_end(event):
+            return False
         if self.phase is Phase.TRIAL:
             if hung_up_on is not None and hung_up_on is self.suspect and not is_stalled:
                 self._reject()
@@ -207,6 +250,31 @@ class Quarantine:
         else:
             self._count(event, hung_up_on)
         return False
+
+    def forget_records(self) -> None:
+        """Suspect no record: those in flight are others now, or which of them were delivered is not known."""
+        self.clear()
+        self.serial_remaining = 0
+
+    def _distrust_ends(self) -> None:
+        self.trusts_ends = False
+        self._ends = 0
+        self._most = _MOST
+
+    def _is_usual_end(self, event: Disconnect) -> bool:
+        """Return True if the agent ends every connection after a message, and this says nothing about a record."""
+        if not self.trusts_ends:
+            if self._ends < ENDS:
+                return False
+            self.forget_records()
+            self.trusts_ends = True
+        elif event.delivered + event.in_flight > max(event.read, event.delivered):  # not all of them were read
+            if self.some == 1 and not event.read and not event.delivered:
+                self._distrust_ends()
+                return False
+            self._most = max(self.some // 2, 1)
+        self.failed_connections = 0
+        return True
 
     def clear(self) -> None:
         """Forget the suspect."""
@@ -239,7 +307,11 @@ class Quarantine:
     def _note_time(self, in_flight: int, now: float) -> None:
         if self._delivered_at is not None:
             if now >= self._delivered_at + TAKEN_SECONDS:
-                self.phase, self._is_written, self._delivered_at = Phase.TRIAL, False, None
+                if self.trusts_ends:
+                    self._distrust_ends()
+                else:
+                    self.phase = Phase.TRIAL
+                self._is_written, self._delivered_at = False, None
         elif self.is_quiet or not in_flight or self._waits_since is None:
             self._waits_since = now
         elif now >= self._waits_since + self._stall_seconds:

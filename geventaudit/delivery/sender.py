@@ -47,7 +47,7 @@ class Sender:
         self._heartbeats = heartbeats
         self._counters = counters
         self._notifier = notifier
-        self._quarantine = Quarantine()
+        self.quarantine = Quarantine()
         self.worker = workers.OneWorker(self._run)
         self._is_stopped = False
         self._connection: Connection | None = None
@@ -127,8 +127,9 @@ class Sender:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                self._count_delivered(connection)
                 release(connection)
+                self._is_settling = False
+                self._settle(connection)
             except Exception:
                 logger().exception("a connection could not be closed")
 
@@ -151,9 +152,9 @@ class Sender:
                     self._serve(self._connection)
             except (Exception, gevent.Timeout) as error:
                 # A Timeout is a BaseException: one that a factory started and forgot may go off here.
-                lost = error
-                self._look()
-                self._judge(error)
+                lost, connection = self._error or error, self._connection
+                self._close()
+                self._judge(connection, lost)
             except BaseException as error:
                 lost = error  # something killed the greenlet; the next use of the client starts it again
                 raise
@@ -169,7 +170,7 @@ class Sender:
         self._error = None
         self._delivered = 0
         self._watcher = workers.spawn(self._watch, connection)
-        self._quarantine.on_connect(monotonic())
+        self.quarantine.on_connect(monotonic(), self._counters.connect_failures)
         self._heartbeats.on_connect()
         self._counters.connects += 1
         self.connected_or_over.set()
@@ -198,7 +199,7 @@ class Sender:
             outbox.move_inbox()
             if self._settle(connection):
                 look = _FIRST_LOOK
-            if self._quarantine.is_quiet and self._heartbeats.is_due():
+            if self.quarantine.allows_heartbeats and self._heartbeats.is_due():
                 outbox.add_heartbeat()
                 connection.write([self._heartbeats.make(connection.name)])
                 self._counters.heartbeats += 1
@@ -212,14 +213,13 @@ class Sender:
                 look = min(look * 2, _LAST_LOOK)
 
     def _seconds_to_wait(self, look: float) -> float | None:
-        waits = [self._heartbeats.seconds_left(), self._quarantine.seconds_to_wait(monotonic())]
-        if self._outbox.cursor:
-            waits.append(look)
+        waits = [self._heartbeats.seconds_left(), self.quarantine.seconds_to_wait(monotonic())]
+        waits.append(look if self._outbox.cursor else None)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _next_batch(self) -> list[bytes]:
         """Return the next frames to write; they are in flight then."""
-        outbox, quarantine = self._outbox, self._quarantine
+        outbox, quarantine = self._outbox, self.quarantine
         if outbox.in_flight_bytes >= MAX_WINDOW_BYTES:
             return []
         if quarantine.is_quiet:
@@ -238,52 +238,57 @@ class Sender:
                 return []
         if step is Step.PROBE:
             outbox.bring_forward(quarantine.probe)
-        if step is Step.BATCH:
-            batch = outbox.next_batch(MAX_BATCH_BYTES)
-        else:
-            batch = outbox.next_batch(MAX_BATCH_BYTES, quarantine.some if step is Step.SOME else 1)
+        batch = outbox.next_batch(MAX_BATCH_BYTES, {Step.BATCH: None, Step.SOME: quarantine.some}.get(step, 1))
         quarantine.on_written(step, len(batch))
         self._heartbeats.on_written()
         return batch
 
-    def _settle(self, connection: Connection) -> bool:
-        """Note the deliveries that the connection knows of; return True if there are new ones."""
+    def _settle(self, connection: Connection, frames_read: int = 0) -> bool:
+        """Note the deliveries that the connection, or its end, knows of; return True if there are new ones."""
         if self._is_settling:  # a signal handler that looks, in the middle of this
             return False
         self._is_settling = True
         try:
-            return self._count_delivered(connection)
+            fresh = min(max(connection.delivered(), frames_read) - self._delivered, self._outbox.cursor)
+            if fresh <= 0:
+                return False
+            self._delivered += fresh
+            records = self._outbox.settle(fresh)
+            self._counters.delivered += records
+            if records:
+                self.quarantine.on_delivered(monotonic(), records)
+            return True
         finally:
             self._is_settling = False
 
-    def _count_delivered(self, connection: Connection) -> bool:
-        fresh = min(connection.delivered() - self._delivered, self._outbox.cursor)
-        if fresh <= 0:
-            return False
-        self._delivered += fresh
-        records = self._outbox.settle(fresh)
-        self._counters.delivered += records
-        if records:
-            self._quarantine.on_delivered(monotonic(), records)
-        return True
-
-    def _judge(self, error: BaseException) -> None:
-        """Let the quarantine judge why the connection broke, and give up the record that it rejects."""
-        outbox = self._outbox
-        agent_had_read = getattr(error, "agent_had_read", False)
-        event = Disconnect(outbox.first_in_flight, outbox.in_flight, self._delivered, agent_had_read)
-        if self._is_stopped or not self._connector.rejects or not self._quarantine.on_disconnect(event):
+    def _judge(self, connection: Connection | None, error: BaseException) -> None:
+        """Let the quarantine judge why the connection broke; settle what it takes for read, give up what it rejects."""
+        if self._is_stopped or connection is None:
             return
-        frame = outbox.reject_first(f"the agent hung up on it {STRIKES} times in a row, and took another record")
-        problem = ConnectionFailedError(
-            f"the agent hung up on one record {STRIKES} times in a row, and took another; the record is given up"
-        )
-        self._notifier.notify(NotificationKind.DROPPED, problem, tuple(decoded([frame])))
+        outbox, quarantine = self._outbox, self.quarantine
+        agent_had_read, read = getattr(error, "agent_had_read", False), getattr(error, "frames_read", 0)
+        event = Disconnect(outbox.first_in_flight, outbox.in_flight, self._delivered, agent_had_read, read)
+        if quarantine.on_disconnect(event) and self._connector.rejects:
+            problem = ConnectionFailedError(f"the agent hung up on a record {STRIKES} times in a row, and took another")
+            frame = outbox.reject_first(str(problem))
+            self._notifier.notify(NotificationKind.DROPPED, problem, tuple(decoded([frame])))
+        elif quarantine.trusts_ends:
+            self._settle(connection, read)
+
+    def _close(self) -> None:
+        """Close the connection, which may find acknowledgements in its socket, and note the deliveries."""
+        self._look()
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except Exception:
+                logger().exception("a connection could not be closed")
+            self._look()
+            self._connection = None
 
     def _drop_connection(self) -> None:
         """Let go of the connection, and set the outbox back. May be called at any time."""
-        self._look()
-        connection, self._connection = self._connection, None
+        self._close()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.kill(block=False)
@@ -292,8 +297,3 @@ class Sender:
         heartbeats = self._outbox.rewind()
         if not self._is_stopped:  # the last heartbeat of a closed client is no loss
             self._counters.heartbeats_dropped += heartbeats
-        if connection is not None:
-            try:
-                connection.close()
-            except Exception:
-                logger().exception("a connection could not be closed")

@@ -1,5 +1,5 @@
-"""What the other side of the Forward protocol says, and what is said beside frames. Pure: no I/O, no clock.
+"""The answers of the other side of the Forward protocol, and the bytes beside frames. Pure: no I/O, no clock.
 
-It owns the way in from bytes, acknowledgements and the handshake.
-Read ``unpacking``, ``inflation``, ``messages``, ``decoding``, ``acks``, ``handshake``.
+It owns the way in from bytes, acknowledgements, refusals and the handshake.
+Read ``unpacking``, ``inflation``, ``messages``, ``decoding``, ``acks``, ``refusals``, ``handshake``.
 """

@@ -1,8 +1,9 @@
-"""Acknowledgements of the Forward protocol: what was written and what the agent said of it. Pure: no I/O, no clock.
+"""Acknowledgements of the Forward protocol, for the messages of one connection. Pure: no I/O, no clock.
 
 Frames of one tag that are written together share one message, with a ``chunk`` in its option that is used once; the
-agent answers ``{"ack": chunk}`` when it has taken them. Delivered is what is acknowledged from the first frame on
-without a gap. Acknowledgements that are unknown, doubled or out of order change nothing else.
+agent answers ``{"ack": chunk}`` when it has taken them. Delivered are the frames that are acknowledged from the first
+on without a gap. Acknowledgements that are unknown, doubled or out of order change nothing else. An agent that sends
+more than ``MAX_STRANGERS`` of them in a row is refused.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..encoder.encoding import bundle, pack, tag_bytes
+from ..errors import FrameError
 from .decoding import AckDecoder
 
-__all__ = ["AckWindow", "ack_of"]
+__all__ = ["MAX_STRANGERS", "AckWindow", "ack_of"]
+
+MAX_STRANGERS = 10_000
+"""Acknowledgements in a row that name nothing that waits for one."""
 
 
 class AckWindow:
@@ -28,7 +33,9 @@ class AckWindow:
         self._prefix = os.urandom(9).hex()
         self._count = 0
         self._open: deque[tuple[str, int, float]] = deque()  # chunk, frames, when written
+        self._waiting: set[str] = set()  # chunks that are not acknowledged
         self._early: set[str] = set()  # acknowledged before one that was written before it
+        self._strangers = 0  # acknowledgements of other chunks, since the last of a chunk that waited
         self._decoder = AckDecoder()
         self.delivered = 0
         """Frames acknowledged, from the first on without a gap."""
@@ -36,7 +43,7 @@ class AckWindow:
         """Messages acknowledged."""
 
     def written(self, frames: Sequence[bytes], now: float) -> bytes:
-        """What to write for *frames*, written at *now* (monotonic seconds)."""
+        """Return the bytes to write for *frames*, at *now* in monotonic seconds."""
         messages = []
         start = 0
         while start < len(frames):
@@ -47,24 +54,35 @@ class AckWindow:
             self._count += 1
             chunk = f"{self._prefix}{self._count:x}"
             self._open.append((chunk, end - start, now))
+            self._waiting.add(chunk)
             messages.append(bundle(frames[start:end], chunk))
             start = end
         return b"".join(messages)
 
     def feed(self, data: bytes) -> None:
-        """Take what the agent sent.
+        """Take bytes that the agent sent. Acknowledgements before an error count.
 
-        :raises FrameError: it is not an acknowledgement.
+        :raises FrameError: *data* is not an acknowledgement, or too many of them were of no chunk that waits.
         """
-        for chunk in self._decoder.feed(data):
+        try:
+            for chunk in self._decoder.feed(data):
+                self._acknowledge(chunk)
+        finally:
+            while self._open and self._open[0][0] in self._early:
+                chunk, frames, _ = self._open.popleft()
+                self._early.discard(chunk)
+                self.delivered += frames
+                self.acknowledged += 1
+
+    def _acknowledge(self, chunk: str) -> None:
+        if chunk in self._waiting:
+            self._waiting.discard(chunk)
             self._early.add(chunk)
-        while self._open and self._open[0][0] in self._early:
-            chunk, frames, _ = self._open.popleft()
-            self._early.discard(chunk)
-            self.delivered += frames
-            self.acknowledged += 1
-        if len(self._early) > len(self._open):  # more than there is to wait for: some of them are strangers
-            self._early &= {chunk for chunk, _, _ in self._open}
+            self._strangers = 0
+            return
+        self._strangers += 1
+        if self._strangers > MAX_STRANGERS:
+            raise FrameError(f"{MAX_STRANGERS} acknowledgements in a row of chunks that do not wait for one")
 
     def waiting_since(self) -> float | None:
         """When the oldest message that is not acknowledged was written; None when all are."""
@@ -72,5 +90,5 @@ class AckWindow:
 
 
 def ack_of(chunk: str) -> bytes:
-    """What an agent answers to a frame with that ``chunk``."""
+    """Return the answer of an agent to a frame with that ``chunk``."""
     return pack({"ack": chunk})

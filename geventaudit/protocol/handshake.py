@@ -6,6 +6,8 @@
     client  ["PING", host name, salt, sha512(salt + host name + nonce + key), user, sha512(auth + user + password)]
     agent   ["PONG", true or false, reason, host name, sha512(salt + host name + nonce + key)]
 
+Without a user name, the user is empty, and the last digest is made for it: an agent that has users refuses that.
+
 The digests are in hexadecimal and compared in constant time. No key, password or digest is ever part of an error, and
 what keeps them has no repr of its own that would show them.
 """
@@ -27,9 +29,9 @@ class HandshakeError(Exception):
 
 
 def check_secret(name: str, value: object) -> None:
-    """Refuse what is no key, user name or password. What it was stays out of the error, and of all that hangs on it.
+    """Raise if *value* is not a key, user name or password. The value itself stays out of the error.
 
-    :raises TypeError, ValueError: it is no text, or none that UTF-8 can write.
+    :raises TypeError, ValueError: *value* is not text, or UTF-8 cannot write it.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, got a value of type {type(value).__name__}")
@@ -59,7 +61,7 @@ def _bytes(value: object, name: str) -> bytes:
 
 
 class ClientSide:
-    """The part of one who connects."""
+    """The part of the client."""
 
     def __init__(self, hostname: str, shared_key: str, username: str, password: str) -> None:
         self._hostname = hostname
@@ -70,30 +72,28 @@ class ClientSide:
         self._nonce = b""
 
     def ping(self, helo: Any) -> bytes:
-        """The answer to the agent's HELO.
+        """Return the PING that answers the agent's HELO.
 
-        :raises HandshakeError: it is none.
+        :raises HandshakeError: *helo* is not a HELO.
         """
         if not (isinstance(helo, list) and len(helo) == 2 and helo[0] == "HELO" and isinstance(helo[1], dict)):
             raise HandshakeError("the agent's first words are no HELO")
         self._nonce = _bytes(helo[1].get("nonce", b""), "nonce")
         auth = _bytes(helo[1].get("auth") or b"", "salt for users")
-        wants_user = bool(auth)
-        if wants_user and not self._username:
-            raise HandshakeError("the agent wants a user name and password")
+        # The salt says nothing about whether the agent has users: Fluent Bit always sends one.
         return pack(
             [
                 "PING",
                 self._hostname,
                 self._salt,
                 _digest(self._salt.encode(), self._hostname.encode(), self._nonce, self._key),
-                self._username if wants_user else "",
-                _digest(auth, self._username.encode(), self._password) if wants_user else "",
+                self._username if auth else "",
+                _digest(auth, self._username.encode(), self._password) if auth else "",
             ]
         )
 
     def check(self, pong: Any) -> None:
-        """The agent's PONG.
+        """Check the agent's PONG.
 
         :raises HandshakeError: the agent refuses this side, or does not know the key.
         """
@@ -102,7 +102,8 @@ class ClientSide:
         _, accepted, reason, hostname, digest = pong
         if accepted is not True:
             words = reason if isinstance(reason, str) and reason.isprintable() else "without a reason"
-            raise HandshakeError(f"the agent refuses: {words[:200]}")
+            hint = "" if self._username else " (if it has users, give username and password)"
+            raise HandshakeError(f"the agent refuses: {words[:200]}{hint if 'password' in words else ''}")
         name = _bytes(hostname, "host name")
         if name == self._hostname.encode():
             raise HandshakeError("the agent calls itself by this side's name; it may be sending back what it was sent")
@@ -112,7 +113,7 @@ class ClientSide:
 
 
 class AgentSide:
-    """The part of one who is connected to.
+    """The part of the agent.
 
     :param users: passwords by user name; None asks for no user.
     """

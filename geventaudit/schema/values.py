@@ -24,8 +24,9 @@ from ..errors import ValidationError, show
 
 __all__ = ["MAX_DEPTH", "MAX_ERRORS", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
 
-MAX_DEPTH = 64
-"""Levels of nesting, the custom data itself being the first. Receivers recurse; none should have to go deeper."""
+MAX_DEPTH = 56
+"""Levels of nesting, the custom data itself being the first. Fluent Bit hangs up on a frame of more than 60 levels, and
+a frame has four around the custom data."""
 
 MAX_VALUES = 1 << 17
 """Values in one record's custom data. To go through them holds the hub, so this bounds how long, and it stops a small

@@ -1,7 +1,8 @@
-"""Open ways to the agent, and what each can know about what it delivered.
+"""Connections to the agent, and the knowledge of each about its deliveries.
 
-It owns the sockets; when to connect and what a loss means is the clients'.
-Read ``connection`` (what one is), ``sockets`` (what the next two share), ``unix``, ``tcp``, ``noop``.
+It owns the sockets. The delivery decides when to connect, and judges a lost connection.
+Read ``connection`` (the protocol), ``kernel``, ``sockets`` (the common part), ``unix``, ``connecting``, ``tcp``,
+``noop``.
 """
 
 from .connection import Connection, check_connection

@@ -1,11 +1,12 @@
-"""Open ways to the agent, and what each can know about what it delivered.
+"""Open connections to the agent, and the meaning of *delivered* for each kind.
 
 ========================  ==========================================================================================
 connection                a frame counts as delivered when
 ========================  ==========================================================================================
 with ``require_ack``      the agent said that it has it, by the Forward protocol's acknowledgement
 :class:`DomainSocket`     the agent's process has read it from the socket (Linux; elsewhere: when it was written)
-:class:`TCP`              the kernel of the agent's host has acknowledged it (Linux; elsewhere: when it was written)
+:class:`TCP`              the kernel of the agent's host has acknowledged it (Linux; elsewhere: when it was written),
+                          and the connection is a second old: best effort
 :class:`NoOp`             at once; it goes nowhere
 ========================  ==========================================================================================
 
@@ -36,14 +37,15 @@ class Connection(Protocol):
     """
 
     name: str
-    """What kind it is, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
+    """The kind of the connection, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
 
     def write(self, frames: Sequence[bytes]) -> None:
         """Write whole frames, one after the other, waiting as a greenlet does if need be.
 
         :raises Exception: the connection counts as broken then, with an unknown part of *frames* written. If the agent
             hung up, and is known to have read of the frames in flight, ``ConnectionFailedError(...,
-            agent_had_read=True)``: only then may a record be suspected to be the cause.
+            agent_had_read=True)``: only then may a record be suspected to be the cause. If it hung up in order, and
+            had read them all, ``frames_read=`` says how many.
         """
 
     def delivered(self) -> int:
@@ -67,7 +69,7 @@ class Connection(Protocol):
 
 
 class Closing:
-    """``with`` support, for those who use a connection by hand."""
+    """``with`` support, for use by hand."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -82,11 +84,11 @@ class Closing:
 
 
 def check_connection(candidate: object, must: str, hint: str = "") -> None:
-    """Refuse what is no connection; *must* says who had to give one.
+    """Raise if *candidate* is not a connection; *must* begins the sentence of the error.
 
     A class has all that its instances have, so it would do by its attributes alone.
 
-    :raises TypeError: it is none; it names what is missing.
+    :raises TypeError: *candidate* is not a connection; the error names the missing members.
     """
     if isinstance(candidate, type):
         raise TypeError(f"{must} a Connection, got the class {candidate.__name__}, not an instance: call it")
@@ -96,9 +98,9 @@ def check_connection(candidate: object, must: str, hint: str = "") -> None:
 
 
 def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
-    """Refuse what is no time to wait.
+    """Raise if *seconds* is not a time to wait.
 
-    :raises TypeError, ValueError: it is no number, or not above 0.
+    :raises TypeError, ValueError: *seconds* is not a number, or not above 0.
     """
     if or_none and seconds is None:
         return
@@ -110,7 +112,7 @@ def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
 
 
 def check_context(ssl: object) -> None:
-    """Refuse what cannot speak TLS. A context that was made before patching can, too.
+    """Raise if *ssl* is not a context for TLS. A context that was made before patching can, too.
 
     :raises TypeError: it is neither an SSLContext nor None.
     """

@@ -13,7 +13,7 @@ __all__ = ["NoOp"]
 
 
 class NoOp(Closing):
-    """Goes nowhere: what is written counts as delivered and is gone. For tests, and for switching auditing off.
+    """A connection that goes nowhere: frames count as delivered and are gone. For tests, and to switch auditing off.
 
     It says so in the log whenever one is made, so that auditing is never off without anybody noticing.
     """

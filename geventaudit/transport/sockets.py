@@ -1,27 +1,43 @@
-"""What Unix sockets and TCP have in common: writing, what is delivered, and what the kernel knows of that."""
+"""The common part of Unix sockets and TCP: writing, answers of the agent, and deliveries.
+
+The end of a connection says how much the agent has read:
+
+=============================  =========================================================================================
+the end                        known
+=============================  =========================================================================================
+in order, nothing held by the  the agent read everything, and closed (over TCP it may have shut down its writing only,
+kernel                         and go on reading)
+reset                          something was unread: nothing beyond earlier deliveries
+``write_timeout``, a kill      nothing beyond earlier deliveries
+a refusal                      the agent threw the frames away (see :mod:`geventaudit.protocol.refusals`)
+=============================  =========================================================================================
+
+Whatever the end is, the answers that lie in the socket are read before it is closed.
+"""
 
 from __future__ import annotations
 
-import select
+import os
 import socket as _constants
-import sys
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import gevent
 
-from ..encoder.encoding import pack
 from ..errors import ConnectionFailedError, FrameError, show
 from ..protocol.acks import AckWindow
-from ..runtime import forks, native
-from ..runtime.clock import TICK, monotonic
+from ..protocol.refusals import MAX_WORDS, refusal_of
+from ..runtime import forks
+from ..runtime.clock import TICK, Deadline, monotonic
 from .connection import Closing, Connection, check_seconds
+from .kernel import HangUp, held_by_kernel, send_flags
 
-__all__ = ["Acks", "SocketConnection", "acks_asked", "fork_safe", "new_socket", "release"]
+__all__ = ["Acks", "SocketConnection", "acks_asked", "reason_of", "release"]
 
-_HELO = pack(["HELO", 0])[:-1]
+_READ_BYTES = 1 << 14  # held between two looks at other greenlets
+_MAX_REST_BYTES = 4 << 20  # of answers that are read before closing
+_END_SECONDS = 0.25  # for the kernel's last word when the agent has ended: an acknowledgement or a reset
 
 
 class Acks(NamedTuple):
@@ -32,6 +48,10 @@ class Acks(NamedTuple):
 
 
 def acks_asked(require_ack: bool, ack_timeout: float, batch_records: int) -> Acks | None:
+    """Return how acknowledgements are asked for; None if they are not.
+
+    :raises TypeError, ValueError: an argument is invalid.
+    """
     check_seconds("ack_timeout", ack_timeout)
     if isinstance(batch_records, bool) or not isinstance(batch_records, int) or batch_records < 1:
         raise ValueError(f"batch_records must be a whole number of at least 1, got {show(batch_records)}")
@@ -39,11 +59,16 @@ def acks_asked(require_ack: bool, ack_timeout: float, batch_records: int) -> Ack
 
 
 class SocketConnection(Closing):
-    """What Unix sockets and TCP have in common once they are connected."""
+    """The common part of Unix sockets and TCP once they are connected.
+
+    :param blind_seconds: time from now on in which nothing counts as delivered unless the agent acknowledges it.
+    """
 
     name: str
 
-    def __init__(self, sock: Any, where: str, write_timeout: float | None, acks: Acks | None) -> None:
+    def __init__(
+        self, sock: Any, where: str, write_timeout: float | None, acks: Acks | None, blind_seconds: float = 0.0
+    ) -> None:
         self._where = where
         self._ack_timeout = acks.timeout if acks else 0.0
         self._acks = AckWindow(acks.batch_records) if acks else None
@@ -52,12 +77,17 @@ class SocketConnection(Closing):
         self._write_timeout = write_timeout
         self._sock = sock
         self._sock.settimeout(write_timeout)
-        self._hang_up = _HangUp(sock.fileno())
+        self._is_unix = sock.family == _constants.AF_UNIX
+        self._flags = send_flags(sock)
+        self._hang_up = HangUp(sock.fileno(), self._is_unix)
+        self._is_reset = False  # an error of the socket was seen; the kernel reports it once
         self._written = 0  # bytes
         self._ends: deque[int] = deque()  # the position behind each frame that is not known to be delivered
         self._delivered = 0  # frames
+        self._words = b""  # the first bytes that the agent said
         self._closed = False
-        self._believed_from = 0.0  # monotonic; nothing counts as delivered before
+        self._believed_from = monotonic() + blind_seconds  # nothing counts as delivered before
+        self._pid = os.getpid()
         forks.register(self)
 
     def __repr__(self) -> str:
@@ -82,18 +112,22 @@ class SocketConnection(Closing):
             left = memoryview(frames[0] if len(frames) == 1 else b"".join(frames))
         try:
             while left:
-                sent = self._sock.send(left)
+                sent = self._sock.send(left, self._flags)
                 self._written += sent
                 left = left[sent:]
                 if left and not self._read_some:
                     self._read_some = self._taken() > self._in_flight_from
         except OSError as error:
-            self.close()
             if _is_ours(error):
+                self.close()
                 raise ConnectionFailedError(
                     f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
                 ) from error
-            raise self._failure("could not write", error, self._read_some) from error
+            # On a Unix socket EPIPE only says that the agent has closed; reading says whether in order.
+            self._is_reset |= not (self._is_unix and isinstance(error, BrokenPipeError))
+            failure = self._read_rest() or self._failure("could not write", error)
+            self.close()
+            raise failure from error
         except BaseException:
             # Whatever it was (a Timeout, a kill), part of a frame may be on the way: nothing can follow it.
             self.close()
@@ -132,38 +166,113 @@ class SocketConnection(Closing):
         return bool(self._ends) if self._acks is None else self._acks.waiting_since() is not None
 
     def _held(self) -> int | None:
-        return _held_by_kernel(self._sock.fileno())
+        return held_by_kernel(self._sock.fileno())
+
+    # -- the agent's answers -------------------------------------------------------------------------------------------
 
     def wait_broken(self) -> None:
-        """See :meth:`Connection.wait_broken`. Acknowledgements are read here; without them, what an agent says is
-        read and means nothing.
+        """See :meth:`Connection.wait_broken`. Acknowledgements are read here; without them, only a refusal means
+        anything of what an agent says.
 
-        :raises ConnectionFailedError: when the agent hung up, when it acknowledged nothing for ``ack_timeout`` seconds,
-            or when the connection was closed.
+        :raises ConnectionFailedError: when the agent hung up or refused, when it acknowledged nothing for
+            ``ack_timeout`` seconds, or when the connection was closed.
         """
-        self._check_open()
         while True:
+            self._check_open()
             data = None
             try:
                 with gevent.Timeout(self._patience(), False):  # type: ignore[arg-type]
-                    data = self._sock.recv(4096)
+                    self._sock.wait_readable()
+                    in_order = self._ends_in_order()
+                    data = self._sock.recv_now(_READ_BYTES)
             except OSError as error:
                 if _is_ours(error):
                     continue  # the socket's timeout is meant for writing
-                raise self._failure("broke", error, self._read_some) from error
-            if data and data.startswith(_HELO):
-                raise ConnectionFailedError(
-                    f"{self._where}: the agent asks for a shared key (TCP(..., shared_key=...))"
-                )
+                self._is_reset = True
+                raise self._failure("broke", error) from error
             if data == b"":
-                # An agent that closes with something unread resets the connection, or leaves it untaken here.
-                had_read = self._written > 0 and not self._closed and not self._held()
-                raise ConnectionFailedError(f"{self._where}: the agent hung up", agent_had_read=had_read)
-            if self._acks is not None and data:
-                try:
-                    self._acks.feed(data)
-                except FrameError as error:
-                    raise ConnectionFailedError(f"{self._where}: what the agent answers is wrong: {error}") from error
+                raise self._end_of_stream(in_order or self._ends_in_order(has_ended=True))
+            if data:
+                self._hear(data)
+            if data is None or len(data) == _READ_BYTES:  # TLS that waits for something else, or a flood
+                gevent.sleep(TICK)
+
+    def _hear(self, data: bytes) -> None:
+        """Take bytes that the agent said.
+
+        :raises ConnectionFailedError: they are a refusal, or must be acknowledgements and are not.
+        """
+        if len(self._words) < MAX_WORDS:
+            self._words += data[: MAX_WORDS - len(self._words)]
+            if (refusal := refusal_of(self._words)) is not None:
+                self._believed_from = float("inf")
+                event = "refused" if self._acks is None else "what the agent answers is wrong"
+                raise ConnectionFailedError(f"{self._where}: {event}: {refusal}")
+        if self._acks is not None:
+            try:
+                self._acks.feed(data)
+            except FrameError as error:
+                raise ConnectionFailedError(f"{self._where}: what the agent answers is wrong: {error}") from error
+
+    def _read_rest(self) -> ConnectionFailedError | None:
+        """Read the answers that lie in the socket, without waiting, before it is closed.
+
+        :returns: an end in order, or the agent's refusal; None if neither is there.
+        """
+        in_order = self._hang_up.seen() and self._has_read_all()
+        read = 0
+        try:
+            while read < _MAX_REST_BYTES and (data := self._sock.recv_now(_READ_BYTES)) is not None:
+                if not data:
+                    return self._end_of_stream(True) if in_order else None
+                self._hear(data)
+                read += len(data)
+        except ConnectionFailedError as refusal:
+            return refusal
+        except OSError as error:
+            if getattr(error, "reason", None) in _TLS_REASONS:
+                return self._failure("refused", error)
+            self._is_reset |= isinstance(error, ConnectionError)
+        return None
+
+    def _has_read_all(self) -> bool:
+        """Return True if the kernel holds nothing for the agent, and the connection is not reset."""
+        return not (self._closed or self._is_reset or self._held() or self._hang_up.is_reset())
+
+    def _ends_in_order(self, *, has_ended: bool = False) -> bool:
+        """Return True if the agent has ended the connection, and had read everything.
+
+        This waits a moment for the kernel's last word: bytes on their way to a socket that is closed are answered by a
+        reset. It has to be asked before the end is read: OpenSSL answers an end of TCP by an alert, and is reset.
+
+        :param has_ended: the end was read, which may be that of TLS. That of TCP follows.
+        """
+        deadline = Deadline(_END_SECONDS)
+        while not (self._closed or self._is_reset or self._hang_up.is_reset() or deadline.has_passed()):
+            if self._hang_up.seen():
+                if self._has_read_all():
+                    return True
+            elif not has_ended:
+                break
+            gevent.sleep(TICK)
+            self._check_open()
+        return False
+
+    def _end_of_stream(self, in_order: bool) -> ConnectionFailedError:
+        """Return the error for an agent that hung up, and how much it had read if it did so in order."""
+        if not in_order:
+            return ConnectionFailedError(f"{self._where}: the agent hung up")
+        read = 0
+        if self._acks is None and not self._words:
+            read = sum(end <= self._written for end in self._ends)
+            if not (self._flags or self._is_unix):  # TLS may have read more than the agent, all of a TLS record
+                read = min(read, 1)
+            read += self._delivered
+        return ConnectionFailedError(
+            f"{self._where}: the agent hung up",
+            agent_had_read=self._written > (self._in_flight_from if self._is_in_flight() else 0),
+            frames_read=read,
+        )
 
     def _patience(self) -> float | None:
         """Seconds until the oldest message waits for too long to be acknowledged; None where none are asked for.
@@ -187,12 +296,23 @@ class SocketConnection(Closing):
             "does it answer Forward messages that have a chunk?"
         )
 
+    # -- the end -------------------------------------------------------------------------------------------------------
+
     def close(self) -> None:
-        """See :meth:`Connection.close`."""
-        if not self._closed:
-            self.delivered()  # what was taken by now, before the kernel's answer is out of reach
-            self._closed = True
+        """See :meth:`Connection.close`. Acknowledgements that lie in the socket count."""
+        if self._finish():
             self._sock.close()
+
+    def _finish(self) -> bool:
+        """Take the last news of the socket; return False if the connection is closed already."""
+        if self._closed:
+            return False
+        # A forked child must not read from the parent's connection.
+        if self._acks is not None and os.getpid() == self._pid:
+            self._read_rest()
+        self.delivered()  # the last figure that the kernel can give
+        self._closed = True
+        return True
 
     def after_fork_in_child(self) -> None:
         """Let go of the socket, which is the parent's; the parent's connection is not touched by that."""
@@ -203,8 +323,31 @@ class SocketConnection(Closing):
         if self._closed:
             raise ConnectionFailedError(f"{self._where}: the connection is closed")
 
-    def _failure(self, what: str, error: OSError, agent_had_read: bool) -> ConnectionFailedError:
-        return ConnectionFailedError(f"{self._where}: {what}: {error.strerror or error}", agent_had_read=agent_had_read)
+    def _failure(self, event: str, error: OSError) -> ConnectionFailedError:
+        """Return the error for a connection that broke by *error*, and the likely cause if nothing was ever taken."""
+        is_silent = not (self._words or self.delivered())
+        hint = ""
+        if is_silent and self._flags and not self._is_unix and isinstance(error, ConnectionError):
+            hint = " (an agent that speaks TLS does that, TCP(..., ssl=...), and one that is full)"
+        return ConnectionFailedError(
+            f"{self._where}: {event}: {reason_of(error)}{hint}", agent_had_read=self._read_some
+        )
+
+
+# By OpenSSL's names of its reasons.
+_TLS_REASONS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the agent wants a client certificate: load_cert_chain() of the context",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the agent may want a client certificate: load_cert_chain() of the context",
+    "WRONG_VERSION_NUMBER": "the agent speaks no TLS: leave ssl out",
+    "UNEXPECTED_EOF_WHILE_READING": "it looks like an agent that speaks no TLS: leave ssl out",
+}
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error of a socket, with a hint where TLS is the cause."""
+    text = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or str(error)
+    hint = _TLS_REASONS.get(getattr(error, "reason", None) or "")
+    return f"{text} ({hint})" if hint else str(text)
 
 
 def _is_ours(error: OSError) -> bool:
@@ -218,60 +361,5 @@ def release(connection: Connection) -> None:
     gevent's own way would ask that hub to stop watching first. A loop that never runs again does not mind. A
     connection of a user's own is left alone: how that closes is not known.
     """
-    if isinstance(connection, SocketConnection):
-        connection._closed = True
+    if isinstance(connection, SocketConnection) and connection._finish():
         connection._sock._sock.close()
-
-
-def new_socket(family: int) -> Any:
-    """Return a stream socket that a forked child does not use."""
-    from gevent.socket import socket  # loaded by the first connection; a service that is patched has it loaded
-
-    return fork_safe(socket)(family, _constants.SOCK_STREAM)
-
-
-@cache
-def fork_safe(kind: type) -> Any:
-    """Return gevent's class of sockets *kind*, made safe for greenlets that go on in a forked child.
-
-    A greenlet that waits for the parent's socket may wake in the child, by an at-fork hook that switches. It must not
-    read, or write, for the parent.
-    """
-
-    class ForkSafe(kind):  # type: ignore[misc]
-        def _wait(self, *arguments: Any, **options: Any) -> Any:
-            result = super()._wait(*arguments, **options)
-            forks.check()
-            return result
-
-    return ForkSafe
-
-
-# -- the kernel's knowledge --------------------------------------------------------------------------------------------
-
-
-if sys.platform == "linux":
-    import fcntl
-    import termios
-
-    def _held_by_kernel(descriptor: int) -> int | None:
-        """Bytes written to the socket that the far side has not taken; None where the kernel does not tell."""
-        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
-        return int.from_bytes(answer, sys.byteorder)
-
-else:
-
-    def _held_by_kernel(descriptor: int) -> int | None:
-        return None
-
-
-class _HangUp:
-    """Whether the far side of a socket has closed, or shut down its writing. Does not wait."""
-
-    def __init__(self, descriptor: int) -> None:
-        # The unpatched poll(2): gevent's would switch to the hub, and this is asked between two statements.
-        self._poll = native.original("select", "poll")()
-        self._poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
-
-    def seen(self) -> bool:
-        return bool(self._poll.poll(0))

@@ -1,4 +1,4 @@
-"""Connections over a Unix socket, and who may listen there."""
+"""Connections over a Unix socket, and checks of the listener."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import gevent
 from ..errors import ConnectionFailedError, show
 from ..runtime.clock import monotonic
 from .connection import check_seconds
-from .sockets import SocketConnection, acks_asked, new_socket
+from .kernel import new_socket
+from .sockets import SocketConnection, acks_asked, reason_of
 
 __all__ = ["MDSD_SOCKETS", "DomainSocket", "check_directories", "usual_path"]
 
@@ -66,21 +67,22 @@ class DomainSocket(SocketConnection):
                 f"peer_uid must be the number of a user, such as pwd.getpwnam(name).pw_uid, got {show(peer_uid)}"
             )
         self.path = usual_path() if path is None else os.fspath(path)
-        sock = new_socket(_constants.AF_UNIX)
+        where = f"unix:{self.path}"
+        sock: Any = None
         try:
-            where = f"unix:{self.path}"
+            sock = new_socket(_constants.AF_UNIX)
             if strict:
                 check_directories(self.path, where)
             _connect_unix(sock, self.path, timeout)
             if peer_uid is not None:
                 _check_peer(sock, where, peer_uid)
             super().__init__(sock, where, write_timeout, acks)
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-            sock.close()
-            reason = getattr(error, "strerror", None) or error
-            raise ConnectionFailedError(f"unix:{self.path}: could not connect: {reason}", path=self.path) from error
-        except BaseException:
-            sock.close()
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, OSError | ValueError):  # ValueError: a NUL byte in the path
+                reason = f"could not connect: {reason_of(error)}"
+                raise ConnectionFailedError(f"{where}: {reason}", path=self.path) from error
             raise
 
     def peer(self) -> tuple[int, int]:
