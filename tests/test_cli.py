@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import signal
 import socket as std_socket
 import sys
@@ -23,6 +24,7 @@ from helpers import eventually, free_port, mapping
 from geventaudit import Msg, Stats, __version__
 from geventaudit.agent import Agent
 from geventaudit.cli import lines as file_lines
+from geventaudit.transport.unix import MDSD_SOCKETS
 
 GOOD = {"Type": "ControlPlane", "Record": mapping()}
 BAD = {"Type": "ControlPlane", "Record": mapping(OperationName="")}
@@ -163,6 +165,29 @@ def test_refused_messages_are_shown_by_the_listener(listening: Any, socket_path:
         assert listening.stderr.readline() == b"refused 'AsmAuditCP': OperationName: must not be empty\n"
 
 
+def test_a_wrong_type_is_named_once_with_the_right_ones(listening: Any, socket_path: str) -> None:
+    import msgpack
+
+    with std_socket.socket(std_socket.AF_UNIX) as sock:
+        sock.connect(socket_path)
+        sock.sendall(msgpack.packb(["app.log\x1b", [[5, {"log": "x"}]]]))
+        assert listening.stderr.readline().decode() == (
+            "refused 'app.log\\x1b': the type must be one of AsmAuditDP, AsmAuditCP, AsmAuditHB, AsmAuditDG\n"
+        )
+
+
+def test_the_line_of_a_failure_shows_its_reason(listening: Any, socket_path: str) -> None:
+    failures = [
+        {"Type": "DataPlane", "Record": mapping(OperationResult="Failure", OperationResultDescription=reason)}
+        for reason in ("the disk is full\x1b[1m\n", "x" * 10_000)
+    ]
+    run("send", "-", "--unix", socket_path, given=lines(GOOD, *failures))
+    printed = [line for line in (listening.stdout.readline().decode() for _ in range(4)) if "CreateUser" in line]
+    assert printed[0].endswith(" on SubscriptionId/res1\n")
+    assert printed[1].endswith(' on SubscriptionId/res1: "the disk is full\\x1b[1m\\x0a"\n')
+    assert printed[2].endswith(f' on SubscriptionId/res1: "{"x" * 500}... (9500 more characters)"\n')
+
+
 def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_path: str) -> None:
     evil = {"Type": "ControlPlane", "Record": mapping(OperationName="a\x1b[31m\nb\x9b")}
     run("send", "-", "--unix", socket_path, given=lines(evil))
@@ -172,22 +197,37 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "required"),
         (["nonsense"], "nonsense"),
-        (["listen", "--nonsense"], "--nonsense"),
+        (["listen", "--nonsense"], "unrecognized arguments: --nonsense (see geventaudit listen --help)"),
+        (["doctor", "agent.sock"], "unrecognized arguments: agent.sock (see geventaudit doctor --help)"),
+        (["spool", "list", "x", "y"], "unrecognized arguments: y (see geventaudit spool list --help)"),
+        (["--nonsense"], "unrecognized arguments: --nonsense (see geventaudit --help)"),
         (["listen", "--tcp", "nowhere"], "must be HOST:PORT, got 'nowhere'"),
         (["listen", "--tcp", "h:99999"], "must be HOST:PORT"),
         (["send", "--tcp", "h:0", "-"], "with a port above 0, got 'h:0'"),
         (["doctor", "--tcp", "h:0"], "with a port above 0, got 'h:0'"),
-        (["listen", "--unix", "/nonexistent/x.sock"], "cannot listen on /nonexistent/x.sock"),
+        (["listen", "--unix", "/nonexistent/x"], "cannot listen on /nonexistent/x: No such file or directory\n"),
         (["listen", "--unix", "a", "--tcp", "h:1"], "not allowed with"),
         (["listen", "--unix", "unused.sock", "--output", "/nonexistent/x"], "cannot write /nonexistent/x"),
         (["send"], "FILE"),
-        (["send", "-", "--unix", "unused.sock"], "unix:unused.sock: could not connect"),
+        (
+            ["send", "-", "--unix", "unused.sock"],
+            (
+                "unix:unused.sock: could not connect: No such file or directory; "
+                "to find the reason: geventaudit doctor --unix unused.sock\n"
+            ),
+        ),
         (["send", "/nonexistent", "--unix", "unused.sock"], "cannot read /nonexistent: No such file or directory"),
         (["send", "/", "--unix", "unused.sock"], "cannot read /: Is a directory"),
         (["send", "--follow", "/nonexistent", "--unix", "unused.sock"], "cannot read /nonexistent: No such file"),
-        (["send", "-", "--tcp", "127.0.0.1:1"], "tcp:127.0.0.1:1: could not connect: Connection refused"),
+        (
+            ["send", "-", "--tcp", "127.0.0.1:1"],
+            (
+                "tcp:127.0.0.1:1: could not connect: Connection refused; "
+                "to find the reason: geventaudit doctor --tcp 127.0.0.1:1\n"
+            ),
+        ),
+        (["send", "-", "--tcp", "[::1]:1"], "geventaudit doctor --tcp [::1]:1\n"),
         (["send", "-", "--timeout", "soon"], "must be a number of seconds, got 'soon'"),
         (
             ["send", "-", "--service-tree-id", "x"],
@@ -195,13 +235,13 @@ def test_output_for_a_terminal_has_no_control_characters(listening: Any, socket_
         ),
         (["listen", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
         (["send", "-", "--unix", ""], "argument --unix: must be the path of a socket, got an empty text"),
-        (["listen", "--unix", "/"], "cannot listen on /: a folder is there, and no socket"),
+        (["listen", "--unix", "/"], "cannot listen on /: a folder is there, and no socket\n"),
         (["check", "/nonexistent"], "cannot read /nonexistent: No such file or directory"),
         (["check", "/"], "cannot read /: Is a directory"),
-        (["spool"], "the following arguments are required: ACTION"),
         (["spool", "list", "/nonexistent"], "there is no spool /nonexistent"),
-        (["demo", "--records", "0"], "must be at least 1"),
-        (["demo", "--records", "x"], "invalid int value"),
+        (["demo", "--records", "0"], "argument --records: must be a whole number of at least 1, got '0'"),
+        (["demo", "--records", "x"], "argument --records: must be a whole number of at least 1, got 'x'"),
+        (["check", "\x1b[31m\n.jsonl"], "cannot read \\x1b[31m\\x0a.jsonl: No such file"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(arguments: list[str], words: str, folder: Path) -> None:
@@ -211,6 +251,15 @@ def test_mistakes_get_one_line_and_status_2(arguments: list[str], words: str, fo
     assert err.startswith("geventaudit: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_a_command_that_names_no_agent_is_told_how(folder: Path) -> None:
+    """The usual socket is not there on a developer's machine."""
+    if any(os.path.exists(path) for path in MDSD_SOCKETS):
+        pytest.skip("an agent has its socket at the usual path")
+    status, out, err = run("send", "-", cwd=folder)
+    assert (status, out) == (2, "")
+    assert err.endswith("; say where the agent listens: --unix PATH or --tcp HOST:PORT\n")
 
 
 def test_a_file_that_is_not_there_while_the_agent_is(listening: Any, socket_path: str) -> None:
@@ -314,6 +363,8 @@ def test_help_and_version() -> None:
     assert status == 0
     assert all(name in out for name in COMMANDS)
     assert "examples:\n" in out
+    assert run() == (0, out, ""), "without a command too"
+    assert run("spool") == (0, run("spool", "--help")[1], "")
 
 
 COMMANDS = ("listen", "send", "check", "spool", "schema", "doctor", "completion", "demo")
@@ -541,6 +592,46 @@ def test_progress_only_at_a_terminal(folder: Path) -> None:
     status, out = at_a_terminal("-c", without, "check", str(file))
     assert (status, "%|" in out) == (1, False), "nor without tqdm"
     assert out.endswith("500 valid, 500 refused\r\n")
+
+
+def visible(written: str) -> list[str]:
+    """The lines that a terminal shows at the end, which is a terminal of any height."""
+    screen, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[(?:\d*)A|\r|\n|[^\r\n\x1b]+", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row += 1
+            screen += [""] * (row + 1 - len(screen))
+        elif part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1)
+        else:
+            line = screen[row].ljust(column)
+            screen[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in screen]
+
+
+def test_log_lines_stand_above_the_progress_bar(socket_path: str, folder: Path) -> None:
+    """The client's log has a line for each connection that is lost; the program goes on reading meanwhile."""
+    file = folder / "records.jsonl"
+    file.write_bytes(numbered(*range(6000)))
+    seen = itertools.count(1)
+
+    def receive(received: Any) -> None:
+        if next(seen) % 1500 == 0:
+            raise OSError("hangs up")
+
+    with Agent(socket_path, receive):
+        status, out = at_a_terminal("-m", "geventaudit", "send", str(file), "--unix", socket_path, "--require-ack")
+    assert status == 0, out
+    assert "%|" in out
+    shown = [line for line in visible(out) if line]
+    lost = [line for line in shown if "connection lost" in line]
+    assert len(lost) >= 3
+    assert all(line.startswith(f"geventaudit: connection lost: unix:{socket_path}: ") for line in lost), shown
+    assert not any("%|" in line for line in shown), "the bar is gone at the end"
+    assert shown == [*lost, "6000 delivered, 0 not delivered, 0 refused"]
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

@@ -522,7 +522,6 @@ def test_a_spool_of_another_user(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "required"),
         (["nonsense"], "nonsense"),
         (["list"], "PATH"),
         (["list", "audit-{Pid}"], "argument PATH: path may have no other braces than {pid}'s"),

@@ -163,6 +163,41 @@ def another_protocol(folder: Path) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
+def serving_tcp(handle: Callable[[Any], object]) -> Iterator[list[str]]:
+    def serve(sock: Any, peer: Any) -> None:
+        with sock, contextlib.suppress(OSError):
+            handle(sock)
+
+    server = StreamServer(("127.0.0.1", 0), serve, spawn=Pool())
+    server.start()
+    try:
+        yield ["--tcp", f"127.0.0.1:{server.server_port}"]
+    finally:
+        server.stop(timeout=0)
+
+
+def http_over_tcp(folder: Path) -> Setup:
+    return serving_tcp(lambda sock: (sock.recv(10), sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
+
+
+def tls_alert_over_tcp(folder: Path) -> Setup:
+    return serving_tcp(lambda sock: (sock.recv(10), sock.sendall(b"\x15\x03\x01\x00\x02\x02\x46")))
+
+
+def reads_nothing_over_tcp(folder: Path) -> Setup:
+    return serving_tcp(lambda sock: gevent.sleep(60))
+
+
+def never_acknowledges_over_tcp(folder: Path) -> Setup:
+    return serving_tcp(reads_to_the_end)
+
+
+def resets_over_tcp(folder: Path) -> Setup:
+    """It hangs up with something unread, while the doctor waits for an acknowledgement or for the end."""
+    return serving_tcp(lambda sock: gevent.sleep(0.9))
+
+
+@contextlib.contextmanager
 def never_acknowledges(folder: Path) -> Iterator[list[str]]:
     with serving(folder / "agent.sock", reads_to_the_end) as arguments:
         yield arguments
@@ -215,8 +250,8 @@ BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
     (no_defaults, 1, "FAILED  {folder}/b.sock does not exist", "or say where it listens"),
     (nothing_there, 1, "FAILED  {folder}/agent.sock does not exist", "start the agent"),
     (folder_missing, 1, "FAILED  {folder}/mdsd does not exist", "mount the folder"),
-    (file_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: -rw", "remove it"),
-    (folder_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: drwx", "a container runtime makes a folder"),
+    (file_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: -rw", "Do not remove it unseen"),
+    (folder_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: drwx", "a container runtime makes one"),
     (file_on_the_way, 1, "FAILED  {folder}/mdsd is no folder", "say where the agent listens"),
     (no_path, 1, "FAILED  the path of the socket is empty", "say where the agent listens"),
     (dangling_link, 1, "FAILED  {folder}/agent.sock is a link to {folder}/gone.sock, which does not", "the link point"),
@@ -228,19 +263,24 @@ BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
         "left its socket behind",
     ),
     (datagrams, 1, "FAILED  unix:{folder}/agent.sock: could not connect: Protocol wrong type", "datagram"),
-    (accepts_nobody, 1, "accepted nobody for 0.3 seconds", "it is stuck"),
-    (reads_nothing, 1, "FAILED  it read nothing in 0.3 s", "stuck, or too busy"),
+    (accepts_nobody, 1, "accepted nobody for 0.3 seconds", "is stopped or stuck"),
+    (reads_nothing, 1, "FAILED  it read nothing in 0.3 s", "its input is paused"),
     (hangs_up_at_once, 1, "FAILED  unix:{folder}/agent.sock: ", "does not take Forward messages"),
     (another_protocol, 1, "FAILED  unix:{folder}/agent.sock: ", "another protocol (HTTP"),
+    (reads_nothing_over_tcp, 1, "FAILED  it neither acknowledged nor hung up", "its input is paused"),
+    (never_acknowledges_over_tcp, 0, "note    it acknowledged nothing in 0.3 s", "Fluentd and Vector over TCP only"),
+    (resets_over_tcp, 1, "FAILED  ", "does not take Forward messages"),
+    (http_over_tcp, 1, "FAILED  tcp:127.0.0.1:", "another protocol (HTTP"),
+    (tls_alert_over_tcp, 1, "FAILED  tcp:127.0.0.1:", "TLS (--tls)"),
     (never_acknowledges, 0, "note    it acknowledged nothing in 0.3 s", "Fluentd and Vector over TCP only"),
     (
         acknowledges_nonsense,
         1,
         "unix:{folder}/agent.sock: what the agent answers is wrong",
-        "no acknowledgement",
+        "is no acknowledgement",
     ),
     (nobody_at_the_port, 1, "FAILED  tcp:127.0.0.1:", "nobody listens there"),
-    (no_such_host, 1, "FAILED  tcp:no-such-host.invalid:24224: could not connect", "look at the address"),
+    (no_such_host, 1, "FAILED  tcp:no-such-host.invalid:24224: could not connect", "look at the name"),
     (wants_a_key, 1, "the agent asks for a shared key", "TCP(..., shared_key=...)"),
     (anybody_may_replace_it, 0, "note    {folder}/agent.sock: refused: anybody can write to {folder}", "chmod o-w"),
 ]

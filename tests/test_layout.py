@@ -37,7 +37,8 @@ ORDER = [
     "operation", "lifecycle", "audit_client", "client",
     "agent.arrivals", "agent.shown", "agent.connections", "agent.listening", "agent.reception", "agent.server", "agent",
     "agent.doctor", "testing", "",
-    "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.demo", "cli.spool", "cli", "__main__",
+    "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.listen", "cli.send", "cli.demo", "cli.spool",
+    "cli", "__main__",
 ]  # fmt: skip
 PACKAGES = ["agent", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "transport"]
 

@@ -25,10 +25,7 @@ from geventaudit.agent import Agent, Received
 from geventaudit.integrations.opentelemetry import add_trace_context, instrument
 from geventaudit.integrations.prometheus import AuditCollector
 
-COUNTERS = {
-    "messages_sent", "messages_requeued", "messages_dropped", "messages_errors", "heartbeat_dropped",
-    "diagnostic_dropped",
-}  # fmt: skip
+COUNTERS = {"messages_sent", "messages_requeued", "messages_dropped", "messages_errors", "heartbeat_dropped"}
 GAUGES = {"messages_queued", "messages_spooled", "messages_in_flight", "connection_degraded"}
 
 

@@ -1,7 +1,11 @@
-"""What is wrong between this process and its agent, found out step by step, by the ways that a client takes.
+"""An examination of the way from this process to its agent, step by step, through the connections of a client.
 
-Each step is a finding; the first failure ends the examination, since what comes after it cannot be told. Heartbeats are
-sent, and no records.
+Each step gives a finding. The first failure ends the examination: the steps after it depend on it. Heartbeats are sent,
+and no records.
+
+Over TCP the kernel acknowledges for a process that is stopped, so that nothing written shows that the agent reads. An
+acknowledgement of the Forward protocol does. So does an agent that closes its side after this side has ended writing:
+the end is behind all that was written.
 """
 
 from __future__ import annotations
@@ -12,27 +16,43 @@ import grp
 import os
 import platform
 import pwd
+import socket as std_socket
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from typing import Any, TypeVar
 
 import gevent
+from gevent import socket as gsocket
 
 from ..encoder.encoding import Encoder
 from ..encoder.engine import ENCODER
 from ..errors import ConnectionFailedError
 from ..records import Heartbeat
-from ..runtime.clock import monotonic
+from ..runtime.clock import TICK, Deadline, monotonic
 from ..transport import TCP, DomainSocket, unix, usual_path
 from ..version import __version__
 
 __all__ = ["Finding", "Outcome", "examine"]
 
 _MAX_PATH = 107  # bytes of a Unix socket's path on Linux
-_HANG_UP_SECONDS = 0.2  # how soon an agent that does not like what it read is expected to hang up
+_HANG_UP_SECONDS = 0.2  # an agent that refuses a connection, or what it read, is expected to hang up within this
+_WRONG_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
+_WRONG_TIME = (9, 10)  # _CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
+_C = TypeVar("_C", DomainSocket, TCP)
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+
+
+_NO_HANDSHAKE = (
+    "its process is stopped or stuck, its input is paused, or the agent uses no TLS or no shared key at that port"
+)
+_ADVICE_ON_HANGING_UP = (
+    "it does not take Forward messages: does it speak another protocol (HTTP, syslog), or TLS (--tls)? Is its input of "
+    "another kind than forward? Or is the input paused: Fluent Bit hangs up at mem_buf_limit, and logs 'paused'"
+)
 
 
 class Outcome(Enum):
@@ -46,7 +66,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One step: what was found, and what to do about it where something is wrong."""
+    """The result of one step: the finding, and advice if something is wrong."""
 
     outcome: Outcome
     text: str
@@ -61,17 +81,27 @@ class _Failed(Exception):  # noqa: N818  # not an error: a diagnosis
         self.finding = Finding(Outcome.FAILED, text, advice)
 
 
-def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) -> Iterator[Finding]:
-    """Findings, one after the other as they are made.
+def examine(
+    address: str | tuple[str, int] | None = None,
+    timeout: float = 2.0,
+    *,
+    needs_acks: bool = False,
+    **tcp_options: Any,
+) -> Iterator[Finding]:
+    """Return the findings, each as soon as it is made.
 
-    :param address: a path, or host and port; None for the path that a ``DomainSocket()`` takes.
-    :param timeout: seconds for each thing that the agent is asked to do.
+    :param address: a path, or host and port; None for the path that ``DomainSocket()`` uses.
+    :param timeout: seconds for each answer of the agent.
+    :param needs_acks: an agent that does not acknowledge is a failure.
+    :param tcp_options: further parameters of ``TCP``: ``ssl``, ``server_hostname``, ``shared_key``, ``username``,
+        ``password``.
     """
     yield _encoder()
+    ack_timeout = timeout + 60.0  # longer than anything here waits
     try:
         if isinstance(address, tuple):
-            host_and_port = address
-            yield from _connection(lambda acks: TCP(host_and_port, timeout=timeout, require_ack=acks), timeout)
+            connect = partial(TCP, address, timeout=timeout, ack_timeout=ack_timeout, **tcp_options)
+            yield from _tcp_agent(address, connect, timeout, needs_acks)
             return
         if address is None:
             yield from _default_paths()
@@ -79,7 +109,9 @@ def examine(address: str | tuple[str, int] | None = None, timeout: float = 2.0) 
         if not path:
             raise _Failed("the path of the socket is empty", "say where the agent listens: --unix PATH")
         yield from _place(path)
-        yield from _connection(lambda acks: DomainSocket(path, timeout=timeout, require_ack=acks), timeout)
+        yield from _unix_agent(
+            partial(DomainSocket, path, timeout=timeout, ack_timeout=ack_timeout), timeout, needs_acks
+        )
     except _Failed as failed:
         yield failed.finding
     except OSError as error:  # it was there a moment ago
@@ -115,8 +147,7 @@ def _place(path: str) -> Iterator[Finding]:
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise _Failed(
             f"{path} is no socket: {about}",
-            "something else stands in the agent's place: remove it, and start the agent; a container runtime makes a "
-            "folder where the file to be mounted was missing",
+            _advice_on_intruder(path),
         )
     yield Finding(Outcome.OK, f"{path} is a socket: {about}")
     try:
@@ -130,8 +161,21 @@ def _place(path: str) -> Iterator[Finding]:
         )
 
 
+def _advice_on_intruder(path: str) -> str:
+    """Return the advice on something that is no socket, in the agent's place. It may be someone's only copy."""
+    if os.path.isdir(path):
+        return (
+            "a folder is in the agent's place: a container runtime makes one if the file to be mounted is missing. If "
+            "it is empty, remove it by rmdir and start the agent; else find out whose it is"
+        )
+    return (
+        "something else is in the agent's place, and an agent will not start over it. Do not remove it unseen, it may "
+        "be somebody's data: look into it, move it away if nobody needs it there (mv), and start the agent"
+    )
+
+
 def _enter_folders(path: str) -> None:
-    """Fail with the first thing on the way to *path* that is missing or closed."""
+    """Fail with the first part of *path* that is missing or closed."""
     way = os.path.abspath(path)
     parents = [way]
     while parents[-1] != os.path.dirname(parents[-1]):
@@ -185,61 +229,158 @@ def _me() -> str:
 # -- the agent ---------------------------------------------------------------------------------------------------------
 
 
-def _connection(connect: Callable[[bool], DomainSocket | TCP], timeout: float) -> Iterator[Finding]:
-    with _connected(connect, False) as connection:
+def _unix_agent(connect: Callable[..., DomainSocket], timeout: float, needs_acks: bool) -> Iterator[Finding]:
+    with _connected(connect) as connection:
         yield Finding(Outcome.OK, f"{_me().rstrip(',')} can connect: {_listener(connection)} listens")
-        _take_heartbeat(connection, timeout)
-        if isinstance(connection, TCP):
-            yield Finding(Outcome.OK, "what is written arrives at its host; whether it is read, only acks can tell")
-        else:
-            yield Finding(Outcome.OK, "it reads")
-    with _connected(connect, True) as connection:
-        if _wait_delivered(connection, timeout):
-            yield Finding(Outcome.OK, "it acknowledges: require_ack=True can be used")
-        else:
-            yield Finding(
-                Outcome.NOTE,
-                f"it acknowledged nothing in {timeout} s",
-                "leave require_ack off, as it is by default, or use an agent that acknowledges (Fluent Bit; Fluentd "
-                "and Vector over TCP only)",
+        if not _wait_delivered(connection, timeout):
+            raise _Failed(f"it read nothing in {timeout} s", _advice_on_silence(connection))
+        yield Finding(Outcome.OK, "it reads")
+    with _connected(partial(connect, require_ack=True)) as connection:
+        yield _finding_on_acks(_wait_delivered(connection, timeout), timeout, needs_acks)
+
+
+def _tcp_agent(address: tuple[str, int], connect: partial[TCP], timeout: float, needs_acks: bool) -> Iterator[Finding]:
+    with _connected(partial(connect, require_ack=True), partial(_answers_a_connection, address, timeout)) as connection:
+        yield Finding(Outcome.OK, f"{_me().rstrip(',')} can connect: a process listens{_proved_by(connect)}")
+        acknowledges = _wait_delivered(connection, timeout)
+        if not acknowledges and not _closes_after_the_end(connection, timeout):
+            raise _Failed(
+                f"it neither acknowledged nor hung up in {timeout} s after all was sent: it reads nothing",
+                _advice_on_silence(connection),
             )
+        yield Finding(Outcome.OK, "it reads")
+        yield _finding_on_acks(acknowledges, timeout, needs_acks)
+
+
+def _proved_by(connect: partial[TCP]) -> str:
+    proved = [
+        text
+        for name, text in (("ssl", "its certificate is trusted"), ("shared_key", "it knows the shared key"))
+        if connect.keywords.get(name) is not None
+    ]
+    return "".join(f", {text}" for text in proved)
+
+
+def _finding_on_acks(acknowledges: bool, timeout: float, needs_acks: bool) -> Finding:
+    if acknowledges:
+        return Finding(Outcome.OK, "it acknowledges: require_ack=True can be used")
+    return Finding(
+        Outcome.FAILED if needs_acks else Outcome.NOTE,
+        f"it acknowledged nothing in {timeout} s",
+        "leave require_ack off, as it is by default, or use an agent that acknowledges (Fluent Bit; Fluentd and Vector "
+        "over TCP only). Without acknowledgements, nothing shows that it takes Forward messages",
+    )
+
+
+def _advice_on_silence(connection: DomainSocket | TCP) -> str:
+    process = connection.peer()[0] if isinstance(connection, DomainSocket) else 0
+    if process and _is_stopped(process):
+        return f"process {process} is stopped (SIGSTOP, a debugger): continue it by kill -CONT {process}"
+    return (
+        "its process is stopped or stuck, or its input is paused: Fluent Bit pauses an input at mem_buf_limit, if its "
+        "outputs fail or are too slow, and logs 'paused'. Look at its log; meanwhile records wait on the queue"
+    )
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            # The state is behind the name, which is in brackets and may hold anything.
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
-def _connected(connect: Callable[[bool], DomainSocket | TCP], acks: bool) -> Iterator[DomainSocket | TCP]:
+def _connected(connect: Callable[[], _C], answers: Callable[[], bool] = lambda: False) -> Iterator[_C]:
+    """Connect, or fail with advice.
+
+    :param answers: called if connecting took too long. Return True if the address itself can be reached.
+    """
     try:
-        connection = connect(acks)
+        connection = connect()
     except ConnectionFailedError as error:
-        raise _Failed(str(error), _advice_on(error)) from None
+        advice = _advice_on(error)
+        if "not within" in str(error) and answers():
+            advice = f"the address accepts connections, and no TLS or handshake comes: {_NO_HANDSHAKE}"
+        raise _Failed(str(error), advice) from None
     try:
         yield connection
     finally:
         connection.close()
 
 
+def _answers_a_connection(address: tuple[str, int], timeout: float) -> bool:
+    """Return True if the address accepts a TCP connection, which the kernel does for a process that is stopped."""
+    try:
+        gsocket.create_connection(address, timeout).close()
+    except OSError:
+        return False
+    return True
+
+
 def _advice_on(error: ConnectionFailedError) -> str:
+    """Return the advice on an error of connecting."""
     code = getattr(error.__cause__, "errno", None)
-    if code == errno.ECONNREFUSED and str(error).startswith("unix:"):
+    if code == errno.EACCES:
+        return "the file's mode permits it and the system does not: look for SELinux or AppArmor denials in the log"
+    advice = _advice_on_unix(code) if str(error).startswith("unix:") else _advice_on_tcp(error.__cause__, str(error))
+    return advice or "look at the address"
+
+
+def _advice_on_unix(code: int | None) -> str:
+    if code == errno.ECONNREFUSED:
         return (
             "nobody listens: an agent that is gone left its socket behind; start it. In a container, mount the folder "
             "and not the socket itself, or a restarted agent is not seen"
         )
-    if code == errno.ECONNREFUSED or "nobody listens" in str(error):
-        return "nobody listens there: start the agent, and look at the port it is configured for"
     if code == errno.EPROTOTYPE:
         return "this is a datagram socket; configure the agent for a stream (Fluent Bit's and Fluentd's forward input)"
-    if code == errno.ETIMEDOUT and str(error).startswith("unix:"):
-        return "it listens and accepts nobody: it is stuck, or stopped; restart it and look at its log"
-    if code in _NO_ROUTE or "not within" in str(error):
+    if code == errno.ETIMEDOUT:
+        return (
+            "it listens and accepts nobody: its process is stopped or stuck, or its input is paused (Fluent Bit logs "
+            "'paused'); look at its log"
+        )
+    return ""
+
+
+def _advice_on_tcp(cause: BaseException | None, text: str) -> str:
+    if advice := _advice_on_tls(cause, text):
+        return advice
+    if "HELO" in text:
+        return _NO_HANDSHAKE
+    if ": refused: " in text:
+        return "compare the shared key, the user name and the password with those in the agent's configuration"
+    if "hung up" in text:
+        return "it hangs up during the handshake: does the agent use a shared key, and TLS, at that port?"
+    if isinstance(cause, ConnectionRefusedError) or "nobody listens" in text or "self-connect" in text:
+        return "nobody listens there: start the agent, and look at the port it is configured for"
+    if isinstance(cause, std_socket.gaierror):
+        return "look at the name, and at the name service of this host or container"
+    if getattr(cause, "errno", None) in _NO_ROUTE or "not within" in text:
         return "nothing answers from there: look at the address, at firewalls and network policies"
-    if code == errno.EACCES:
-        return "the file's mode permits it and the system does not: look for SELinux or AppArmor denials in the log"
-    return "look at the address"
+    return ""
 
 
-def _listener(connection: DomainSocket | TCP) -> str:
-    if isinstance(connection, TCP):
-        return "somebody"
+def _advice_on_tls(cause: BaseException | None, text: str) -> str:
+    """Return the advice on an error of TLS, "" for another error."""
+    if "certificate required" in text or "CERTIFICATE_REQUIRED" in text:
+        return "it requires a client certificate: --cert FILE, SSLContext.load_cert_chain()"
+    if type(cause).__name__ == "SSLCertVerificationError":
+        code = getattr(cause, "verify_code", 0)
+        if code in _WRONG_NAME:
+            return (
+                "connect to the name in the certificate, or name it: --server-hostname NAME, TCP(server_hostname=...)"
+            )
+        if code in _WRONG_TIME:
+            return "renew the agent's certificate, or set the clock of this host"
+        return "trust the authority that issued the agent's certificate: --ca FILE, SSLContext.load_verify_locations()"
+    if getattr(cause, "reason", None) is not None and isinstance(cause, OSError):  # an SSLError
+        return "does the agent use TLS at that port? If it does, it may refuse the version of TLS or the certificate"
+    return ""
+
+
+def _listener(connection: DomainSocket) -> str:
     process, user = connection.peer()
     name = ""
     with contextlib.suppress(OSError), open(f"/proc/{process}/comm") as file:
@@ -247,19 +388,14 @@ def _listener(connection: DomainSocket | TCP) -> str:
     return f"process {process}{name} of {_user(user)}" if process else f"a process of {_user(user)}"
 
 
-def _take_heartbeat(connection: DomainSocket | TCP, timeout: float) -> None:
-    if not _wait_delivered(connection, timeout):
-        raise _Failed(
-            f"it read nothing in {timeout} s",
-            "it accepts and is stuck, or too busy: restart it and look at its log; meanwhile records wait on the queue",
-        )
-
-
 def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
-    """Whether a heartbeat is delivered; an agent that hangs up, or answers what it should not, is a failure."""
+    """Send a heartbeat. Return True if it is delivered in time; fail if the agent hangs up or answers nonsense."""
     broken = gevent.spawn(_how_it_breaks, connection)
     try:
-        connection.write([_heartbeat(connection.name)])
+        # A refusal that is on its way is a better reason than the write that it makes fail.
+        broken.join(min(_HANG_UP_SECONDS, timeout))
+        if not broken.ready():
+            connection.write([_heartbeat(connection.name)])
         deadline = monotonic() + timeout
         while not connection.delivered() and not broken.ready() and monotonic() < deadline:
             gevent.sleep(0.01)
@@ -268,13 +404,33 @@ def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
             raise error
         return bool(connection.delivered())
     except ConnectionFailedError as error:
-        raise _Failed(str(error), _advice_on_broken(str(error))) from None
+        raise _Failed(str(error), _advice_on_broken(error)) from None
     finally:
         broken.kill()
 
 
+def _closes_after_the_end(connection: TCP, timeout: float) -> bool:
+    """End writing. Return True if the agent, having read everything, closes its side in time; fail if it resets.
+
+    This is about the end of the TCP connection, with TLS too: an agent may answer the end by an alert.
+    """
+    deadline = Deadline(timeout)
+    with gsocket.socket(fileno=os.dup(connection.fileno())) as sock:
+        try:
+            sock.shutdown(gsocket.SHUT_WR)
+            while not deadline.has_passed():
+                sock.settimeout(deadline.left() or TICK)
+                if not sock.recv(4096):
+                    return True
+        except TimeoutError:
+            pass
+        except OSError as error:
+            raise _Failed(f"it hung up with something unread: {error.strerror}", _ADVICE_ON_HANGING_UP) from None
+    return False
+
+
 def _how_it_breaks(connection: DomainSocket | TCP) -> ConnectionFailedError | None:
-    """What wait_broken raises, returned: a traceback is nothing for who asks the doctor, and gevent would print it."""
+    """Return the error of wait_broken(). If it were raised here, gevent would print it."""
     try:
         connection.wait_broken()
     except ConnectionFailedError as error:
@@ -282,15 +438,19 @@ def _how_it_breaks(connection: DomainSocket | TCP) -> ConnectionFailedError | No
     return None
 
 
-def _advice_on_broken(text: str) -> str:
+def _advice_on_broken(error: ConnectionFailedError) -> str:
+    """Return the advice on an error of a connection that was established."""
+    text = str(error)
     if "shared_key" in text:
-        return "give the client the agent's key: TCP(..., shared_key=...)"
+        return "give the client the agent's key: --shared-key-file FILE, TCP(..., shared_key=...)"
+    if advice := _advice_on_tls(error.__cause__, text):
+        return advice
     if "what the agent answers is wrong" in text:
-        return "it answers what is no acknowledgement: does it speak the Forward protocol? Leave require_ack off"
-    return (
-        "it does not take Forward messages: does it speak another protocol (HTTP, syslog, TLS), or is its input of "
-        "another kind? Fluent Bit and Fluentd call theirs forward"
-    )
+        return (
+            "it answers something that is no acknowledgement: does it speak another protocol (HTTP, syslog), or TLS "
+            "(--tls)? If it speaks the Forward protocol, leave require_ack off"
+        )
+    return _ADVICE_ON_HANGING_UP
 
 
 def _heartbeat(destination: str) -> bytes:

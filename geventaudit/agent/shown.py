@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import show
 from ..protocol.unpacking import Timestamp
-from ..records import Heartbeat, Msg
+from ..records import Heartbeat, Msg, OperationResult
 from ..schema.rules import MsgSchema
 from .arrivals import Received, Refused
 
@@ -27,6 +27,7 @@ _schema = MsgSchema()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_REFUSAL = 1000
 _MAX_WORD = 200
+_MAX_REASON = 500
 _MAX_WORDS = 10
 
 
@@ -53,16 +54,21 @@ def _about_record(message: Msg) -> str:
     targets = [(kind, target.name) for kind, group in record.target_resources.items() for target in group]
     on = _listed((f"{_word(kind)}/{_word(name)}" for kind, name in targets), len(targets))
     kinds = _listed(map(_word, record.target_resources), len(record.target_resources))
+    reason = ""
+    if record.operation_result == OperationResult.FAILURE:
+        reason = f": {_quoted(record.operation_result_description, _MAX_REASON)}"
     return (
         f"{_schema.dump(message)['Type']} {_word(record.operation_name)} {record.operation_result}: "
         f"{_listed(map(_word, identities), len(identities))} from {_word(str(record.caller_ip_address))} "
-        f"on {on or kinds}"
+        f"on {on or kinds}{reason}"
     )
 
 
 def line_of_refusal(refused: Refused) -> str:
     """Return the type of a message that was refused and the reason, cut to 1,000 characters."""
-    return f"{show(refused.tag)}: {printable(str(refused.error), _MAX_REFUSAL)}"
+    # Without the type, which some reasons begin with, and without the offset of a FrameError, which is 0 for a message.
+    reason = str(getattr(refused.error, "reason", refused.error)).removeprefix(f"{refused.tag}: ")
+    return f"{show(refused.tag)}: {printable(reason, _MAX_REFUSAL)}"
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -86,7 +92,11 @@ def _word(text: str) -> str:
     """Return *text* as a part of a line, in quotes unless it is plain."""
     if text.isprintable() and text and not set(text) & {" ", '"', ","}:
         return printable(text, _MAX_WORD)
-    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"'), _MAX_WORD) + '"'
+    return _quoted(text, _MAX_WORD)
+
+
+def _quoted(text: str, most: int) -> str:
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"'), most) + '"'
 
 
 def _listed(words: Iterable[str], count: int) -> str:

@@ -35,7 +35,7 @@ __all__ = ["demo"]
 
 
 def demo(records: int) -> bool:
-    """Send that many *records*, and print what became of them; whether all arrived."""
+    """Send *records* records, and print how many arrived. Return True if all did."""
     arrived: Counter[int] = Counter()
     samples: list[str] = []
 
@@ -59,12 +59,14 @@ def demo(records: int) -> bool:
             while restarts < 2 or not _all_done(senders):
                 gevent.sleep(0.02)
                 if restarts < 2 and len(arrived) >= records * (restarts + 1) // 3:
-                    agent.restart(timeout=0)  # what it had not read is gone, as when an agent crashes
+                    # The data that it had not read is gone, as after a crash.
+                    agent.restart(timeout=0)
                     restarts += 1
                     progress.say(f"  {len(arrived)} arrived; the agent was restarted", sys.stdout)
             delivered = client.flush(timeout=30)
             seconds = monotonic() - began
-        finally:  # who has seen enough is to wait for nothing, and to read no complaints of those who send
+        finally:
+            # After Ctrl-C: no waiting, and no errors of the greenlets that send.
             gevent.killall(senders)
             client.close(timeout=0)
             agent.stop()
@@ -87,7 +89,7 @@ def demo(records: int) -> bool:
 
 
 def _all_done(greenlets: Sequence[Any]) -> bool:
-    """Whether all have ended; an error in one of them is raised here."""
+    """Return True if all have ended. Raise the error of one of them."""
     for greenlet in greenlets:
         if greenlet.exception is not None:
             raise greenlet.exception

@@ -1,4 +1,4 @@
-"""Lines of a file, as far as it goes or as it grows. Waiting for them blocks no other greenlet."""
+"""Lines of a file, to its end or as it grows. Waiting for them blocks no other greenlet."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from gevent.fileobject import FileObjectThread
 __all__ = ["MAX_LINE_BYTES", "followed", "lines"]
 
 MAX_LINE_BYTES = 16 << 20
-"""A line that is longer is not held. What a client takes, a frame of 1 MiB, is less than 8 MiB of JSON."""
+"""A longer line is not held in memory. A frame of 1 MiB, the limit of a client, is less than 8 MiB of JSON."""
 
 _POLL_SECONDS = 0.2
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of the file at *path*, "-" being standard input, with their numbers.
+    """Yield the lines of a file with their numbers, from 1.
 
-    Of a line that is longer than ``MAX_LINE_BYTES``, the first ``MAX_LINE_BYTES + 1`` bytes: the rest is skipped.
+    Of a line that is longer than ``MAX_LINE_BYTES``, only the first ``MAX_LINE_BYTES + 1`` bytes are yielded.
 
-    :raises OSError: it cannot be read.
+    :param path: "-" for standard input.
+    :raises OSError: the file cannot be read.
     """
     number = 0
     with contextlib.closing(_open(path)) as file:
@@ -38,14 +39,14 @@ def lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def followed(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of the file at *path* and those that come, for ever; of standard input, a pipe or a device, to its end.
+    """Yield the lines of a file, and those that are appended, without an end.
 
-    A line is one when its newline is there, or when it is too long; that is cut as by :func:`lines`. A file that
-    another takes the place of is read to its end, and the other from its beginning; one that was cut short is read
-    from its beginning. Numbers begin anew then. A file that is cut and has grown beyond its old length 0.2 seconds
-    later does not look cut: rotate by renaming.
+    Standard input, a pipe and a device have an end. A line is yielded when its newline has been read, or when it is too
+    long, cut as by :func:`lines`. If another file takes the place of the file, the old one is read to its end, and the
+    new one from its beginning. A file that was truncated is read from its beginning. Numbers begin anew then. A file
+    that is truncated and longer than before 0.2 seconds later is not noticed: rotate by renaming.
 
-    :raises OSError: it cannot be read.
+    :raises OSError: the file cannot be read.
     """
     if path == "-" or not stat.S_ISREG(os.stat(path).st_mode):
         yield from lines(path)
@@ -78,7 +79,8 @@ def _until_replaced(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
             file.seek(0)
             number, line, skipping, position = 1, b"", False, 0
         elif _is_another(path, mine):
-            last_look = True  # what was written between the last read and the renaming
+            # Something may have been written between the last read and the renaming.
+            last_look = True
         else:
             gevent.sleep(_POLL_SECONDS)
 
@@ -86,7 +88,8 @@ def _until_replaced(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
 def _is_another(path: str, mine: os.stat_result) -> bool:
     try:
         return not os.path.samestat(os.stat(path), mine)
-    except FileNotFoundError:  # moved away, and no other in its place yet
+    except FileNotFoundError:
+        # Moved away, and no other file is in its place yet.
         return False
 
 

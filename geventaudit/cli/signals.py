@@ -1,4 +1,4 @@
-"""Work that a signal ends."""
+"""Work that a signal can end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import gevent
 
-__all__ = ["until_told"]
+__all__ = ["run_until_signal"]
 
 
-def until_told(work: Callable[[], bool], *signals: int) -> bool | None:
-    """Do *work* until it is done, and return its result, or until one of *signals* comes, and return None.
+def run_until_signal(work: Callable[[], bool], *signals: int) -> bool | None:
+    """Return the result of *work*, or None if one of *signals* comes first and ends it.
 
-    By watchers of the hub: Python's own handler has no turn if the signal comes just before the hub waits, and it
-    raises in whatever greenlet runs.
+    The signals are watched by the hub. Python's own handler does not run if the signal comes just before the hub waits,
+    and it would raise in any greenlet.
     """
     trouble: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""``geventaudit spool list | show | drain``: spools of live and of dead processes, on disk."""
+"""``geventaudit spool list | show | drain``: the spools of live and of dead processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gevent
 from ..agent import Received
 from ..agent.shown import json_of, printable
 from ..client import Client
-from ..errors import AuditError, FrameError, SpoolError
+from ..errors import AuditError, ConnectionFailedError, FrameError, SpoolError
 from ..protocol.decoding import Decoder, EntryReader
 from ..protocol.messages import message_of
 from ..records import Msg
@@ -25,11 +25,11 @@ from ..spool.folder import Folder, orphans
 from ..spool.inspection import FolderView
 from ..stats import Stats
 from ..transport import Connection
-from .arguments import Parser, add_address, factory_of, seconds
-from .signals import until_told
-from .terminal import CommandError, Progress
+from .arguments import Parser, add_address, add_client_options, factory_of, seconds, unreachable
+from .signals import run_until_signal
+from .terminal import CommandError, Progress, complain
 
-__all__ = ["add_actions", "drain", "list_segments", "no_action", "show_records", "spool_of"]
+__all__ = ["add_actions", "drain", "list_segments", "show_records", "spool_of"]
 
 _POLL_SECONDS = 0.01
 _CLOSE_SECONDS = 5.0
@@ -88,7 +88,7 @@ def show_records(spool: Spool) -> bool:
                     line = json_of(_received(frame))
                 except AuditError as error:
                     damaged += 1
-                    print(f"{view.path}: record {number}: {printable(str(error), 1000)}", file=sys.stderr)
+                    Progress.say(f"{view.path}: record {number}: {printable(str(error), 1000)}", sys.stderr)
                 else:
                     _print(**line)
         is_whole = _complain(view, damaged) and is_whole
@@ -110,7 +110,7 @@ def drain(spool: Spool, factory: Callable[[], Connection], timeout: float) -> bo
         try:
             is_complete = _drain_folder(path, factory, timeout) and is_complete
         except SpoolError as error:
-            print(f"geventaudit: {error}", file=sys.stderr)
+            complain(error)
             is_complete = False
     return is_complete
 
@@ -125,7 +125,7 @@ def _drain_folder(path: str, factory: Callable[[], Connection], timeout: float) 
         client = Client(factory, spool=Spool(path))
         try:
             with Progress(count, " records") as progress:
-                done = until_told(lambda: _deliver(client, timeout, progress), signal.SIGTERM, signal.SIGINT)
+                done = run_until_signal(lambda: _deliver(client, timeout, progress), signal.SIGTERM, signal.SIGINT)
         finally:
             client.close(_CLOSE_SECONDS)
         stats = client.stats()
@@ -186,12 +186,12 @@ def _remove(path: str) -> None:
     problems = folder.problems.copy()
     folder.close(remove_if_empty=not folder.count)
     for problem in problems:
-        print(f"geventaudit: {problem}", file=sys.stderr)
+        complain(problem)
     try:
         left = sorted(set(os.listdir(path)) - {"lock", "cursor"})
     except OSError:
         return
-    print(f"geventaudit: {path} is not removed, because of {', '.join(left)}", file=sys.stderr)
+    complain(f"{path} is not removed, because of {', '.join(left)}")
 
 
 def _folders(spool: Spool) -> list[str]:
@@ -206,7 +206,7 @@ def _folders(spool: Spool) -> list[str]:
         raise CommandError(f"there is no folder {parent}")
     paths = orphans(spool.absolute_path)
     if not paths:
-        print(f"geventaudit: no folder of this user fits {spool.absolute_path}", file=sys.stderr)
+        complain(f"no folder of this user fits {spool.absolute_path}")
     return paths
 
 
@@ -236,9 +236,9 @@ def _cannot_open(path: str, error: OSError) -> SpoolError:
 def _complain(view: FolderView, damaged: int) -> bool:
     """Print what is wrong with a folder, and return True if nothing is."""
     for problem in view.problems:
-        print(f"geventaudit: {problem}", file=sys.stderr)
+        complain(problem)
     if damaged:
-        print(f"geventaudit: {view.path}: {damaged} records are damaged", file=sys.stderr)
+        complain(f"{view.path}: {damaged} records are damaged")
     return not view.problems and not damaged
 
 
@@ -268,7 +268,7 @@ def _print(**line: object) -> None:
 
 def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders: Any) -> None:
     """Add ``list``, ``show`` and ``drain`` to the parser of ``spool``."""
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", parser_class=Parser)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", parser_class=Parser)
 
     def action(name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str) -> Parser:
         made = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", examples=examples)
@@ -304,20 +304,17 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
         "deliver what a dead process left, oldest first, then remove the folder",
         """\
   geventaudit spool drain /var/lib/app/audit --unix /run/audit/agent.sock
-  geventaudit spool drain '/var/lib/app/audit-{pid}' --tcp agent.example.com:24224""",
+  geventaudit spool drain '/var/lib/app/audit-{pid}' --tcp agent.example.com:24224 --tls --require-ack""",
     )
     file(add_address(deliver, "deliver to"))
     deliver.add_argument(
         "--timeout",
+        metavar="SECONDS",
         type=seconds,
         default=20.0,
-        help="seconds for connecting, and without a delivery before it gives up (20)",
+        help="limit for connecting, and for the time without a delivery (default: 20)",
     )
-
-
-def no_action(arguments: argparse.Namespace) -> int:
-    """Never called: the parser requires an action."""
-    raise AssertionError("the parser requires an action")
+    add_client_options(deliver, file)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -329,4 +326,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _drain(arguments: argparse.Namespace) -> int:
-    return 0 if drain(arguments.path, factory_of(arguments), arguments.timeout) else 1
+    try:
+        return 0 if drain(arguments.path, factory_of(arguments), arguments.timeout) else 1
+    except ConnectionFailedError as error:
+        raise unreachable(error, arguments) from None

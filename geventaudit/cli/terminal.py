@@ -1,14 +1,17 @@
-"""What a person at a terminal gets and a pipe does not: colours, progress; and one line for a mistake."""
+"""Output for people: colours and progress at a terminal, log lines, errors of one line."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import Any, ClassVar, Literal, Self, TextIO
 
-__all__ = ["Colour", "CommandError", "Progress", "coloured"]
+from ..agent.shown import printable
+
+__all__ = ["Colour", "CommandError", "LogHandler", "Progress", "coloured", "complain"]
 
 Colour = Literal["red", "green", "yellow"]
 
@@ -16,7 +19,7 @@ _CODES: dict[Colour, int] = {"red": 31, "green": 32, "yellow": 33}
 
 
 class CommandError(Exception):
-    """Ends the program with one line and a status."""
+    """Ends the program with one line and an exit status."""
 
     def __init__(self, text: str, status: int = 2) -> None:
         super().__init__(text)
@@ -24,18 +27,26 @@ class CommandError(Exception):
 
 
 def coloured(text: str, colour: Colour, stream: TextIO) -> str:
-    """*text* in *colour* where *stream* is a terminal, and nobody asked for none (https://no-color.org)."""
+    """Return *text* in *colour* if *stream* is a terminal and colours are not switched off (https://no-color.org)."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
-class Progress:
-    """A progress bar on standard error, by tqdm, where that is a terminal and tqdm is there; else nothing.
+def complain(text: object) -> None:
+    """Print a line on standard error that begins with the name of the program."""
+    Progress.say(f"geventaudit: {text}", sys.stderr)
 
-    :param total: how much there is to do; None where nobody knows.
-    :param unit: of what. Without one, there is no bar.
+
+class Progress:
+    """A progress bar on standard error, made by tqdm, if that is a terminal and tqdm is installed.
+
+    :param total: the amount to do; None if unknown.
+    :param unit: the unit of *total*. Without a unit, there is no bar.
     """
+
+    _shown: ClassVar[Any] = None
+    """The bar of tqdm that is on the terminal."""
 
     def __init__(self, total: int | None = None, unit: str = "") -> None:
         self._bar: Any = None
@@ -45,21 +56,23 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return
-        tqdm.monitor_interval = 0  # no thread that watches over the bar
-        tqdm.set_lock(threading.RLock())  # nor a lock for other processes
+        tqdm.monitor_interval = 0  # no monitor thread
+        tqdm.set_lock(threading.RLock())  # no lock for other processes
         self._bar = tqdm(total=total, unit=unit, unit_scale=True, leave=False, file=sys.stderr)
+        Progress._shown = self._bar
 
     def advance(self, amount: int) -> None:
-        """That much more is done."""
+        """Add *amount* to what is done."""
         if self._bar is not None:
             self._bar.update(amount)
 
-    def say(self, text: str, stream: TextIO) -> None:
-        """Print a line on *stream*, above the bar where there is one."""
-        if self._bar is None:
-            print(text, file=stream)
+    @staticmethod
+    def say(text: str, stream: TextIO) -> None:
+        """Print a line on *stream*, above the bar if there is one. Control characters are escaped."""
+        if Progress._shown is None:
+            print(printable(text), file=stream, flush=True)
         else:
-            self._bar.write(text, file=stream)
+            Progress._shown.write(printable(text), file=stream)
 
     def __enter__(self) -> Self:
         return self
@@ -68,4 +81,17 @@ class Progress:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            Progress._shown = None
             self._bar.close()
+
+
+class LogHandler(logging.Handler):
+    """Prints each log record as one line on standard error, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :meth:`logging.Handler.emit`."""
+        try:
+            for line in self.format(record).splitlines():
+                complain(line)
+        except Exception:
+            self.handleError(record)

@@ -1,9 +1,9 @@
 """What is published about clients: one list of names and meanings, whoever publishes them.
 
-The names of the counters are those of Microsoft's OTEL Audit for Go, so that dashboards serve both. Two are counted
-otherwise. There, ``messages_sent`` are writes that did not fail; here they are deliveries of records. There,
-``messages_errors`` are writes that failed; here those are seen in ``messages_requeued``, once for each record, and
-``messages_errors`` are records that ``send`` refused.
+The names of the counters are those of Microsoft's OTEL Audit for Go v1.0.0, so that dashboards serve both. Two are
+counted otherwise. There, ``messages_sent`` are writes that did not fail, those of heartbeats too; here they are
+deliveries of records. There, ``messages_errors`` are writes that failed; here those are seen in ``messages_requeued``,
+once for each record, and ``messages_errors`` are records that ``send`` refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ COUNTERS = (
         "{message}",
         lambda s: s.heartbeats_dropped,
     ),
-    Metric("diagnostic_dropped", "Always 0: this library sends no diagnostics", "{message}", lambda s: 0),
 )
 GAUGES = (
     Metric("messages_queued", "Audit records that wait in memory to be written", "{message}", lambda s: s.queued),

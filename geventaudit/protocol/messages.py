@@ -25,6 +25,8 @@ from .unpacking import Timestamp
 
 __all__ = ["HEARTBEAT_FIELDS", "message_of"]
 
+_TAGS = frozenset(AuditType)
+
 HEARTBEAT_FIELDS = {
     "AsmAuditServiceId": "service_id",
     "AuditVersion": "audit_version",
@@ -40,6 +42,8 @@ def message_of(tag: str, body: Mapping[Any, Any]) -> Message:
 
     :raises FrameError: for a tag of no audit type, and for a body that does not have the shape of its message.
     """
+    if tag not in _TAGS:
+        raise FrameError(f"the type must be one of {', '.join(AuditType)}")
     try:
         kind = AuditType(tag)
         if kind is AuditType.HEARTBEAT:

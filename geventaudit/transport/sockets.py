@@ -93,6 +93,10 @@ class SocketConnection(Closing):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where}{' closed' if self._closed else ''}>"
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, -1 if it is closed."""
+        return int(self._sock.fileno())
+
     def write(self, frames: Sequence[bytes]) -> None:
         """See :meth:`Connection.write`.
 
