@@ -31,7 +31,7 @@ def tls_options(certificates: Certificates, *, mutual: bool = False) -> dict[str
     return options
 
 
-ACCEPTED = {
+ACCEPTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unix": ({}, {}, ""),
     "tcp": ({}, {}, ""),
     "tls": ({}, {}, "tls"),

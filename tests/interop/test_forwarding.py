@@ -59,6 +59,7 @@ def listening(folder: Path, *arguments: str) -> Iterator[Path]:
     )
     with process:
         try:
+            assert process.stderr is not None
             assert b"listening on" in process.stderr.readline()
             yield out
             process.send_signal(signal.SIGTERM)
