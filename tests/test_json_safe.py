@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgpack import ExtType, Timestamp
 from strategies import messages
 
-from geventaudit import AuditType, BaseClient, Client, Msg, NoOp, RecordSchema, ValidationError
+from geventaudit import AuditType, BaseClient, Client, Msg, NoOp, RecordSchema, Rejection, ValidationError
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.integrations.logging import AuditHandler
 from geventaudit.schema.json_safe import MAX_SAFE_INTEGER
@@ -195,7 +195,7 @@ def test_refusals(data: Any, path: list[Any], words: str, options: dict[str, Any
         with pytest.raises(ValidationError) as caught:
             client.send(message(custom_data=data))
         assert client.stats().accepted == 0
-        assert client.stats().rejected["invalid"] == 1
+        assert client.stats().rejected[Rejection.INVALID] == 1
         assert words in str(caught.value)
         node = caught.value.messages["CustomData"]
         for step in path:

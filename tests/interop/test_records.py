@@ -123,13 +123,8 @@ def as_body(msg: Msg) -> dict[str, Any]:
 def test_every_field_as_json(kind: str, acks: bool, folder: Path) -> None:
     messages = every_message()
     with fluent_bit(folder, kind) as agent:
-        options: dict[str, Any] = {
-            "service_tree_id": SERVICE_TREE_ID,
-            "backoff": QUICK,
-            "max_frame_bytes": 4 << 20,
-            "json_safe": True,
-        }
-        with Client(lambda: agent.connect(require_ack=acks), **options) as client:
+        options: dict[str, Any] = {"backoff": QUICK, "max_frame_bytes": 4 << 20, "json_safe": True}
+        with Client(lambda: agent.connect(require_ack=acks), service_tree_id=SERVICE_TREE_ID, **options) as client:
             for each in messages:
                 client.send(each, timeout=60.0)
             assert client.flush(60.0)
