@@ -26,6 +26,8 @@ BINARY = os.environ.get("FLUENT_BIT", "")
 QUICK = Backoff(initial=0.05, maximum=0.2)
 KEY = "a key that both sides know"
 
+_NUMBER = re.compile(rb'\{"n":(\d+)\}')
+
 needs_fluent_bit = pytest.mark.skipif(not BINARY, reason="needs Fluent Bit: FLUENT_BIT names no binary")
 
 
@@ -148,8 +150,15 @@ class FluentBit:
         return [parsed(body) for tag, body in self.lines() if tag != "AsmAuditHB"]
 
     def numbers(self) -> list[int]:
-        """``CustomData.n`` of each record, in the order of its file. A line that a kill has cut is left out."""
-        return [int(number) for number in re.findall(rb'"CustomData":\{"n":(\d+)\}.*\}\]\n', self.out.read_bytes())]
+        """``CustomData.n`` of each record, in the order of its file.
+
+        A kill may cut a line; the next process goes on behind it, in the same line.
+        """
+        found = []
+        for line in self.out.read_bytes().split(b"\n")[:-1]:
+            if line.endswith(b"}]") and (number := _NUMBER.match(line.rpartition(b'"CustomData":')[2])):
+                found.append(int(number[1]))
+        return found
 
     def settled_numbers(self, seconds: float = 4.0) -> list[int]:
         """:meth:`numbers` after its file has not grown for so many seconds."""
