@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class FluentBit:
     :param input_options: of its Forward input.
     :param service: options of its service section.
     :param outputs: instead of the file.
+    :param configuration: a whole configuration instead, whose input is at ``path`` or ``port``.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class FluentBit:
         *,
         service: dict[str, Any] | None = None,
         outputs: list[dict[str, Any]] | None = None,
-        filters: list[dict[str, Any]] | None = None,
+        configuration: Callable[[FluentBit], dict[str, Any]] | None = None,
+        environment: dict[str, str] | None = None,
         **input_options: Any,
     ) -> None:
         self.kind = kind
@@ -90,22 +92,27 @@ class FluentBit:
         self._log = folder / "log"
         self._config = folder / "fluent-bit.yaml"
         self._process: Any = None
-        where = {"unix_path": self.path} if kind == "unix" else {"listen": "127.0.0.1", "port": self.port}
-        options = {key.replace("__", "."): value for key, value in input_options.items()}
-        file = {"name": "file", "match": "*", "path": str(folder), "file": self.out.name}
-        pipeline = {
-            "inputs": [{"name": "forward", **where, **options}],
-            "filters": filters or [],
-            "outputs": outputs or [file],
-        }
-        config = {"service": {"flush": 0.2, "grace": 2, **(service or {})}, "pipeline": pipeline}
+        self._environment = {**os.environ, **(environment or {})}
+        self.file_output = {"name": "file", "match": "*", "path": str(folder), "file": self.out.name}
+        if configuration is None:
+            where = {"unix_path": self.path} if kind == "unix" else {"listen": "127.0.0.1", "port": self.port}
+            options = {key.replace("__", "."): value for key, value in input_options.items()}
+            inputs = [{"name": "forward", **where, **options}]
+            config = {
+                "service": {"flush": 0.2, "grace": 2, **(service or {})},
+                "pipeline": {"inputs": inputs, "outputs": outputs or [self.file_output]},
+            }
+        else:
+            config = configuration(self)
         self._config.write_text(json.dumps(config))  # which is YAML too
         self.out.touch()
 
     def start(self) -> None:
         known = len(self.log())
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([BINARY, "--config", str(self._config)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [BINARY, "--config", str(self._config)], stdout=log, stderr=log, env=self._environment
+            )
         eventually(lambda: self._is_listening(self.log()[known:]), f"Fluent Bit does not listen: {self._log}")
 
     def _is_listening(self, log: str) -> bool:
