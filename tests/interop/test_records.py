@@ -160,6 +160,15 @@ def test_without_it_the_json_is_invalid(value: Any, folder: Path) -> None:
             agent.records()
 
 
+def test_floats_have_sixteen_digits(folder: Path) -> None:
+    with fluent_bit(folder) as agent:
+        with Client(agent.connect, json_safe=True) as client:
+            client.send(message(custom_data={"x": [0.1 + 0.2, 1 / 3]}))
+            assert client.flush(30.0)
+        (body,) = eventually(agent.records)
+    assert body["CustomData"] == {"x": [0.3, 0.3333333333333333]}
+
+
 def test_text_for_datetimes_makes_valid_json(folder: Path) -> None:
     with fluent_bit(folder) as agent:
         with Client(agent.connect, datetimes="text") as client:
