@@ -84,6 +84,25 @@ def test_listen(name: str, kind: str, folder: Path) -> None:
     assert sorted(numbers) == list(range(RECORDS))  # two workers have a connection each
 
 
+@pytest.mark.parametrize("name", ["default", "acks", "gzip", "gzip, acks"])
+@pytest.mark.parametrize("keyed", [False, True], ids=["", "key"])
+def test_listen_over_tls(name: str, keyed: bool, folder: Path) -> None:
+    certificates, port = Certificates(folder), free_port()
+    arguments = ["--tcp", f"127.0.0.1:{port}", "--cert", certificates.certificate_file, "--key", certificates.key_file]
+    options = {"tls": "on", "tls.verify": "on", "tls.ca_file": certificates.authority_file, **OPTIONS[name]}
+    if keyed:
+        key_file = folder / "shared key"
+        key_file.write_text(KEY)
+        key_file.chmod(0o600)
+        arguments += ["--shared-key-file", str(key_file)]
+        options |= {"shared_key": KEY, "self_hostname": "fluent-bit"}
+    with listening(folder, *arguments) as out, forwarding(folder, ("127.0.0.1", port), **options) as agent:
+        send(agent)
+        eventually(lambda: out.read_text().count("\n") >= RECORDS, f"{agent.log()[-2000:]}")
+        numbers = [json.loads(line)["Record"]["CustomData"]["n"] for line in out.read_text().splitlines()]
+    assert sorted(numbers) == list(range(RECORDS))
+
+
 @pytest.mark.parametrize("kind", ["tls", "key", "users", "tls, key", "tls, users"])
 @pytest.mark.parametrize("acks", [False, True], ids=["", "acks"])
 def test_the_agent_with_tls_and_keys(kind: str, acks: bool, folder: Path) -> None:
