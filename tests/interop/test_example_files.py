@@ -14,6 +14,7 @@ from fluent_bit import KEY, QUICK, Certificates, FluentBit, fluent_bit, needs_fl
 from helpers import eventually, message
 
 from geventaudit import TCP, AuditType, Client, DomainSocket, Msg
+from geventaudit.agent import Agent, Received
 
 yaml = pytest.importorskip("yaml", reason="needs pyyaml, which the extra [test] brings")
 pytestmark = [needs_fluent_bit, pytest.mark.slow]
@@ -105,3 +106,30 @@ def test_both_inputs_and_the_type_of_each_record(folder: Path) -> None:
         records = agent.records()
     found = sorted((each["CustomData"]["n"], each["AuditType"]) for each in records)
     assert found == [(1, "DataPlane"), (1, "DataPlane"), (2, "ControlPlane"), (2, "ControlPlane")]
+
+
+def test_its_records_passed_on_to_this_project_s_agent(folder: Path) -> None:
+    """The type that the example's filters add is kept beside the record."""
+    got: list[Received] = []
+    with Agent(("127.0.0.1", 0), got.append) as receiver:
+
+        def onward(agent: FluentBit) -> dict[str, Any]:
+            config = here(FILES[0], folder, Certificates(folder), agent)
+            assert isinstance(receiver.address, tuple)
+            where = {"host": "127.0.0.1", "port": receiver.address[1], "require_ack_response": True}
+            config["pipeline"]["outputs"] = [{"name": "forward", "match": "AsmAudit*", **where}]
+            return config
+
+        with fluent_bit(folder, configuration=onward, environment={"AUDIT_SHARED_KEY": KEY}) as agent:
+            with Client(lambda: agent.connect(require_ack=True), backoff=QUICK, json_safe=True) as client:
+                client.send(Msg(AuditType.DATA_PLANE, message(1).record))
+                client.send(Msg(AuditType.CONTROL_PLANE, message(2).record))
+                assert client.flush(10.0)
+            eventually(lambda: len(got) >= 3, f"{receiver.counts}")
+        assert receiver.counts.refused == 0
+    assert {each.extra["AuditType"] for each in got} == {"DataPlane", "ControlPlane", "Heartbeat"}
+    messages = [each.message for each in got if isinstance(each.message, Msg)]
+    assert sorted(messages, key=lambda each: each.type) == [
+        Msg(AuditType.CONTROL_PLANE, message(2).record),
+        Msg(AuditType.DATA_PLANE, message(1).record),
+    ]
