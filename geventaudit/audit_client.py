@@ -78,6 +78,7 @@ class AuditClient:
         schema: RecordSchema | None,
         max_frame_bytes: int,
         datetimes: Datetimes,
+        json_safe: bool,
         before_send: BeforeSend | None,
         spool: Spool | None = None,
     ) -> None:
@@ -98,7 +99,9 @@ class AuditClient:
         if spool is not None:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)
-        self._encoder = Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes)
+        self._encoder = Encoder(
+            service_tree_id, datetimes=datetimes, json_safe=json_safe, max_frame_bytes=max_frame_bytes
+        )
         self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send

@@ -39,6 +39,9 @@ class Client(AuditClient):
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
     :param max_frame_bytes: a record that needs more is refused.
     :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
+        8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
+        (extensions, keys that are equal as text).
     :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
         or None to leave it out. A message given as a mapping comes as a Msg too; invalid values are in it as they are.
         An exception that the hook raises becomes a ValidationError.
@@ -57,6 +60,7 @@ class Client(AuditClient):
         schema: RecordSchema | None = None,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         datetimes: Datetimes = "extension",
+        json_safe: bool = False,
         before_send: BeforeSend | None = None,
         spool: Spool | None = None,
     ) -> None:
@@ -76,6 +80,7 @@ class Client(AuditClient):
             schema=schema,
             max_frame_bytes=max_frame_bytes,
             datetimes=datetimes,
+            json_safe=json_safe,
             before_send=before_send,
             spool=spool,
         )
@@ -122,6 +127,9 @@ class BaseClient(AuditClient):
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
     :param max_frame_bytes: a record that needs more is refused.
     :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
+        8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
+        (extensions, keys that are equal as text).
     :param before_send: sees each message before it is validated and returns the one to send, or None to leave it out.
     :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
     """
@@ -136,6 +144,7 @@ class BaseClient(AuditClient):
         schema: RecordSchema | None = None,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         datetimes: Datetimes = "extension",
+        json_safe: bool = False,
         before_send: BeforeSend | None = None,
     ) -> None:
         _check(connection)
@@ -151,6 +160,7 @@ class BaseClient(AuditClient):
             schema=schema,
             max_frame_bytes=max_frame_bytes,
             datetimes=datetimes,
+            json_safe=json_safe,
             before_send=before_send,
         )
 

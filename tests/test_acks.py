@@ -107,7 +107,7 @@ def test_with_our_agent(kind: str, socket_path: str) -> None:
                 client.send(message(number))
             assert client.flush(30)
             assert client.stats().delivered == 1000
-        assert 1000 / 64 <= agent.counts.acks < 1000, "records share acknowledgements"
+        assert 1000 / 256 <= agent.counts.acks < 1000, "records share acknowledgements"
     assert [each.message.record.custom_data["n"] for each in got if isinstance(each.message, Msg)] == list(range(1000))
 
 

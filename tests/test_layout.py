@@ -20,7 +20,8 @@ ORDER = [
     "runtime", "runtime.native", "runtime.clock", "runtime.copying", "runtime.forks", "runtime.exits", "runtime.signal",
     "runtime.workers", "runtime.hub_thread",
     "_records", "records",
-    "schema", "schema.values", "schema.addresses", "schema.fields", "schema.rules", "schema.json_schema", "filling",
+    "schema", "schema.values", "schema.json_safe", "schema.addresses", "schema.fields", "schema.rules",
+    "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.plan", "encoder.fallback", "encoder._fast", "encoder.engine",
     "protocol", "protocol.unpacking", "protocol.inflation", "protocol.messages", "protocol.decoding",
     "protocol.acks", "protocol.refusals", "protocol.handshake",
@@ -127,9 +128,10 @@ def test_each_module_can_be_the_first_that_is_imported() -> None:
 
 def test_only_the_wire_and_its_values_know_messagepack() -> None:
     assert {module for module in ORDER if "msgpack" in imports_of(module)} == {
-        *("encoder.encoding", "protocol.unpacking", "schema.values")
+        *("encoder.encoding", "protocol.unpacking", "schema.json_safe", "schema.values")
     }
-    assert "import ExtType, Timestamp" in path_of("schema.values").read_text(), "its value types, not its packing"
+    for module in "schema.json_safe", "schema.values":
+        assert "import ExtType, Timestamp" in path_of(module).read_text(), "its value types, not its packing"
 
 
 def test_only_the_rules_and_their_errors_know_marshmallow() -> None:

@@ -99,6 +99,7 @@ def uses() -> None:
         service_tree_id=UUID(int=1),
         schema=MySchema(),
         datetimes="text",
+        json_safe=True,
         before_send=before_send,
     ) as client:
         client.connect(timeout=5)

@@ -569,18 +569,20 @@ cdef class Custom(Node):
     """Custom data. :meth:`write` writes what needs no Python code."""
 
     cdef int max_depth
-    cdef bint has_timestamps
+    cdef bint has_timestamps, is_json_safe
     cdef object pack
 
     def __init__(self, node, pack):
         self.before, self.max_depth, self.pack = node.before, node.max_depth, pack
-        self.has_timestamps = datetime in node.native
+        self.has_timestamps, self.is_json_safe = datetime in node.native, node.is_json_safe
 
     cdef int write(self, Buffer* out, PyObject* value) noexcept:
         if not PyDict_CheckExact(value):
             return UNSURE
         if PyDict_Size(value) == 0:
             return DONE
+        if self.is_json_safe:
+            return NEEDS_PYTHON
         if put_bytes(out, <PyObject*>self.before) < 0:
             return UNSURE
         return self.put_container(out, value, 1, False)
@@ -590,6 +592,8 @@ cdef class Custom(Node):
         cdef Buffer out
         out.data, out.heap, out.used, out.size, out.limit, out.values = first, NULL, 0, FIRST, 1 << 40, MAX_VALUES
         cdef dict copy = (<dict>value).copy()
+        if self.is_json_safe:
+            return self.before + self.pack(normal_form(copy))
         try:
             if self.put_container(&out, <PyObject*>copy, 1, True) == DONE:
                 return self.before + PyBytes_FromStringAndSize(out.data, out.used)
@@ -764,7 +768,7 @@ cdef class Walker:
     cdef Py_ssize_t max_bytes
 
     def __init__(self, plan, encoder):
-        self.message, self.record = Nested(plan.message), Nested(plan.record, encoder.pack)
+        self.message, self.record = Nested(plan.message), Nested(plan.record, encoder.pack_custom_data)
         self.custom_at = [part.name for part in plan.record.parts].index("custom_data")
         self.with_custom, self.without_custom, self.tail = plan.with_custom, plan.without_custom, plan.tail
         self.heads = plan.heads

@@ -22,6 +22,7 @@ import msgpack
 from ..errors import ValidationError, show
 from ..records import AuditType, Diagnostic, Heartbeat, Message, Msg, Record
 from ..schema.addresses import canonical_address, service_tree_uuid
+from ..schema.json_safe import json_safe as json_safe_form
 from ..schema.rules import sorted_categories, sorted_identities, sorted_levels
 
 __all__ = [
@@ -73,6 +74,7 @@ class Encoder:
 
     :param service_tree_id: written as ``env_ikey`` into every record; left out when None.
     :param datetimes: see :data:`Datetimes`.
+    :param json_safe: replace or refuse custom data that JSON cannot carry; see :mod:`geventaudit.schema.json_safe`.
     :param max_frame_bytes: a longer frame is refused.
     :raises ValidationError: when the service tree id is no UUID, or the nil UUID.
     """
@@ -82,16 +84,20 @@ class Encoder:
         service_tree_id: object | None = None,
         *,
         datetimes: Datetimes = "extension",
+        json_safe: bool = False,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     ) -> None:
         if datetimes not in ("extension", "text"):
             raise ValueError(f"datetimes must be 'extension' or 'text', got {show(datetimes)}")
+        if not isinstance(json_safe, bool):
+            raise TypeError(f"json_safe must be True or False, got {show(json_safe)}")
         if not isinstance(max_frame_bytes, int) or max_frame_bytes < 1:
             raise ValueError(f"max_frame_bytes must be a whole number of at least 1, got {show(max_frame_bytes)}")
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
         self.native: frozenset[type] = frozenset({datetime}) if datetimes == "extension" else frozenset()
         """Types in custom data that are written as MessagePack has them, by no hook."""
+        self.json_safe = json_safe
         self._default = _as_extension if datetimes == "extension" else _as_text
 
     def pack(self, value: Any) -> bytes:
@@ -105,6 +111,13 @@ class Encoder:
         """
         packed: bytes = _Packer(default=self._default, buf_size=_BUFFER_BYTES).pack(value)
         return packed
+
+    def pack_custom_data(self, data: dict[str, Any]) -> bytes:
+        """Return custom data in normal form as MessagePack. Thread-safe and re-entrant.
+
+        :raises Exception: see :meth:`pack`; a ``ValidationError`` for what JSON cannot carry, with ``json_safe``.
+        """
+        return self.pack(json_safe_form(data) if self.json_safe else data)
 
     def encode(self, message: Message, unix_time: float) -> bytes:
         """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).
@@ -126,7 +139,10 @@ class Encoder:
 
     def _parts(self, message: Message) -> tuple[str, dict[str, Any]]:
         if isinstance(message, Msg):
-            return AuditType(message.type).value, record_body(message.record, self.service_tree_id)
+            body = record_body(message.record, self.service_tree_id)
+            if self.json_safe and "CustomData" in body:
+                body["CustomData"] = json_safe_form(body["CustomData"])
+            return AuditType(message.type).value, body
         if isinstance(message, Heartbeat):
             return AuditType.HEARTBEAT.value, {
                 "AsmAuditServiceId": message.service_id,
@@ -189,13 +205,15 @@ def encode(
     service_tree_id: object | None = None,
     *,
     datetimes: Datetimes = "extension",
+    json_safe: bool = False,
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
 ) -> bytes:
     """One frame. For many, make one :class:`Encoder`.
 
     :raises ValidationError: see :meth:`Encoder.encode`.
     """
-    return Encoder(service_tree_id, datetimes=datetimes, max_frame_bytes=max_frame_bytes).encode(message, unix_time)
+    encoder = Encoder(service_tree_id, datetimes=datetimes, json_safe=json_safe, max_frame_bytes=max_frame_bytes)
+    return encoder.encode(message, unix_time)
 
 
 def pack(value: Any) -> bytes:

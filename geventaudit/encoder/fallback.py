@@ -124,7 +124,7 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
         return _items(node, encoder)
     if isinstance(node, GroupsNode):
         return _groups(node, encoder)
-    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack)
+    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack_custom_data)
 
 
 def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:

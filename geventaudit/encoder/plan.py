@@ -83,6 +83,8 @@ class CustomNode(NamedTuple):
     before: bytes
     max_depth: int
     native: frozenset[type]
+    is_json_safe: bool
+    """True if custom data is converted before it is packed; see :mod:`geventaudit.schema.json_safe`."""
 
 
 class Part(NamedTuple):
@@ -128,7 +130,7 @@ def stock_schema() -> MsgSchema:
 
 def plan_of(encoder: encoding.Encoder) -> Plan:
     """Return the plan of the frames that *encoder* makes of messages by the stock schema."""
-    record = _record_node(encoder.native)
+    record = _record_node(encoder.native, encoder.json_safe)
     heads = {kind: encoding.envelope(kind)[0] for kind in SENDABLE.values()}
     own = {} if encoder.service_tree_id is None else {"env_ikey": encoder.service_tree_id}
     first = b"".join(encoding.pack(key) + encoding.pack(value) for key, value in own.items())
@@ -152,11 +154,13 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
 
 
 @cache
-def _record_node(native: frozenset[type]) -> NestedNode:
+def _record_node(native: frozenset[type], is_json_safe: bool) -> NestedNode:
     field: Any = stock_schema().fields["record"]
     node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None), headers=False)
     parts = [
-        part._replace(node=part.node._replace(native=native)) if isinstance(part.node, CustomNode) else part
+        part._replace(node=part.node._replace(native=native, is_json_safe=is_json_safe))
+        if isinstance(part.node, CustomNode)
+        else part
         for part in node.parts
     ]
     return node._replace(parts=tuple(parts))
@@ -187,5 +191,5 @@ def _node(before: bytes, field: Any, example: Any) -> Node:
         (value,) = example.values()
         return GroupsNode(before, _node(b"", field.key_field, None), _node(b"", field.value_field, value), field.order)
     if isinstance(field, CustomData):
-        return CustomNode(before, MAX_DEPTH, frozenset())
+        return CustomNode(before, MAX_DEPTH, frozenset(), False)
     return _nested(before, field.schema, example)

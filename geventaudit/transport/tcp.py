@@ -58,7 +58,7 @@ class TCP(SocketConnection):
         write_timeout: float | None = 15.0,
         require_ack: bool = False,
         ack_timeout: float = 60.0,
-        batch_records: int = 64,
+        batch_records: int = 256,
         ssl: SSLContext | None = None,
         server_hostname: str | None = None,
         shared_key: str | None = None,

@@ -51,7 +51,7 @@ class DomainSocket(SocketConnection):
         write_timeout: float | None = 15.0,
         require_ack: bool = False,
         ack_timeout: float = 60.0,
-        batch_records: int = 64,
+        batch_records: int = 256,
         peer_uid: int | None = None,
         strict: bool = False,
     ) -> None:
