@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     sys.stdout = sys.stdout or _nowhere()  # None where whoever started this had closed it
     sys.stderr = sys.stderr or _nowhere()
-    logging.basicConfig(format="geventaudit: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         arguments = _parser().parse_args(argv)
         gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)  # Ctrl-C is nothing to print a traceback of
