@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -73,7 +74,8 @@ def test_a_frame_that_comes_a_byte_at_a_time_is_too_slow(socket_path: str) -> No
             except BrokenPipeError:
                 break
             gevent.sleep(0.02)
-        assert sock.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):  # a byte came after the agent's last look
+            assert sock.recv(1) == b""
 
 
 def test_the_doctor_does_not_wait_for_ever(socket_path: str) -> None:
