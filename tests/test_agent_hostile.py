@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import random
 import signal
 import struct
@@ -340,7 +341,8 @@ time.sleep(60)
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_an_honest_sender_among_twenty_hostile_ones(kind: str, socket_path: str) -> None:
-    """Its acknowledgements take less than half a second. A busy machine may take three tries."""
+    """Each of its acknowledgements comes before the agent has worked for half a second. A busy machine may take longer
+    for that, by a clock on the wall."""
     with (
         subprocess.Popen([sys.executable, "-c", AGENT, socket_path], stdout=subprocess.PIPE) as agent,
         subprocess.Popen([sys.executable, "-c", PEERS, socket_path], stdin=subprocess.PIPE) as peers,
@@ -353,24 +355,27 @@ def test_an_honest_sender_among_twenty_hostile_ones(kind: str, socket_path: str)
                 peers.stdin.write(HOSTILE[kind]())
                 peers.stdin.close()
                 gevent.sleep(0.3)
-                longest = []
-                for _ in range(3):
-                    longest.append(max(ack_seconds(sock) for _ in range(20)))
-                    if longest[-1] < 0.5:
-                        break
-            assert min(longest) < 0.5
+                longest = max(ack_seconds(sock, agent.pid) for _ in range(20))
+            assert longest < 0.5
             assert agent.poll() is None
         finally:
             peers.kill()
             agent.kill()
 
 
-def ack_seconds(sock: Any) -> float:
-    began = time.monotonic()
+def ack_seconds(sock: Any, process: int) -> float:
+    """Return the seconds of processor time that *process* takes, all its threads together, until it acknowledges."""
+    began = processor_seconds(process)
     sock.sendall(frame(mapping()))
     assert sock.recv(100) == ACK
+    ended = processor_seconds(process)
     gevent.sleep(0.02)
-    return time.monotonic() - began - 0.02
+    return ended - began
+
+
+def processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_large_record_is_unpacked_in_a_thread(agent: Agent, got: list[Received]) -> None:

@@ -72,7 +72,7 @@ def bodies(evil: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
     yield "AsmAuditHB", {**BEAT, key: evil}
     yield "AsmAuditDG", {key: evil}
     if isinstance(evil, str):
-        yield evil[:900], mapping()
+        yield evil[:3900], mapping()
         yield evil[:3], {}
 
 

@@ -250,10 +250,10 @@ def test_a_frame_of_too_many_entries() -> None:
 @pytest.mark.parametrize("part", ["tag", "option"])
 def test_a_part_that_is_too_long(part: str) -> None:
     """Both are unpacked with the frame, on the hub."""
-    for right, wrong in ((4000, 4100), (4000, 1 << 20)):
+    for right, wrong in ((16_000, 17_000), (16_000, 1 << 20)):
         values = [("x" * length if part == "tag" else {"chunk": "x" * length}) for length in (right, wrong)]
         assert len(list(Decoder().feed(frame_with(**{part: values[0]})))) == 1
-        with pytest.raises(FrameError, match=f"the {part} must have at most 4096 bytes, has {wrong}"[:-2]):
+        with pytest.raises(FrameError, match=f"the {part} must have at most 16384 bytes, has {wrong}"[:-2]):
             list(Decoder().feed(frame_with(**{part: values[1]})))
 
 

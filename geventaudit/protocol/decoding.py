@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _MAX_ENTRIES = 1 << 16  # of one frame
-_MAX_PART_BYTES = 4096  # of a tag, and of an option
+_MAX_PART_BYTES = 1 << 14  # of a tag, and of an option: both are unpacked with the frame
 _MODES = "an array (Forward), packed entries as bytes or text (PackedForward), or a time (Message)"
 
 
@@ -151,6 +151,9 @@ class EntryReader:
     def __init__(self, frame: Frame, *, is_own: bool = False) -> None:
         self._offset = frame.offset
         self._index = -1
+        # In the Message mode, Fluent Bit has the metadata in the option.
+        metadata = frame.option.get("metadata")
+        self._metadata = metadata if isinstance(metadata, dict) else {}
         length = len(frame.packed)
         if is_own:
             self._reader = ValueReader(length, frame.offset, length, length)
@@ -167,7 +170,7 @@ class EntryReader:
         if not isinstance(value, list) or len(value) != 2:
             raise self._wrong("must be an array of a time and a map", value, "")
         time, body = value
-        metadata: Any = {}
+        metadata: Any = self._metadata
         if isinstance(time, list) and len(time) == 2:
             time, metadata = time
         seconds = _seconds_of(time)
