@@ -83,7 +83,8 @@ def test_rule_breakers_are_told_and_the_stream_goes_on(
     assert agent.counts.refused == 4
     assert isinstance(refused[0].error, ValidationError)
     assert set(refused[0].error.messages) == {"CallerIpAddress", "OperationType"}
-    assert "Nonsense" in str(refused[1].error)
+    assert "the type must be one of" in str(refused[1].error)
+    assert refused[1].tag == "Nonsense"
     assert "AuditVersion" in str(refused[2].error)
     assert "UUID" in str(refused[3].error)
 

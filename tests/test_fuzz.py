@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -209,14 +210,16 @@ def test_what_agents_and_clients_say_beside_frames(data: bytes) -> None:
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     path = str(Path(tmp_path_factory.mktemp("f")) / "s")
+    logging.getLogger("geventaudit").setLevel(logging.CRITICAL)  # a long run would keep millions of records
     with Agent(path, lambda received: None, on_refused=lambda refused: None, stall_timeout=5) as agent:
         yield agent
+    logging.getLogger("geventaudit").setLevel(logging.NOTSET)
 
 
 @fuzzed
 @given(streams() | st.binary(max_size=300))
 def test_an_agent_goes_on(agent: Agent, stream: bytes) -> None:
-    """Its connection ends or goes on, within a second, and the next is served."""
+    """Its connection ends or goes on, and the next is served. A long run collects garbage for more than a second."""
     began = time.process_time()
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as honest:
         for each in (sock, honest):
@@ -231,5 +234,5 @@ def test_an_agent_goes_on(agent: Agent, stream: bytes) -> None:
             pass
         honest.sendall(LAST)
         assert honest.recv(100) == ACK
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
     assert agent._unfinished == 0

@@ -284,7 +284,7 @@ def test_a_frame_above_the_decoders_limit() -> None:
         (frame_with(entries=[]), "one entry"),
         (frame_with(entries=[[5, {}], [6, {}]]), "one entry"),
         (frame_with(body={}), "has no 'OperationName'"),
-        (frame_with(tag="Nonsense"), "Nonsense"),
+        (frame_with(tag="Nonsense"), "the type must be one of AsmAuditDP"),
         (frame_with(entries=[[5, 6]]), "record of entry 0"),
     ],
 )
