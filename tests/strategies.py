@@ -143,7 +143,7 @@ def _cycle() -> list[Any]:
 
 def _bomb() -> Any:
     result: Any = "x"
-    for _ in range(60):
+    for _ in range(50):
         result = [result, result, result]
     return result
 
