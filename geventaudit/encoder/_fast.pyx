@@ -896,8 +896,11 @@ cdef class Gate:
         return True
 
     cdef bint is_open(self) except -1:
-        if self.life.outbox is not self.outbox:  # the first use, or after a fork
-            outbox, worker = self.life.outbox, self.life.sender.worker
+        outbox = self.life.outbox
+        if outbox is None:
+            return False
+        if outbox is not self.outbox:  # the first use, or after a fork
+            worker = self.life.sender.worker
             self.wake, self.event, self.inbox, self.put = outbox.wake, outbox.wake.event, outbox.inbox, outbox.queue.put
             self.thread, self.hub, self.worker = self.life.thread, self.life.thread.hub, worker
             self.outbox = outbox if type(outbox.queue) is Queue and QUEUE_IS_COMPILED else None
