@@ -18,22 +18,28 @@ Needs the extra ``geventaudit[flask]``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 try:
-    from flask import Flask, got_request_exception, request, request_started
+    from flask import Flask, Response, got_request_exception, request, request_finished, request_started
+    from werkzeug.exceptions import HTTPException
 except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.flask needs flask: pip install 'geventaudit[flask]'"
     raise ModuleNotFoundError(needs) from error
 
 from geventaudit import AuditClient
 
-from .wsgi import AuditMiddleware, facts_of
+from .http.facts import RequestFacts, facts_of
+from .http.hooks import check_hook
+from .http.paths import is_same_page, mount_of
+from .http.text import name_of, printable
+from .wsgi import AuditMiddleware
 
 try:
-    from flask_login import user_logged_out
+    import flask_login
 except ImportError:
-    user_logged_out = None
+    flask_login = None
 
 __all__ = ["Audit"]
 
@@ -43,11 +49,11 @@ class Audit:
 
     :param client: takes the records.
     :param app: initialised at once; otherwise call :meth:`init_app`.
-    :param user: called at the end of each request, while it is still Flask's ``request``; returns the name of whoever
-        is signed in, or None. With Flask-Login: ``lambda: current_user.get_id()``; there, it is called just before
-        somebody is signed out, too, so that the record of that request says who it was.
+    :param user: called at the end of each request, while it is still Flask's ``request``; returns the name of the user
+        who is signed in, or None. With Flask-Login, the default is ``current_user.get_id()``. Then it is called before
+        a user is signed out, too, so that the record of that request has the name. ``lambda: None`` asks for no user.
     :param options: the keyword arguments of ``AuditMiddleware``.
-    :raises ValueError, TypeError: for parameters that cannot be.
+    :raises ValueError, TypeError: an argument is invalid.
     """
 
     def __init__(
@@ -61,8 +67,10 @@ class Audit:
         if not isinstance(client, AuditClient):
             hint = ": write Audit(client, app)" if isinstance(client, Flask) else ""
             raise TypeError(f"client must be a Client or a BaseClient, got {client!r}{hint}")
-        if user is not None and not callable(user):
-            raise TypeError(f"user must be a function that returns a name or None, got {user!r}")
+        if user is not None:
+            if not callable(user):
+                raise TypeError(f"user must be a function that returns a name or None, got {user!r}")
+            check_hook("user", user)
         self._client = client
         self._user = user
         self._options = options
@@ -72,7 +80,7 @@ class Audit:
     def init_app(self, app: Flask) -> None:
         """Record the requests of *app*. Its middleware, with the counts, is ``app.extensions["geventaudit"]``.
 
-        :raises ValueError, TypeError: for options that cannot be.
+        :raises ValueError, TypeError: an option is invalid.
         :raises RuntimeError: *app* has this extension already.
         """
         if not isinstance(app, Flask):
@@ -80,45 +88,118 @@ class Audit:
         if "geventaudit" in app.extensions:
             raise RuntimeError(f"{app!r} is audited already: one request is one record")
         middleware = AuditMiddleware(app.wsgi_app, self._client, **self._options)
-        request_started.connect(self._tell_route, app)
-        got_request_exception.connect(self._tell_failure, app)
-        app.teardown_request(self._tell_user)
-        if user_logged_out is not None:
-            user_logged_out.connect(self._tell_who_leaves, app)
+        request_started.connect(self._note_route, app)
+        request_finished.connect(self._note_response, app)
+        got_request_exception.connect(self._note_exception, app)
+        if flask_login is not None:
+            flask_login.user_logged_out.connect(self._note_sign_out, app)
+            flask_login.user_unauthorized.connect(_note_unauthorized, app)
+            flask_login.user_needs_refresh.connect(_note_stale, app)
+        # Flask has no signal for exceptions that a handler answers, and a teardown function that raises keeps others
+        # from being called.
+        app.handle_user_exception = _before(app.handle_user_exception, _note_error)  # type: ignore[method-assign]
+        app.do_teardown_request = _before(app.do_teardown_request, lambda *_: self._note_user(app))  # type: ignore[method-assign]
         app.extensions["geventaudit"] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
 
-    def _tell_route(self, app: Flask, **_: Any) -> None:
-        # At once: what preprocessors take out of the arguments came from the path too, and a teardown that raises keeps
-        # those that are called after it from being called.
+    def _note_route(self, app: Flask, **_: Any) -> None:
+        # At once: what preprocessors take out of the arguments came from the path too.
         facts = facts_of(request.environ)
         if facts is not None:
             facts.method = request.method
+            facts.context = copy_context()
             if request.url_rule is not None:
-                facts.route = request.root_path + request.url_rule.rule
-                # The defaults of a route go before what the path says, so none of them came with the request.
+                facts.route = mount_of(request.environ) + request.url_rule.rule
+                # The defaults of a route go before the path, so none of them came with the request.
                 besides = request.url_rule.defaults or {}
                 given = request.view_args or {}
                 facts.arguments = {name: value for name, value in given.items() if name not in besides}
 
-    def _tell_failure(self, app: Flask, *, exception: BaseException, **_: Any) -> None:
+    def _note_response(self, app: Flask, *, response: Response, **_: Any) -> None:
+        facts = facts_of(request.environ)
+        if facts is None or facts.denied or facts.signed_out or not response.location or response.status_code < 300:
+            return
+        try:
+            if any(is_same_page(response.location, page, request.url) for page in _login_pages(app)):
+                facts.denied = "it leads to the login page"
+        except Exception as error:  # Flask would answer 500 for it
+            facts.error = error
+
+    def _note_exception(self, app: Flask, *, exception: BaseException, **_: Any) -> None:
         facts = facts_of(request.environ)
         if facts is not None:
             facts.tell_failure(exception)
 
-    def _tell_who_leaves(self, app: Flask, **_: Any) -> None:
+    def _note_sign_out(self, app: Flask, **_: Any) -> None:
         # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the
         # application before it has opened its database, and to read the session ("Vary: Cookie") where no view does.
-        self._tell_user(None)
-
-    def _tell_user(self, error: BaseException | None) -> None:
+        self._note_user(app)
         facts = facts_of(request.environ)
-        if facts is None or self._user is None:
+        if facts is not None:
+            facts.signed_out = True
+
+    def _note_user(self, app: Flask) -> None:
+        facts = facts_of(request.environ)
+        if facts is None:
             return
         try:
-            user = self._user()
             # As text now: proxies and models have none when the request is over. A copied context, whose end comes here
-            # too, may know of nobody.
-            facts.user = facts.user if user is None else str(user)
+            # too, may have no user.
+            facts.user = name_of(self._user() if self._user is not None else _user_of_login(app)) or facts.user
         except Exception as failure:  # Flask would answer 500 for it
             facts.error = failure
+
+
+def _before(function: Callable[..., Any], hook: Callable[..., object]) -> Callable[..., Any]:
+    """Return *function*, with *hook* called before it with the same arguments."""
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        hook(*args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return both
+
+
+def _note_error(*args: Any) -> None:
+    """Note an exception that a view raised, or the text of an ``abort()``. It is the last argument."""
+    facts, error = facts_of(request.environ), args[-1]
+    if facts is None:
+        return
+    if not isinstance(error, HTTPException):
+        facts.tell_failure(error)
+    elif error.description != _default_description(type(error)):
+        facts.failure = printable(error.description)
+
+
+def _default_description(kind: type[HTTPException]) -> str | None:
+    found = (vars(each).get("description") for each in kind.__mro__)
+    return next((each for each in found if isinstance(each, str)), None)
+
+
+def _note_unauthorized(app: Flask, **_: Any) -> None:
+    _deny(facts_of(request.environ), "a sign-in is required")
+
+
+def _note_stale(app: Flask, **_: Any) -> None:
+    _deny(facts_of(request.environ), "a fresh sign-in is required")
+
+
+def _deny(facts: RequestFacts | None, reason: str) -> None:
+    if facts is not None:
+        facts.denied = reason
+
+
+def _login_pages(app: Flask) -> list[str]:
+    """Return the URLs of Flask-Login's login views; empty without it."""
+    manager = getattr(app, "login_manager", None)
+    if flask_login is None or not isinstance(manager, flask_login.LoginManager):
+        return []
+    views = {manager.login_view, *manager.blueprint_login_views.values()}
+    return [flask_login.login_url(view) for view in views if view]
+
+
+def _user_of_login(app: Flask) -> Any:
+    """Return the name of Flask-Login's user; None without one."""
+    if flask_login is None or not isinstance(getattr(app, "login_manager", None), flask_login.LoginManager):
+        return None
+    return flask_login.current_user.get_id()

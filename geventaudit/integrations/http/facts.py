@@ -1,0 +1,59 @@
+"""The application's knowledge about a request: frameworks and applications write, the middleware reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+
+from .text import name_of, named
+
+__all__ = ["FACTS_KEY", "RequestFacts", "facts_of"]
+
+FACTS_KEY = "geventaudit.facts"
+"""The key of a WSGI environment's :class:`RequestFacts`. Its value is None if no record will be made."""
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """Facts about a request that its WSGI environment does not have. Frameworks fill them in."""
+
+    route: str = ""
+    """The pattern that the path matched: ``/things/<int:number>``."""
+    method: str = ""
+    """The method by which the request was handled, if another than it came with: ``DELETE`` for ``delete``."""
+    user: str = ""
+    """The name of the user who is signed in."""
+    account: str = ""
+    """The name with which a sign-in was tried and failed; see :meth:`login_failed`."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments that the route took from the path; recorded as texts, in ``custom_data["arguments"]``."""
+    failure: str = ""
+    """The reason of an answer: type and text of an exception that the framework answered, or the text of an
+    ``abort()``."""
+    denied: str = ""
+    """The reason why an answer below 400 is a failure: it leads to the login page, say."""
+    signed_out: bool = False
+    """True if the request signed the user out: an answer that leads to the login page is a success then."""
+    error: Exception | None = None
+    """An exception that kept the facts from being complete. It is counted and notified of."""
+    context: Context | None = None
+    """The context in which ``describe`` runs."""
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Note that a view raised *error*, and the framework made a response of it."""
+        self.failure = named(error)
+
+    def login_failed(self, account: object) -> None:
+        """Note that somebody tried to sign in as *account*, and failed. The request is a failure then."""
+        self.account = name_of(account)
+
+    def login_succeeded(self) -> None:
+        """Note that a sign-in succeeded, after those that failed in the same request."""
+        self.account = ""
+
+
+def facts_of(environ: Mapping[str, Any]) -> RequestFacts | None:
+    """Return the facts of this request, to be filled in; None if no record will be made of it."""
+    return environ.get(FACTS_KEY)
