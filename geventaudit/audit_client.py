@@ -36,6 +36,7 @@ from .runtime import forks
 from .runtime.clock import check_timeout
 from .runtime.hub_thread import NoAnswerError
 from .runtime.native import thread_ident
+from .runtime.signatures import check_takes
 from .schema.rules import MsgSchema, RecordSchema, by_record
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
@@ -89,6 +90,8 @@ class AuditClient:
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
         if before_send is not None and not callable(before_send):
             raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
+        if before_send is not None:
+            check_takes("before_send", before_send, "the message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
         # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that

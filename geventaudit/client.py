@@ -17,6 +17,7 @@ from .records import Msg
 from .runtime import forks
 from .runtime.clock import check_timeout
 from .runtime.hub_thread import NoAnswerError
+from .runtime.signatures import check_takes
 from .schema.rules import RecordSchema
 from .spool import Spool
 from .stats import Counters
@@ -62,6 +63,7 @@ class Client(AuditClient):
     ) -> None:
         if not callable(factory):
             raise TypeError(f"factory must be callable, got {show(factory)}: pass a function that makes connections")
+        check_takes("factory", factory)
         if not isinstance(backoff, Backoff | None):
             raise TypeError(f"backoff must be a Backoff, such as Backoff(initial=2.0), got {show(backoff)}")
         counters, notifier = Counters(), Notifier()

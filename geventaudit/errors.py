@@ -24,7 +24,7 @@ import marshmallow
 from marshmallow.exceptions import SCHEMA
 
 if TYPE_CHECKING:
-    from logging import Logger
+    from logging import Logger, LoggerAdapter
 
 __all__ = [
     "AuditError",
@@ -66,11 +66,18 @@ def show(value: object) -> str:
         return f"an unprintable {type(value).__name__}"
 
 
-def logger(part: str = "") -> Logger:
-    """The log ``geventaudit``, or a *part* of it. logging is loaded when there is something to tell."""
+def logger(part: str = "") -> LoggerAdapter[Logger]:
+    """Return the logger ``geventaudit``, or a *part* of it. Its lines begin with the name of the library.
+
+    logging is loaded with the first call.
+    """
     import logging
 
-    return logging.getLogger(f"geventaudit.{part}" if part else "geventaudit")
+    class Named(logging.LoggerAdapter[logging.Logger]):
+        def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+            return f"geventaudit: {msg}", kwargs
+
+    return Named(logging.getLogger(f"geventaudit.{part}" if part else "geventaudit"))
 
 
 class AuditError(Exception):

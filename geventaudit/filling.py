@@ -23,6 +23,7 @@ from .records import (
     TargetResource,
 )
 from .runtime import native
+from .schema.values import items_of
 
 __all__ = ["FILLED_KEY", "UNKNOWN", "UNKNOWN_ADDRESS", "fill_unknown"]
 
@@ -85,7 +86,7 @@ def fill_unknown(record: Record) -> Record:
         before = custom.get(FILLED_KEY)
         if isinstance(before, list):
             filled = [*before, *(path for path in filled if path not in before)]
-        changes["custom_data"] = {**custom, FILLED_KEY: filled}
+        changes["custom_data"] = {**dict(items_of(custom)), FILLED_KEY: filled}
     return record.replace(**changes)
 
 
@@ -120,7 +121,7 @@ def _fill_identities(identities: Any, changes: dict[str, Any], filled: list[str]
     elif isinstance(identities, Mapping):
         whole: dict[Any, Any] = {}
         before = len(filled)
-        for kind, items in identities.items():
+        for kind, items in items_of(identities):
             path = f"CallerIdentities.{kind}"
             if not items:
                 whole[kind] = [CallerIdentity(UNKNOWN, UNKNOWN)]
@@ -139,7 +140,7 @@ def _fill_targets(targets: Any, changes: dict[str, Any], filled: list[str]) -> N
         before = len(filled)
         whole = {
             kind: _without_gaps(items, TargetResource, f"TargetResources.{kind}", ("name",), filled)
-            for kind, items in targets.items()
+            for kind, items in items_of(targets)
         }
         if len(filled) > before:
             changes["target_resources"] = whole

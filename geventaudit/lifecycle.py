@@ -358,7 +358,10 @@ class Lifecycle:
         stats = self.stats()
         left = stats.queued + stats.in_flight + stats.spooled
         if left:
-            logger().warning("the hub of another thread has not delivered %d records in time", left)
+            logger().warning(
+                "the hub of another thread has not delivered %d records in time: call close() in the client's thread",
+                left,
+            )
 
     def after_fork_in_child(self) -> None:
         """Start anew, in a forked child: connection, queue, window and counters are the parent's."""
@@ -432,4 +435,4 @@ def _at_exit(close: Callable[[Deadline], None], deadline: Deadline) -> None:
     try:
         close(deadline)
     except Exception:  # the others must have their chance
-        logger().exception("a client could not be closed at interpreter exit")
+        logger().exception("a client could not be closed at interpreter exit: call close() before")

@@ -197,4 +197,13 @@ def _log(kind: NotificationKind, error: BaseException | None) -> None:
         level = "warning" if kind is NotificationKind.BEST_EFFORT else "info"
         getattr(logger(), level)("%s", kind.value)
     else:
-        logger().warning("%s: %s", kind.value, error)
+        logger().warning("%s: %s%s", kind.value, error, _NEXT_STEPS.get(kind, ""))
+
+
+_DOCTOR = "; run `geventaudit doctor` to find out why"
+_NEXT_STEPS = {
+    NotificationKind.CONNECT_FAILED: _DOCTOR,
+    NotificationKind.CONNECTION_LOST: _DOCTOR,
+    NotificationKind.QUEUE_FULL: _DOCTOR,
+    NotificationKind.SPOOL_FAILED: "; run `geventaudit spool list` to see what is in it",
+}

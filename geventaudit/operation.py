@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from .errors import show
 from .records import AuditType, CallerIdentity, Msg, OperationResult, Record, TargetResource
-from .schema.values import MAX_DEPTH
+from .schema.values import MAX_DEPTH, items_of
 
 __all__ = ["Operation"]
 
@@ -71,7 +71,7 @@ class Operation:
         for name, value in fields.items():
             before = getattr(self.record, name, None)
             if isinstance(before, Mapping) and isinstance(value, Mapping):
-                fields[name] = {**before, **value}
+                fields[name] = {**dict(items_of(before)), **dict(items_of(value))}
         self.record = self.record.replace(**fields)
         self._result_is_set |= "operation_result" in fields
 
@@ -144,7 +144,7 @@ def _own(record: Record) -> Record:
         operation_categories=_own_part(record.operation_categories, {}),
         caller_access_levels=_own_part(record.caller_access_levels, {}),
         **{
-            name: _own_part(dict(part) if isinstance(part, Mapping) else part, {})
+            name: _own_part(dict(items_of(part)) if isinstance(part, Mapping) else part, {})
             for name in ("caller_identities", "target_resources", "custom_data")
             for part in [getattr(record, name)]
         },

@@ -8,6 +8,7 @@ import signal
 import socket as std_socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,14 @@ def eventually(condition: Callable[[], Any], what: str = "", timeout: float = 30
         assert time.monotonic() < deadline, f"not within {timeout} s: {what or condition}"
         gevent.sleep(0.005)
     return result
+
+
+def import_old(name: str) -> Any:
+    """Import a module that warns of its own dependencies, as WebOb does of ``cgi``; skip the test without it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        return pytest.importorskip(name, reason=f"needs {name}, which the extra [test] brings")
 
 
 def descriptors() -> int:

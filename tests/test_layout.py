@@ -18,7 +18,7 @@ PACKAGE = Path(geventaudit.__file__).parent
 ORDER = [
     "version", "errors",
     "runtime", "runtime.native", "runtime.clock", "runtime.copying", "runtime.forks", "runtime.exits", "runtime.signal",
-    "runtime.workers", "runtime.hub_thread",
+    "runtime.workers", "runtime.hub_thread", "runtime.signatures",
     "_records", "records",
     "schema", "schema.values", "schema.addresses", "schema.fields", "schema.rules", "schema.json_schema", "filling",
     "encoder", "encoder.encoding", "encoder.plan", "encoder.fallback", "encoder._fast", "encoder.engine",

@@ -76,7 +76,9 @@ def test_all_errors_at_once_by_wire_path() -> None:
     assert messages["OperationName"] == ["must not be empty"]
     assert messages["OperationCategories"][1][0].startswith("must be one of UnknownOperationCategory, OCOther, ")
     assert messages["OperationResultDescription"] == ["is required with the result Failure"]
-    assert messages["CallerIpAddress"] == ["must not be a loopback address, got '127.0.0.1'"]
+    assert messages["CallerIpAddress"] == [
+        "must not be a loopback address (fill_unknown(record) puts another there), got '127.0.0.1'"
+    ]
     assert messages["CallerAgent"] == ["is required"]
     assert messages["CallerAccessLevels"] == {1: ["must not be blank"]}
     assert messages["TargetResources"] == {

@@ -5,20 +5,23 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import enum
+import http
 import ipaddress
+import signal
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import gevent
 import msgpack
 import pytest
-from helpers import mapping, message
+from helpers import import_old, mapping, message, record
 from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
-from geventaudit import Client, Msg, NoOp, ValidationError
+from geventaudit import Client, Msg, NoOp, Record, RecordSchema, TargetResource, ValidationError, fill_unknown
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
 from geventaudit.schema.values import MAX_DEPTH, MAX_VALUES, normal_form
@@ -36,6 +39,58 @@ class Text(str):
     __slots__ = ()
 
 
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Bits(enum.IntFlag):
+    READ = 1
+
+
+class Coded(bytes, enum.Enum):
+    A = b"a"
+
+
+class LyingText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another"
+
+
+class LyingNumber(int):
+    def __int__(self) -> int:
+        return 99
+
+    def __str__(self) -> str:
+        return "99"
+
+
+class LyingFloat(float):
+    def __float__(self) -> float:
+        return 9.9
+
+
+class LyingBytes(bytes):
+    def __bytes__(self) -> bytes:
+        return b"another"
+
+
+class NoZone(dt.tzinfo):
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        raise RuntimeError("no such zone")
+
+
+class NoItems(dict[str, Any]):
+    def items(self) -> Any:
+        raise LookupError("no items")
+
+
+def unbound() -> Any:
+    raise RuntimeError("outside of a request")
+
+
 UTC = dt.UTC
 CEST = dt.timezone(dt.timedelta(hours=2))
 
@@ -48,7 +103,18 @@ CEST = dt.timezone(dt.timedelta(hours=2))
         (frozenset({"b", "a"}), ["a", "b"]),
         ({1, "a", None}, [None, 1, "a"]),
         (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
-        (Level.HIGH, "HIGH"),
+        (Level.HIGH, 3),
+        (http.HTTPStatus.NOT_FOUND, 404),
+        (http.HTTPMethod.GET, "GET"),
+        (signal.SIGTERM, 15),
+        (Bits(8), 8),
+        (Permission.READ, "READ"),
+        (Permission.READ | Permission.WRITE, "READ|WRITE"),
+        (Coded.A, b"a"),
+        (LyingText("x"), "x"),
+        (LyingNumber(1), 1),
+        (LyingFloat(0.5), 0.5),
+        (LyingBytes(b"x"), b"x"),
         (Name.BLUE, "blue"),
         (decimal.Decimal("1.50"), "1.50"),
         (ipaddress.ip_address("10.0.0.1"), "10.0.0.1"),
@@ -88,6 +154,14 @@ def test_carried(given: Any, carried: Any) -> None:
         ({(1, 2): 3}, "plain value as its key"),
         ({dt.datetime(2026, 1, 1, tzinfo=UTC): 3}, "plain value as its key"),
         (Timestamp(2**63, 0), "64 bits"),
+        (dt.date(2026, 1, 1), "use a datetime"),
+        (Permission(0), "must have a name"),
+        (dt.datetime(2026, 1, 1, tzinfo=NoZone()), "no such zone"),
+        (NoItems(a=1), "no items"),
+        ({LyingNumber(1): dt.datetime(2026, 1, 1, tzinfo=NoZone())}, "no such zone"),
+        ({Permission(0): 1}, "must have a name"),
+        ((1, [Permission(0)]), "must have a name"),
+        ({"x", Permission(0)}, "must have a name"),
     ],
 )
 def test_refused(given: Any, words: str) -> None:
@@ -245,3 +319,149 @@ def test_subclasses_of_values_run_no_code_while_a_frame_is_packed(datetimes: Any
             msg, _ = decode(frame)
             assert isinstance(msg, Msg)
             assert list(msg.record.custom_data) == ["later", "instant", "extension"]
+
+
+# -- lazy objects, proxies, and mappings with several values -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", ["werkzeug", "django"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ada",
+        "J\xf6rg",
+        None,
+        {"a": ["b"]},
+        ["x", {"y": 1}],
+        {"s"},
+        b"x",
+        Name.BLUE,
+        dt.datetime(2026, 1, 1, tzinfo=UTC),
+    ],
+)
+def test_what_stands_for_a_value_is_carried_as_that_value(wrap: str, value: Any) -> None:
+    proxy = proxy_of(wrap)
+    plain = normal_form({"v": value})["v"]
+    for given in ({"v": proxy(lambda: value)}, {"v": proxy(lambda: proxy(lambda: value))}, proxy(lambda: {"v": value})):
+        found = normal_form(given)["v"]
+        assert (found, type(found)) == (plain, type(plain))
+    assert normal_form({"v": [proxy(lambda: value)]}) == {"v": [plain]}
+
+
+@pytest.mark.parametrize("value", [7, 0.5, True])
+def test_numbers_behind_a_proxy(value: Any) -> None:
+    """Django's lazy objects do not convert to numbers: those are refused where they stand."""
+    assert normal_form({"v": {"w": proxy_of("werkzeug")(lambda: value)}}) == {"v": {"w": value}}
+    with_lazy = {"v": {"w": proxy_of("django")(lambda: value)}}
+    try:
+        assert normal_form(with_lazy) == {"v": {"w": value}}
+    except ValidationError as error:
+        assert list(error.messages["v"]) == ["w"]
+
+
+@pytest.mark.parametrize("wrap", ["werkzeug", "django"])
+def test_proxies_as_keys(wrap: str) -> None:
+    proxy = proxy_of(wrap)
+    assert normal_form({proxy(lambda: "k"): 1}) == {"k": 1}
+    assert normal_form({"v": {proxy(lambda: "k"): 1}}) == {"v": {"k": 1}}
+    assert normal_form({"v": {http.HTTPStatus.OK: 1, Name.BLUE: 2, Level.HIGH: 3}}) == {"v": {200: 1, "blue": 2, 3: 3}}
+    with pytest.raises(ValidationError, match="must be unique"):
+        normal_form({"v": {"k": 1, Named("k"): 2}})
+
+
+class Named(str):
+    """Another key than its text."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@pytest.mark.parametrize("wrap", ["werkzeug", "django"])
+def test_what_cannot_be_read_is_refused_at_its_path(wrap: str) -> None:
+    value = proxy_of(wrap)(unbound)
+    for given in ({"v": [1, value]}, {"v": {"w": {"x": value}}}, {"v": (value,), "ok": 1}):
+        with pytest.raises(ValidationError) as caught:
+            normal_form(given)
+        assert list(caught.value.messages) == ["v"]
+    with pytest.raises(ValidationError) as caught, Client(NoOp) as client:
+        client.send(message(operation_name=value, custom_data={"a": value, "b": NoItems(a=1)}))
+    assert {"OperationName", "CustomData"} == set(caught.value.messages), caught.value
+    assert set(caught.value.messages["CustomData"]) == {"a", "b"}
+    with pytest.raises(ValidationError) as caught, Client(NoOp) as client:
+        client.send(message(custom_data=NoItems(a=1)))
+    assert list(caught.value.messages) == ["CustomData"]
+
+
+@pytest.mark.parametrize("wrap", ["werkzeug", "django"])
+def test_texts_of_a_record_behind_a_proxy(wrap: str) -> None:
+    """In every field that is a text, or an enumeration's."""
+    proxy = proxy_of(wrap)
+
+    def lazy(text: str) -> Any:
+        return proxy(lambda: text)
+
+    given = mapping(
+        OperationName=lazy("CreateUser"),
+        OperationCategories=[lazy("UserManagement")],
+        OperationType=lazy("Create"),
+        CallerIpAddress=lazy("192.0.2.7"),
+        CallerAccessLevels=[lazy("Reader")],
+        CallerIdentities={"UPN": [{"Identity": lazy("user@example.com"), "Description": lazy("the caller")}]},
+        TargetResources={"SubscriptionId": [{"Name": lazy("res1"), "Region": lazy("westeurope")}]},
+    )
+    assert RecordSchema().load(given) == RecordSchema().load(mapping())
+
+
+def proxy_of(wrap: str) -> Any:
+    if wrap == "werkzeug":
+        return pytest.importorskip("werkzeug.local", reason="needs flask, which the extra [test] brings").LocalProxy
+    return pytest.importorskip("django.utils.functional", reason="needs django, from the extra [test]").SimpleLazyObject
+
+
+def appended(form: Any) -> Any:
+    for key, value in PAIRS:
+        form.append(key, value)
+    return form
+
+
+PAIRS = [("role", "admin"), ("role", "reader"), ("name", "ada")]
+MULTI_VALUED: dict[str, Callable[[Any], Any]] = {
+    "werkzeug.datastructures.MultiDict": lambda kind: kind(PAIRS),
+    "werkzeug.datastructures.ImmutableMultiDict": lambda kind: kind(PAIRS),
+    "werkzeug.datastructures.CombinedMultiDict": lambda kind: kind(
+        [import_old("werkzeug.datastructures").MultiDict(each) for each in (PAIRS[:1], PAIRS[1:])]
+    ),
+    "django.utils.datastructures.MultiValueDict": lambda kind: kind({"role": ["admin", "reader"], "name": ["ada"]}),
+    "webob.multidict.MultiDict": lambda kind: kind(PAIRS),
+    "webob.multidict.NestedMultiDict": lambda kind: kind(import_old("webob.multidict").MultiDict(PAIRS)),
+    "bottle.FormsDict": lambda kind: appended(kind()),
+}
+
+
+@pytest.mark.parametrize("name", MULTI_VALUED)
+def test_all_values_of_a_key_are_carried(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    form = MULTI_VALUED[name](getattr(import_old(module), kind))
+    whole = {"role": ["admin", "reader"], "name": ["ada"]}
+    assert normal_form({"form": form}) == {"form": whole}
+    assert normal_form({"deep": [{"form": form}]}) == {"deep": [{"form": whole}]}
+    assert normal_form(form) == whole
+    filled = fill_unknown(Record(custom_data=form)).custom_data
+    assert {key: list(filled[key]) for key in whole} == whole
+    kept: list[Msg] = []
+    with Client(NoOp, before_send=lambda msg: kept.append(msg)) as client:  # type: ignore[func-returns-value]
+        with client.operation(custom_data=form) as operation:
+            operation.add(custom_data={"more": 1})
+        with client.operation(custom_data={"more": 1}) as operation:
+            operation.add(custom_data=form)
+    assert [normal_form(msg.record.custom_data) for msg in kept] == [{**whole, "more": 1}] * 2
+
+
+def test_all_targets_of_a_kind_are_carried() -> None:
+    forms = pytest.importorskip("werkzeug.datastructures", reason="needs flask, which the extra [test] brings")
+    targets = forms.MultiDict([("Disk", TargetResource("a")), ("Disk", TargetResource("b"))])
+    loaded = RecordSchema().load(record(target_resources=targets))
+    assert loaded.target_resources == {"Disk": [TargetResource("a"), TargetResource("b")]}

@@ -520,9 +520,9 @@ def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pyte
             sock.sendall(FRAME + b"\xdc\x01\x00" + WRONG * 256 + b"\x81\xa5chunk\xa1c")
             caplog.clear()
             assert msgpack.unpackb(sock.recv(100)) == {"ack": "c"}
-    told = [record.message for record in caplog.records if record.message.startswith("refused")]
+    told = [record.message for record in caplog.records if record.message.startswith("geventaudit: refused")]
     assert len(told) == 101
-    assert told[-1] == "refused 156 more messages of one frame"
+    assert told[-1] == "geventaudit: refused 156 more messages of one frame"
 
 
 def test_whoever_is_killed_hands_over_what_it_has_read(got: list[Received]) -> None:

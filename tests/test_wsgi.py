@@ -652,7 +652,7 @@ def test_a_describe_that_fails_costs_its_own_part_only(
     }[how]
     assert str(told.error) == f"recorded without what describe would have said: {expected}"
     assert type(told.error.__cause__).__name__ == expected.partition(":")[0]
-    assert f"incomplete: {told.error}" in caplog.messages
+    assert f"geventaudit: incomplete: {told.error}" in caplog.messages
     assert not any("not recorded" in each for each in caplog.messages)
 
 

@@ -23,4 +23,4 @@ def check_hook(name: str, hook: Any, *parameters: str) -> None:
     try:
         signature.bind(*parameters)
     except TypeError as error:
-        raise TypeError(f"{wanted}, got {hook!r} with the parameters {signature}: {error}") from None
+        raise TypeError(f"{wanted}, got {hook!r}: {error}") from None
