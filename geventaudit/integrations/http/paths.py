@@ -18,7 +18,7 @@ from geventaudit import TargetResource
 
 from .text import sent_text
 
-__all__ = ["Exclusion", "azure_targets", "is_same_page", "mount_of", "named_prefix"]
+__all__ = ["Exclusion", "azure_targets", "is_same_page", "mount_of", "named_prefix", "whole_path"]
 
 
 def named_prefix(environ: Mapping[str, Any]) -> str:
@@ -34,7 +34,17 @@ def named_prefix(environ: Mapping[str, Any]) -> str:
 def mount_of(environ: Mapping[str, Any]) -> str:
     """Return the path at which the application is mounted, without a slash at its end: ``/v1``. Empty for none."""
     script = environ.get("SCRIPT_NAME") or ""
-    return sent_text(script[len(named_prefix(environ)) :]).rstrip("/")
+    return _rooted(sent_text(script[len(named_prefix(environ)) :]).rstrip("/"))
+
+
+def whole_path(environ: Mapping[str, Any]) -> str:
+    """Return the path of a request, with the mount of its application: ``/v1/things/7``."""
+    return mount_of(environ) + _rooted(sent_text(environ.get("PATH_INFO") or "")) or "/"
+
+
+def _rooted(path: str) -> str:
+    """Return *path* with a slash before it, as frameworks read it; an empty path as it is."""
+    return path if not path or path.startswith("/") else f"/{path}"
 
 
 class Exclusion:

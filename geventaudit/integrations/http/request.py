@@ -10,7 +10,7 @@ from geventaudit import CallerIdentity, CallerIdentityType, OperationResult
 
 from .facts import RequestFacts
 from .forwarding import address_of
-from .paths import mount_of, named_prefix
+from .paths import named_prefix, whole_path
 from .text import name_of, named, printable, sent_text, server_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Request:
         self.path_info: str = environ.get("PATH_INFO") or ""
         self.script: str = environ.get("SCRIPT_NAME") or ""
         self.prefix = printable(sent_text(named_prefix(environ)))
-        self.path = printable(mount_of(environ) + sent_text(self.path_info)) or "/"
+        self.path = printable(whole_path(environ))
         remote = environ.get("REMOTE_ADDR")
         # A Unix socket's peer is "" in gunicorn; gevent's server gives no address, and an empty port.
         is_local = remote == "" or (remote is None and environ.get("SERVER_PORT") == "")
@@ -127,7 +127,7 @@ def identities_of(request: Request, *, trusted: bool) -> dict[CallerIdentityType
     found: dict[CallerIdentityType, list[CallerIdentity]] = {}
     environ = request.environ
     names = {name_of(request.facts.user): "the application's user"}
-    names.setdefault(printable(server_text(environ.get("REMOTE_USER"))).strip(), "REMOTE_USER")
+    names.setdefault(name_of(server_text(environ.get("REMOTE_USER"))), "REMOTE_USER")
     names.setdefault(name_of(request.facts.account), "tried to sign in, and failed")
     names.pop("", None)
     if names:
@@ -136,7 +136,7 @@ def identities_of(request: Request, *, trusted: bool) -> dict[CallerIdentityType
         found[CallerIdentityType.CERTIFICATE] = [request.certificate]
     if trusted:
         for key, kind, header in _PRINCIPAL_HEADERS:
-            if value := printable(sent_text(environ.get(key))).strip():
+            if value := name_of(sent_text(environ.get(key))):
                 found[kind] = [CallerIdentity(value, header)]
     return found
 

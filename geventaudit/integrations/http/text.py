@@ -46,7 +46,11 @@ def name_of(user: object) -> str:
     """Return the name of a signed-in user: a text, an object with a text, or a proxy of either. Empty for none."""
     if user is None or isinstance(user, type(None)) or not getattr(user, "is_authenticated", True):
         return ""
-    return printable(user).strip()
+    try:
+        text = str(user).strip()
+    except Exception:
+        return printable(user)
+    return printable(text)
 
 
 def _decoded(value: object, errors: str) -> str:
