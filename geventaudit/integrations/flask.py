@@ -167,7 +167,7 @@ def _note_error(*args: Any) -> None:
         return
     if not isinstance(error, HTTPException):
         facts.tell_failure(error)
-    elif error.description != _default_description(type(error)):
+    elif (error.code or 500) >= 400 and error.description != _default_description(type(error)):
         facts.failure = printable(error.description)
 
 

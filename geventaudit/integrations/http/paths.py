@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from geventaudit import TargetResource
 
-from .text import sent_text
+from .text import sent_text, server_text
 
 __all__ = ["Exclusion", "azure_targets", "is_same_page", "mount_of", "named_prefix", "whole_path"]
 
@@ -79,11 +79,12 @@ class Exclusion:
         :param script: ``SCRIPT_NAME`` before the application was called.
         :param environ: the environment after that.
         """
-        before, after = sent_text(path_info), sent_text(environ.get("PATH_INFO"))
+        # Bottle writes the decoded text there, and others the bytes of WSGI.
+        before, after = sent_text(path_info), server_text(environ.get("PATH_INFO"))
         if after == before or self.matches(environ.get("PATH_INFO") or ""):
             return True
         moved = before[: len(before) - len(after)]
-        if moved + after != before or sent_text(environ.get("SCRIPT_NAME")) != sent_text(script) + moved:
+        if moved + after != before or server_text(environ.get("SCRIPT_NAME")) != server_text(script) + moved:
             return False
         return not any(_names(value, moved) for key, value in environ.items() if key.startswith("HTTP_"))
 
