@@ -253,11 +253,14 @@ def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:
 @pytest.mark.parametrize(
     ("extra", "package"),
     [
+        ("bottle", "bottle"),
         ("django", "django"),
+        ("falcon", "falcon"),
         ("flask", "flask"),
         ("locust", "locust"),
         ("opentelemetry", "opentelemetry"),
         ("prometheus", "prometheus_client"),
+        ("pyramid", "pyramid"),
     ],
 )
 def test_an_integration_without_its_package_names_the_extra(extra: str, package: str) -> None:

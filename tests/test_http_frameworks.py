@@ -1,14 +1,18 @@
-"""Flask, Flask-Login, Falcon, Bottle and Pyramid: routes, users, and the reasons of failures. Django has a program."""
+"""Flask, Django and its REST framework, Falcon, Bottle, Pyramid: routes, users, and the reasons of failures."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import import_old
-from test_http_records import Kept, keeping, path_of
-from test_wsgi import answer, call
+from test_http_records import keeping, path_of
+from test_wsgi import call
 
 from geventaudit import CallerIdentityType, Client, NoOp, OperationResult, Record
 from geventaudit.integrations.wsgi import AuditMiddleware, RequestCounts, facts_of
@@ -489,5 +493,92 @@ def test_pyramid() -> None:
     assert kept[6].operation_result_description.startswith("302 Found; HTTPForbidden: Unauthorized: ")
 
 
-def test_an_application_of_no_framework_is_left_alone() -> None:
-    assert isinstance(Kept(answer()), Kept)
+# -- Django and Django REST Framework ----------------------------------------------------------------------------------
+
+
+def django_says(*arguments: str) -> dict[str, Any]:
+    """Run the program; the records of its requests."""
+    for needed in ("django", "rest_framework"):
+        pytest.importorskip(needed, reason=f"needs {needed}, which the extra [test] brings")
+    program = Path(__file__).parent / "django_rest_program.py"
+    done = subprocess.run([sys.executable, "-X", "dev", str(program), *arguments], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    said: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        name, found = json.loads(line)
+        said[f"{name} again" if name in said else name] = found
+    return said
+
+
+def test_django_sign_ins_and_reasons() -> None:
+    said = django_says()
+    expected = {
+        "GET /silent ann": ("Success", "", 200, ["ann"]),
+        "GET /private ann": ("Success", "", 200, ["ann"]),
+        "GET /special ann": ("Failure", "302 Found; it leads to the login page", 302, ["ann"]),
+        "GET /nobody ann": ("Success", "", 200, []),
+        "GET /private": ("Failure", "302 Found; it leads to the login page", 302, []),
+        "GET /special": ("Failure", "302 Found; it leads to the login page", 302, []),
+        "GET /elsewhere": ("Success", "", 302, []),
+        "GET /absolute": ("Failure", "302 Found; it leads to the login page", 302, []),
+        "GET /admin/auth/user/": ("Failure", "302 Found; it leads to the login page", 302, []),
+        "GET /accounts/enter/": ("Success", "", 200, []),
+        "POST /accounts/enter/": ("Failure", "200 OK; the sign-in as eve failed", 200, ["eve"]),
+        "POST /accounts/enter/ again": ("Success", "", 302, ["ann"]),
+        "POST /accounts/leave/ ann": ("Success", "", 302, ["ann"]),
+        "GET /raises/denied": ("Failure", "403 Forbidden; PermissionDenied: only the owner", 403, []),
+        "GET /raises/missing": ("Failure", "404 Not Found; Http404: no such thing", 404, []),
+        "GET /raises/odd": ("Failure", "400 Bad Request; SuspiciousOperation: odd", 400, []),
+        "GET /api/crash": ("Failure", "500 Internal Server Error; KeyError: 'thing'", 500, []),
+    }
+    for name, (result, description, status, users) in expected.items():
+        found = said[name]
+        assert (found["result"], found["description"], found["status"]) == (result, description, status), name
+        assert [user for user, _ in found["users"]] == users, name
+    assert said["GET /silent ann"]["vary"] is None, "the user is asked for when the session was saved"
+    assert said["GET /private"]["location"] == "/accounts/enter/?next=/private"
+    assert said["POST /accounts/enter/"]["users"] == [["eve", "tried to sign in, and failed"]]
+    reset = said["GET /reset/MQ/abc123-def/ ann"]
+    assert reset["arguments"] == {"uidb64": "MQ", "token": "[redacted]"}
+    assert (reset["path"], reset["location"]) == ("/reset/MQ/[redacted]/", "/reset/MQ/[redacted]/done")
+    assert said["counts"] == {"recorded": len(said) - 1, "incomplete": 0}
+
+
+def test_django_rest_framework() -> None:
+    said = django_says()
+    assert {key: (found["name"], found["description"]) for key, found in said.items() if "/api/" in key} == {
+        "GET /api/users/7/": (
+            "GET /api/users/{pk}/",
+            "401 Unauthorized; Authentication credentials were not provided. (not_authenticated)",
+        ),
+        "GET /api/users/1/": (
+            "GET /api/users/{pk}/",
+            "401 Unauthorized; the sign-in as eve failed; Invalid username/password. (authentication_failed)",
+        ),
+        "DELETE /api/users/1/": ("DELETE /api/users/{pk}/", "409 Conflict; version 3 is newer (conflict)"),
+        "GET /api/reports/2026/": (
+            "GET /api/reports/{year}/",
+            "403 Forbidden; You do not have permission to perform this action. (permission_denied)",
+        ),
+        "POST /api/check": (
+            "POST /api/check",
+            "400 Bad Request; age: must be a number (invalid); too many (invalid)",
+        ),
+        "GET /api/crash": ("GET /api/crash", "500 Internal Server Error; KeyError: 'thing'"),
+        "GET /api/users/1.json": ("GET /api/users/{pk}.{format}/", ""),
+    }
+    assert said["DELETE /api/users/1/"]["users"] == [["ann", "the application's user"]], "by the API's authentication"
+    assert said["GET /api/users/1/"]["users"] == [["eve", "tried to sign in, and failed"]]
+
+
+@pytest.mark.parametrize("login", ["/accounts/enter/", "https://testserver/accounts/enter/", "no-such-name"])
+def test_django_without_asking_for_the_user(login: str) -> None:
+    """With the option: only the users that the project asked for. And LOGIN_URL in other spellings."""
+    said = django_says(login, "off")
+    assert said["GET /silent ann"]["users"] == []
+    assert said["GET /special ann"]["users"][0][0] == "ann"
+    leads = "302 Found; it leads to the login page"
+    if login == "/accounts/enter/":
+        assert said["GET /private"]["description"] == said["GET /absolute"]["description"] == leads
+    assert said["GET /admin/auth/user/"]["description"] == leads
+    assert said["GET /elsewhere"]["result"] == "Success"

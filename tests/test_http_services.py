@@ -17,7 +17,7 @@ import pytest
 from gevent import socket, subprocess
 from helpers import eventually, free_port
 
-from geventaudit import CallerIdentityType, Msg, OperationResult, OperationType, Record
+from geventaudit import CallerIdentityType, Msg, OperationResult, OperationType, Record, TargetResource
 from geventaudit.agent import Agent
 
 for needed in ("gunicorn", "flask", "django"):
@@ -251,3 +251,55 @@ def test_a_client_certificate(socket_path: str, folder: Path, worker: str) -> No
     (certificate,) = got[-1].caller_identities[CallerIdentityType.CERTIFICATE]
     assert "commonName=ann" in certificate.identity
     assert "SHA-256" in certificate.description
+
+
+def test_a_client_that_names_the_mount(socket_path: str, folder: Path) -> None:
+    """gunicorn lets its peers on this host say where the application is mounted, in any case of letters."""
+    got: list[Record] = []
+    service = """
+import os
+import flask
+import geventaudit
+from geventaudit.integrations.flask import Audit
+
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ["AUDIT_SOCKET"]))
+app = flask.Flask("service")
+Audit(client, app, exclude=["/static/*", "/healthz"])
+app.add_url_rule("/users/<name>", view_func=lambda name: "deleted", methods=["DELETE"])
+app.add_url_rule("/healthz", "healthz", lambda: "well", methods=["DELETE"])
+"""
+    (folder / "service.py").write_text(service)
+    requests = [
+        ("/users/ada", ()),
+        ("/static/users/ada", (b"SCRIPT_NAME: /static",)),
+        ("/static/users/ada", (b"script_name: /static",)),
+        ("/static/users/ada", (b"Script_Name:   /static  ",)),
+        ("/static/users/ada", (b"SCRIPT_NAME: /x", b"SCRIPT_NAME: /static")),
+        ("/healthz/users/ada", (b"SCRIPT_NAME: /healthz",)),
+        ("/static/users/ada/..%2f/users/ada", (b"SCRIPT_NAME: /static/users/ada/..%2f",)),
+        ("/subscriptions/victim/users/ada", (b"SCRIPT_NAME: /subscriptions/victim",)),
+        ("/users/ada", (b"Script-Name: /static",)),
+        ("/users/ada", (b"X-Script-Name: /static", b"X-Forwarded-Prefix: /static")),
+        ("/users/ada", (b"PATH_INFO: /static/x",)),
+        ("http://localhost/users/ada", ()),
+        ("/users/ada?x=/static/", ()),
+        ("/users/ada#/static/", ()),
+        ("/%75sers/%61da", ()),
+        ("/users/ada", (b"X-HTTP-Method-Override: GET",)),
+    ]
+    with (
+        Agent(socket_path, into(got)),
+        gunicorn(folder, socket_path, "service", "app", "-w", "1") as (server, port),
+    ):
+        for path, headers in requests:
+            answer = fetch(port, "DELETE", path, *headers)
+            assert (answer.code, answer.body) == (200, b"deleted"), (path, headers)
+        assert fetch(port, "DELETE", "/healthz").body == b"well"
+        assert fetch(port, "DELETE", "/v1/healthz", b"SCRIPT_NAME: /v1").body == b"well"
+        end(server, folder)
+    assert len(got) == len(requests)
+    for (path, headers), record in zip(requests, got, strict=True):
+        assert record.operation_name == "DELETE /users/<name>", (path, headers)
+        assert record.target_resources == {"Path": [TargetResource("/users/ada")]}, (path, headers)
+        assert record.custom_data["arguments"] == {"name": "ada"}
+    assert got[1].custom_data["script_name"] == "/static"

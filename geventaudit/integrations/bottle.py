@@ -15,7 +15,7 @@ from typing import Any
 try:
     import bottle
 except ModuleNotFoundError as error:
-    needs = "geventaudit.integrations.bottle needs bottle: pip install bottle"
+    needs = "geventaudit.integrations.bottle needs bottle: pip install 'geventaudit[bottle]'"
     raise ModuleNotFoundError(needs) from error
 
 from .http.facts import facts_of

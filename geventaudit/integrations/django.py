@@ -159,7 +159,7 @@ def _template(route: str) -> str:
     """Return *route* as Django REST Framework writes it in its schemas: ``/api/users/{pk}/``."""
     from django.contrib.admindocs.views import simplify_regex
 
-    return _PARAMETER.sub(r"{\1}", simplify_regex(route))
+    return _PARAMETER.sub(r"{\1}", simplify_regex(route)).replace("\\.", ".")
 
 
 def _details(data: Any, path: str = "") -> list[str]:

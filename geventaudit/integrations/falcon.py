@@ -19,7 +19,7 @@ from typing import Any
 try:
     import falcon
 except ModuleNotFoundError as error:
-    needs = "geventaudit.integrations.falcon needs falcon: pip install falcon"
+    needs = "geventaudit.integrations.falcon needs falcon: pip install 'geventaudit[falcon]'"
     raise ModuleNotFoundError(needs) from error
 
 from .http.facts import facts_of

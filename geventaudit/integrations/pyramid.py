@@ -14,7 +14,7 @@ try:
     from pyramid.httpexceptions import HTTPException
     from pyramid.interfaces import IBeforeTraversal, INewResponse
 except ModuleNotFoundError as error:
-    needs = "geventaudit.integrations.pyramid needs pyramid: pip install pyramid"
+    needs = "geventaudit.integrations.pyramid needs pyramid: pip install 'geventaudit[pyramid]'"
     raise ModuleNotFoundError(needs) from error
 
 from .http.facts import RequestFacts, facts_of
