@@ -32,7 +32,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 # Sphinx imports it all the same, to look for its sources; Locust must not patch it then.
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = [
-    *("django", "flask", "flask_login", "gunicorn", "locust", "opentelemetry", "prometheus_client", "pytest")
+    *("bottle", "django", "falcon", "flask", "flask_login", "gunicorn", "locust", "opentelemetry"),
+    *("prometheus_client", "pyramid", "pytest", "werkzeug"),
 ]
 
 REFERENCE = Path(__file__).parent / "reference"

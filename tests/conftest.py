@@ -15,6 +15,8 @@ from gevent import monkey, subprocess
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# By hand, with --hypothesis-profile=long -o faulthandler_timeout=0: an hour of fuzzing instead of seconds.
+settings.register_profile("long", settings.get_profile("suite"), max_examples=100_000)
 settings.load_profile("suite")
 
 
@@ -73,6 +75,7 @@ SLOW = {
     "test_reconnect", "test_reentrancy", "test_senders", "test_shown", "test_spool", "test_spool_faults",
     "test_testing", "test_threads", "test_typing",
     "test_who_may_listen",
+    "test_http_frameworks",
 }  # fmt: skip
 
 

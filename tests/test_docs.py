@@ -172,7 +172,8 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder), "AUDIT_SHARED_KEY": KEY}
+        modules = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PATH": path, "PYTHONPATH": modules, "AUDIT_SHARED_KEY": KEY}
 
     def run(self, *command: str) -> str:
         """What *command* printed; it must end well, and complain of nothing."""

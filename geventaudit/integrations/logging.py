@@ -21,6 +21,9 @@ __all__ = ["AuditHandler"]
 class AuditHandler(logging.Handler):
     """Sends what a log record has as ``audit``: a :class:`~geventaudit.Msg`, or a mapping by wire names.
 
+    Log records below the level of their logger never come here: they are not sent, and nothing says so. So set the
+    level of a logger that is audited.
+
     Log records without it (or with None) pass by. One that the client refuses, for whatever reason, goes to
     :meth:`~logging.Handler.handleError` (a traceback on stderr, unless ``logging.raiseExceptions`` is off or a subclass
     does otherwise); ``client.stats().rejected`` counts it too.
