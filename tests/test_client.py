@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import itertools
 import logging
 import platform
@@ -24,6 +25,7 @@ from geventaudit import (
     TCP,
     AuditType,
     Backoff,
+    BaseClient,
     Client,
     ClientClosedError,
     ConnectionFailedError,
@@ -323,17 +325,41 @@ def test_parameters_that_cannot_be(options: dict[str, Any], error: type[Exceptio
         Client(NoOp, **options)
 
 
+class NeedsNothing:
+    def method(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"backoff": 2}, r"^backoff must be a Backoff, such as Backoff\(initial=2.0\), got 2$"),
         ({"backoff": Backoff}, "^backoff must be a Backoff, .* got <class"),
         ({"before_send": 5}, "^before_send must be callable, got 5: pass a function"),
+        ({"before_send": lambda: None}, r"^before_send must take one argument \(the message\), got <function"),
+        ({"before_send": lambda msg, more: msg}, "missing a required argument: 'more'"),
+        ({"before_send": lambda *, msg: msg}, "too many positional arguments"),
+        ({"before_send": NeedsNothing().method}, r"^before_send must take one argument"),
+        ({"before_send": NeedsNothing}, r"^before_send must take one argument"),
     ],
 )
 def test_parameters_of_another_kind(options: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         Client(NoOp, **options)
+
+
+@pytest.mark.parametrize("hook", [lambda *args: None, lambda msg, more=1: msg, functools.partial(max, 1), print])
+def test_hooks_that_take_one_argument(hook: Any) -> None:
+    Client(NoOp, before_send=hook).close()
+    BaseClient(NoOp(), before_send=hook).close()
+
+
+@pytest.mark.parametrize("factory", [TCP, lambda address: NoOp()])
+def test_a_factory_that_wants_arguments(factory: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"^factory must take no arguments, got .*missing a required argument: 'address'"
+    ):
+        Client(factory)
 
 
 def test_a_connection_instead_of_a_factory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gevent
@@ -10,6 +11,7 @@ from gevent.queue import Channel, Empty
 from helpers import message
 
 from geventaudit import NotificationKind as Kind
+from geventaudit.errors import logger
 from geventaudit.notifications import BACKLOG, Notifier
 
 
@@ -27,6 +29,20 @@ def test_read_later() -> None:
     assert (first.kind, first.error, first.missed) == (Kind.CONNECT_FAILED, error, 0)
     assert first.time.tzinfo is not None
     assert second.kind is Kind.CONNECTED
+
+
+def test_lines_of_the_log_begin_with_the_library_and_say_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    notifier = Notifier()
+    with caplog.at_level(logging.INFO, "geventaudit"):
+        for kind in Kind:
+            notifier.notify(kind, None if kind in (Kind.CONNECTED, Kind.CLOSED) else RuntimeError("why"))
+        logger("agent").info("%d%%", 5)
+    assert len(caplog.messages) == len(Kind) + 1
+    assert all(line.startswith("geventaudit: ") for line in caplog.messages)
+    assert caplog.messages[-1] == "geventaudit: 5%"
+    for kind in (Kind.CONNECT_FAILED, Kind.CONNECTION_LOST, Kind.QUEUE_FULL):
+        assert f"geventaudit: {kind.value}: why; run `geventaudit doctor` to find out why" in caplog.messages
+    assert f"geventaudit: {Kind.DROPPED.value}: why" in caplog.messages
 
 
 def test_readers_who_wait_are_served_and_ended() -> None:

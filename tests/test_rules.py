@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from datetime import date
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -18,8 +19,10 @@ from geventaudit import (
     AuditType,
     CallerIdentity,
     CallerIdentityType,
+    Client,
     Msg,
     MsgSchema,
+    NoOp,
     OperationCategory,
     OperationResult,
     OperationType,
@@ -87,6 +90,42 @@ def test_all_errors_at_once_by_wire_path() -> None:
     }
     assert messages["CustomData"]["deep"]["er"][1][0].startswith("must be a value that MessagePack can carry")
     assert messages["Extra"] == ["is not a field of this protocol"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("operation_name", "OperationName"),
+        ("operationName", "OperationName"),
+        ("OPERATION-NAME", "OperationName"),
+        ("custom_data", "CustomData"),
+        ("caller_ip_address", "CallerIpAddress"),
+    ],
+)
+def test_another_spelling_of_a_name(given: str, meant: str) -> None:
+    messages = messages_of(mapping(**{given: "x"}))
+    assert messages == {given: [f"is not a field of this protocol: did you mean {meant}?"]}
+
+
+def test_other_spellings_in_nested_places_and_around_the_record() -> None:
+    given = mapping(
+        TargetResources={"T": [{"Name": "n", "data_center": "x"}]},
+        CallerIdentities={"UPN": [{"identity": "a", "Description": "b"}]},
+    )
+    messages = messages_of(given)
+    hint = "is not a field of this protocol: did you mean {}?".format
+    assert messages["TargetResources"]["T"][0]["data_center"] == [hint("DataCenter")]
+    assert messages["CallerIdentities"]["UPN"][0]["identity"] == [hint("Identity")]
+    with pytest.raises(ValidationError) as caught, Client(NoOp) as client:
+        client.send({"type": "ControlPlane", "record": mapping()})
+    assert (caught.value.messages["type"], caught.value.messages["record"]) == ([hint("Type")], [hint("Record")])
+
+
+def test_errors_say_what_to_use() -> None:
+    for address in ("127.0.0.1", "::1", "0.0.0.0"):
+        assert "fill_unknown(record)" in messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0]
+    given = mapping(CustomData={"day": date(2026, 1, 1)})
+    assert messages_of(given)["CustomData"]["day"][0].endswith("(date): use a datetime with a tzinfo")
 
 
 def test_the_text_of_an_error_names_paths() -> None:
