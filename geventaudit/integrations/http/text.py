@@ -13,6 +13,8 @@ def printable(value: object) -> str:
 
     Lone surrogates, line breaks and characters that hide text are escaped.
     """
+    if type(value) is str and len(value) <= MAX_TEXT and value.isprintable():  # as most are
+        return value
     try:
         text = str.__str__(str(value))
     except Exception:
@@ -44,6 +46,8 @@ def server_text(value: object) -> str:
 
 def name_of(user: object) -> str:
     """Return the name of a signed-in user: a text, an object with a text, or a proxy of either. Empty for none."""
+    if type(user) is str:
+        return printable(user.strip())
     if user is None or isinstance(user, type(None)) or not getattr(user, "is_authenticated", True):
         return ""
     try:
