@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +192,31 @@ def test_describe_runs_where_flasks_context_is() -> None:
     flasked.client.close()
 
 
+def test_a_flask_request_is_free_when_its_record_is_sent() -> None:
+    """Without the garbage collector, though describe needs its context."""
+    flasked = Flasked(describe=lambda environ, status, record: record.replace(custom_data={"who": flask.g.thing.who}))
+    alive: list[Any] = []
+
+    class Thing:
+        who = "ann"
+
+    @flasked.app.get("/")
+    def view() -> str:
+        flask.g.thing = Thing()
+        alive.append(weakref.ref(flask.g.thing))
+        return "x"
+
+    call(flasked.app, "/")
+    gc.disable()
+    try:
+        call(flasked.app, "/")
+        assert alive[-1]() is None
+    finally:
+        gc.enable()
+    assert [record.custom_data["who"] for record in flasked] == ["ann", "ann"]
+    flasked.client.close()
+
+
 def test_flask_mounts_and_prefixes() -> None:
     flasked = Flasked(exclude=["/static/*", "/healthz"])
     app = flasked.app
@@ -284,6 +312,18 @@ def test_a_redirect_to_flask_logins_view_is_a_failure(with_login: Flasked) -> No
     assert said_of(get("/private")) == (FAILURE, "401 UNAUTHORIZED; a sign-in is required")
     with_login.app.login_manager.unauthorized_handler(lambda: ("sorry", 200))  # type: ignore[attr-defined]
     assert said_of(get("/private")) == (FAILURE, "200 OK; a sign-in is required")
+
+
+@pytest.mark.parametrize("host", ["[", "evil.example", "a b", "", "localhost:99999", "\xff"])
+@pytest.mark.parametrize("path", ["/by-hand", "/private", "/absolute"])
+def test_no_host_makes_a_success_of_a_redirect_to_the_login(with_login: Flasked, path: str, host: str) -> None:
+    if path == "/absolute":
+        with_login.app.view_functions["absolute"] = lambda: flask.redirect(f"http://{host}/login")
+    with contextlib.suppress(ValueError):  # werkzeug may refuse to redirect there
+        call(with_login.app, path, HTTP_HOST=host)
+    (record,) = with_login
+    assert record.operation_result is FAILURE, record
+    assert with_login.counts.incomplete == 0
 
 
 def test_flask_logins_user_is_known_and_a_sign_out_is_a_success(with_login: Flasked) -> None:

@@ -408,6 +408,7 @@ def test_arguments_with_the_name_of_a_secret_are_redacted_everywhere(name: str) 
         ("/reset/007/x", 7, "/reset/<code>"),
         ("/reset/ABCDEF/x", "abcdef", "/reset/[redacted]/x"),
         ("/reset/x" + "y" * MAX_TEXT, "x" + "y" * MAX_TEXT, "/reset/<code>"),
+        ("/reset/\u0130bcdefg/\u0130BCDEFG", "\u0130bcdefg", "/reset/[redacted]/\u0130BCDEFG"),
         ("/reset/pre-s3cret.html", "s3cret", "/reset/pre-[redacted].html"),
         ("/reset/a\nb", "a\nb", r"/reset/[redacted]"),
     ],
@@ -419,7 +420,7 @@ def test_a_secret_in_the_path(path: str, argument: Any, shown: str) -> None:
         facts.route, facts.arguments = "/reset/<code>", {"code": argument}
 
     with keeping(app_with(fill)) as kept:
-        call(kept.app, path)
+        call(kept.app, path.encode().decode("latin-1"))
     assert path_of(kept[0]) == shown
 
 
@@ -443,6 +444,52 @@ def test_a_secret_in_the_path(path: str, argument: Any, shown: str) -> None:
 )
 def test_values_behind_the_name_of_a_secret_are_redacted(text: str, shown: str) -> None:
     assert redact_secrets("description", text) == shown
+
+
+@pytest.mark.parametrize("name", ["name", "path"])
+def test_a_client_cannot_hide_a_target_by_its_name(name: str) -> None:
+    assert redact_secrets(name, "/files/key=plan/code:7") == "/files/key=plan/code:7"
+
+
+def test_long_paths_and_arguments_keep_their_end() -> None:
+    """Else a client could pad them: an application may drop the padding."""
+    path = "/." * MAX_TEXT + "/users/ada"
+
+    def fill(facts: RequestFacts) -> None:
+        facts.arguments = {"name": path}
+
+    with keeping(app_with(fill)) as kept:
+        call(kept.app, path, "DELETE")
+    for text in (path_of(kept[0]), kept[0].operation_name, kept[0].custom_data["arguments"]["name"]):
+        assert text.endswith("/users/ada")
+        assert f"({len(path)} characters)" in text
+        assert len(text) < MAX_TEXT + 100
+
+
+def test_hostile_lengths_take_no_time() -> None:
+    """Each is as long as gunicorn takes it."""
+    long = 8000
+    hostile: list[Environ] = [
+        {"SCRIPT_NAME": ",/" * (long // 2), "HTTP_SCRIPT_NAME": ",".join([",/" * (long // 2)] * 50)},
+        {"SCRIPT_NAME": "/v1", "HTTP_SCRIPT_NAME": "," * long * 100},
+        {"HTTP_X_FORWARDED_FOR": '"' * long * 100, "HTTP_FORWARDED": "for=" * long * 100, "REMOTE_ADDR": "10.0.0.1"},
+        {"PATH_INFO": "/static/" + "\ufdfa" * long},
+        {"PATH_INFO": "/static" + "/." * long},
+        {"PATH_INFO": "/subscriptions/" + "providers/" * long},
+    ]
+
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        if (facts := facts_of(environ)) is not None:
+            facts.route, facts.arguments = "/<token>", {"token": "aB" * long, "code": "\xdf" * long, "n": "%" * long}
+        start_response("404 Oh", [("Location", "token=" * long)])
+        return [b"done\n"]
+
+    with keeping(app, exclude=["/static/*"]) as kept:
+        for environ in hostile:
+            begin = time.process_time()
+            call(kept.app, environ.get("PATH_INFO", "/").encode().decode("latin-1"), **environ)
+            assert time.process_time() - begin < 0.5, list(environ)
+        assert kept.app.counts == RequestCounts(recorded=len(hostile) - 1, excluded=1)
 
 
 def test_a_hook_of_ones_own() -> None:

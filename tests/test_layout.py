@@ -142,7 +142,7 @@ def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
 def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
     """By the module of its own; integrations, which use only what is public, by the same clock."""
     paths = {path_of(module) for module in ORDER}
-    for path in paths | set((PACKAGE / "integrations").glob("*.py")):
+    for path in paths | set((PACKAGE / "integrations").rglob("*.py")):
         text = path.read_text()
         assert "time.monotonic" not in text, path
         assert not re.search("from time import .*monotonic", text), path
@@ -157,7 +157,7 @@ def test_dependencies_are_the_three() -> None:
         assert outside <= allowed | nicer.get(module, set()), module
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").glob("[!_]*.py")), ids=lambda path: str(path.stem))
+@pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").rglob("[!_]*.py")), ids=lambda path: str(path.stem))
 def test_integrations_use_what_is_public(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):

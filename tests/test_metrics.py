@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import eventually, mapping, message
+from helpers import eventually, import_old, mapping, message
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -247,6 +247,7 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
             client.send({"Type": "ControlPlane", "Record": mapping(CustomData=None)})
             client.send(message(custom_data={"n": 3, "trace_id": "mine"}))
             client.send(message(custom_data=None))
+            client.send(message(custom_data=import_old("webob.multidict").MultiDict([("a", 1), ("a", 2)])))
             client.send({"Type": "ControlPlane", "Record": {**mapping(), "CustomData": None}})
             for wrong in (message(custom_data=5), {"Type": "ControlPlane", "Record": 5}, 5):
                 with pytest.raises(ValidationError) as caught:
@@ -262,6 +263,7 @@ def test_the_trace_of_a_record(socket_path: str) -> None:
         ids,
         {"n": 3, **ids, "trace_id": "mine"},
         ids,
+        {"a": [1, 2], **ids},
         ids,
     ]
     assert original == message(1), "the caller's record is as it was"

@@ -125,13 +125,8 @@ def _note_response(request: HttpRequest, response: HttpResponseBase, facts: Requ
         facts.failure = printable("; ".join(_details(getattr(response, "data", None))[:_MAX_DETAILS]))
     if 300 <= response.status_code < 400 and not facts.signed_out:
         location = response.headers.get("Location", "")
-        if any(is_same_page(location, page, _base(request)) for page in _login_pages(location)):
+        if any(is_same_page(location, page, request.META) for page in _login_pages(location)):
             facts.denied = "it leads to the login page"
-
-
-def _base(request: HttpRequest) -> str:
-    # Not by build_absolute_uri(), which raises for hosts that are not allowed.
-    return f"{request.scheme}://{request.META.get('HTTP_HOST', '')}{request.path}"
 
 
 def _login_pages(location: str) -> Iterator[str]:

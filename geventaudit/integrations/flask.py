@@ -120,7 +120,7 @@ class Audit:
         if facts is None or facts.denied or facts.signed_out or not response.location or response.status_code < 300:
             return
         try:
-            if any(is_same_page(response.location, page, request.url) for page in _login_pages(app)):
+            if any(is_same_page(response.location, page, request.environ) for page in _login_pages(app)):
                 facts.denied = "it leads to the login page"
         except Exception as error:  # Flask would answer 500 for it
             facts.error = error

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.opentelemetry needs opentelemetry: pip install 'geventaudit[opentelemetry]'"
     raise ModuleNotFoundError(needs) from error
 
-from geventaudit import AuditClient, Msg, Record, __version__
+from geventaudit import AuditClient, Msg, Record, RecordSchema, ValidationError, __version__
 from geventaudit.integrations.metrics import COUNTERS, GAUGES, Metric
 
 __all__ = ["add_trace_context", "instrument"]
@@ -76,6 +76,9 @@ def _observing(metric: Metric, clients: _Clients) -> Callable[[CallbackOptions],
     return observe
 
 
+_CUSTOM_DATA = RecordSchema().fields["custom_data"]
+
+
 def add_trace_context(msg: Msg) -> Msg:
     """For ``Client(before_send=...)``: put the current span into the record's ``custom_data``.
 
@@ -88,5 +91,10 @@ def add_trace_context(msg: Msg) -> Msg:
     custom_data = {} if msg.record.custom_data is None else msg.record.custom_data  # from null on the wire, or a caller
     if not isinstance(custom_data, Mapping):
         return msg
+    if type(custom_data) is not dict:  # such as a MultiDict, of which ** takes one value for each key
+        try:
+            custom_data = _CUSTOM_DATA.deserialize(custom_data)
+        except ValidationError:
+            return msg
     found = {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}
     return Msg(msg.type, msg.record.replace(custom_data={**found, **custom_data}))

@@ -230,6 +230,8 @@ class AuditMiddleware:
         except BaseException:  # a Timeout, a kill: those are for their senders
             self.counts.lost += 1
             raise
+        finally:
+            request.facts.context = None  # it has the environment, which has the facts: a cycle
 
     def _lose(self, error: Exception) -> None:
         self.counts.lost += 1

@@ -8,11 +8,11 @@ request, and the part that such a header names is no part of a record's path.
 from __future__ import annotations
 
 import fnmatch
+import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 from geventaudit import TargetResource
 
@@ -21,14 +21,20 @@ from .text import sent_text, server_text
 __all__ = ["Exclusion", "azure_targets", "is_same_page", "mount_of", "named_prefix", "whole_path"]
 
 
+_URL = re.compile(r"(?:([a-zA-Z][\w+.-]*):)?(?://([^/?#]*))?([^?#]*)")  # of RFC 3986; urlsplit() refuses some
+
+
 def named_prefix(environ: Mapping[str, Any]) -> str:
     """Return the leading part of ``SCRIPT_NAME`` that a request header named; empty if none did."""
     header, script = environ.get("HTTP_SCRIPT_NAME"), environ.get("SCRIPT_NAME")
     if not header or not script:
         return ""
-    # gunicorn joins repeated headers with commas, and uses the last.
-    values = [header, *(header[comma.end() :] for comma in re.finditer(",", header))]
-    return max((value.strip() for value in values if script.startswith(value.strip())), key=len, default="")
+    # gunicorn joins repeated headers with commas, and uses the last. Values that are too long are not looked at: there
+    # may be many.
+    header = header.strip()
+    first = max(len(header) - len(script), 0)
+    starts = [0, *(comma.end() for comma in re.finditer(r",\s*", header))]
+    return next((header[each:] for each in starts if each >= first and script.startswith(header[each:])), "")
 
 
 def mount_of(environ: Mapping[str, Any]) -> str:
@@ -139,10 +145,17 @@ def _resource(rest: list[str]) -> dict[str, list[TargetResource]]:
     return found
 
 
-def is_same_page(location: str, page: str, base: str) -> bool:
-    """Return True if both URLs, relative to *base*, name the same page; their queries do not count."""
-    try:
-        one, other = (urlsplit(urljoin(base, each)) for each in (location, page))
-    except ValueError:  # a URL that is none
-        return False
-    return (one.netloc, one.path) == (other.netloc, other.path)
+def is_same_page(location: str, page: str, environ: Mapping[str, Any]) -> bool:
+    """Return True if both URLs, in an answer to the request of *environ*, name the same page; queries do not count.
+
+    Clients choose the host and the path of their requests. So neither can keep the URLs from being compared.
+    """
+    host = str(environ.get("HTTP_HOST") or "").lower()
+    folder = posixpath.dirname(whole_path(environ))
+    return _place(location, host, folder) == _place(page, host, folder)
+
+
+def _place(url: str, host: str, folder: str) -> tuple[str, str]:
+    """Return host and path of *url*. The host is empty if it is that of the request."""
+    _, netloc, path = _URL.match(url).groups("")  # type: ignore[union-attr]  # it matches any text
+    return "" if netloc.lower() == host else netloc.lower(), posixpath.normpath(posixpath.join(folder, path))

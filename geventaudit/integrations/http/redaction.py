@@ -34,11 +34,14 @@ _LONG = 6  # characters of a secret that is replaced inside of words too
 def redact_secrets(name: str, text: str) -> str:
     """Return *text* without secrets; the default of ``AuditMiddleware(redact=...)``.
 
-    The whole text is a secret if its name has one of :data:`SECRET_NAMES` in it. Elsewhere the values behind such a
-    name are (``token=...``), and user and password in a URL.
+    The whole text is a secret if its name has one of :data:`SECRET_NAMES` in it. In ``location`` and ``description``,
+    the values behind such a name are (``token=...``), and user and password in a URL. Not in paths and in arguments:
+    a client could hide a target by its name there.
     """
     if _has_secret_name(name):
         return REDACTED
+    if name not in ("location", "description"):
+        return text
     # Most texts have neither, and to look for that is much faster than the patterns.
     if _has_secret_name(text):
         text = _PAIR.sub(rf"\1{REDACTED}", text)
@@ -69,7 +72,7 @@ class Redaction:
         self._secrets: dict[str, str] = {}
         self._originals: list[str] = []
         for key, value in arguments.items():
-            name, text = printable(key), printable(value)
+            name, text = printable(key), printable(value, keep_end=True)
             shown = self.arguments[name] = self._call(name, text)
             if shown != text and text:
                 self._originals.append(text)
@@ -80,7 +83,7 @@ class Redaction:
         if not text:
             return text
         for secret, shown in self._secrets.items():
-            text = shown.join(_pattern(secret).split(text))
+            text = _replaced(text, secret, shown)
         return self._call(name, text)
 
     def path(self, path: str, route: str) -> str:
@@ -88,7 +91,7 @@ class Redaction:
 
         It is *route* if a secret is not found in the path as the application read it: converters may have changed it.
         """
-        if all(_pattern(secret).search(path) for secret in self._originals):
+        if all(_replaced(path, secret, "") != path for secret in self._originals):
             return self.text("path", path)
         return route or REDACTED
 
@@ -103,6 +106,16 @@ class Redaction:
             return REDACTED
 
 
-def _pattern(secret: str) -> re.Pattern[str]:
-    escaped = re.escape(secret)
-    return re.compile(escaped if len(secret) >= _LONG else rf"(?<!\w){escaped}(?!\w)", re.IGNORECASE)
+def _replaced(text: str, secret: str, shown: str) -> str:
+    """Return *text* with *shown* for *secret*, in any case of ASCII letters; a short secret for whole words only."""
+    is_ascii = text.isascii() and secret.isascii()
+    hay, needle = (text.lower(), secret.lower()) if is_ascii else (text, secret)
+    parts: list[str] = []
+    begin = end = 0
+    while (begin := hay.find(needle, begin)) >= 0:
+        after = begin + len(needle)
+        if len(needle) >= _LONG or not (hay[begin - 1 : begin].isalnum() or hay[after : after + 1].isalnum()):
+            parts += text[end:begin], shown
+            end = after
+        begin = after
+    return "".join([*parts, text[end:]])

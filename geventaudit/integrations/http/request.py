@@ -42,7 +42,7 @@ class Request:
         self.path_info: str = environ.get("PATH_INFO") or ""
         self.script: str = environ.get("SCRIPT_NAME") or ""
         self.prefix = printable(sent_text(named_prefix(environ)))
-        self.path = printable(whole_path(environ))
+        self.path = printable(whole_path(environ), keep_end=True)
         remote = environ.get("REMOTE_ADDR")
         # A Unix socket's peer is "" in gunicorn; gevent's server gives no address, and an empty port.
         is_local = remote == "" or (remote is None and environ.get("SERVER_PORT") == "")

@@ -8,10 +8,12 @@ MAX_TEXT = 2048
 """Characters of a client's text (a path, a user agent) that a record keeps. The number of all stands behind."""
 
 
-def printable(value: object) -> str:
+def printable(value: object, *, keep_end: bool = False) -> str:
     """Return *value* as printable text of bounded length.
 
     Lone surrogates, line breaks and characters that hide text are escaped.
+
+    :param keep_end: of a text that is too long, keep the beginning and the end: clients pad texts.
     """
     if type(value) is str and len(value) <= MAX_TEXT and value.isprintable():  # as most are
         return value
@@ -20,7 +22,9 @@ def printable(value: object) -> str:
     except Exception:
         return f"a {type(value).__name__} without text"
     if len(text) > MAX_TEXT:
-        text = f"{text[:MAX_TEXT]}... ({len(text)} characters)"
+        half = MAX_TEXT // 2
+        kept = (text[:half], f"... {text[-half:]}") if keep_end else (text[:MAX_TEXT], "")
+        text = f"{kept[0]}... ({len(text)} characters){kept[1]}"
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
