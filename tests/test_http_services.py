@@ -187,8 +187,12 @@ def test_django(socket_path: str, folder: Path) -> None:
     ):
         for path, code, _, _ in requests:
             assert fetch(port, "GET", path, b"User-Agent: me", b"X-Forwarded-For: 198.18.0.1").code == code
+        assert fetch(port, "GET", "/static/things/7", b"User-Agent: mounted", b"SCRIPT_NAME: /static").code == 200
         log = end(server, folder)
     assert "requests go unrecorded" not in log
+    (mounted,) = (record for record in got if record.caller_agent == "mounted")
+    assert mounted.operation_name == "GET /things/<int:number>"
+    assert mounted.target_resources == {"Path": [TargetResource("/things/7")]}
     records = [record for record in got if record.caller_agent == "me"]
     assert [each.operation_name for each in records] == [name for _, _, name, _ in requests]
     assert [each.custom_data.get("arguments") for each in records] == [arguments for *_, arguments in requests]
