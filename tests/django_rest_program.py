@@ -70,7 +70,8 @@ settings.configure(
         "DEFAULT_AUTHENTICATION_CLASSES": [
             "rest_framework.authentication.BasicAuthentication",
             "rest_framework.authentication.SessionAuthentication",
-        ]
+        ],
+        "EXCEPTION_HANDLER": f"{__name__}.answer_it",
     },
     PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
 )
@@ -86,6 +87,7 @@ from rest_framework import permissions, routers, serializers, viewsets
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
+from rest_framework.views import exception_handler
 
 
 class Conflict(APIException):
@@ -117,6 +119,15 @@ def report(request: Any, year: int) -> Response:
 @api_view(["POST"])
 def check(request: Any) -> Response:
     raise ValidationError({"age": ["must be a number"], "non_field_errors": ["too many"]})
+
+
+def answer_it(error: Exception, context: Any) -> Response | None:
+    return Response({"sorry": True}, 409) if isinstance(error, TimeoutError) else exception_handler(error, context)
+
+
+@api_view(["GET"])
+def late(request: Any) -> Response:
+    raise TimeoutError("no more tea")
 
 
 @api_view(["GET"])
@@ -151,6 +162,7 @@ urlpatterns = [
     path("api/reports/<int:year>/", report),
     re_path(r"^api/check$", check),
     path("api/crash", crash),
+    path("api/late", late),
 ]
 
 BASIC = base64.b64encode(b"eve:wrong").decode()
@@ -214,6 +226,7 @@ def main() -> None:
         ask("/api/reports/2026/", HTTP_AUTHORIZATION="Basic " + base64.b64encode(b"ann:right").decode())
         ask("/api/check", "POST")
         ask("/api/crash")
+        ask("/api/late")
         ask("/api/users/1.json", HTTP_AUTHORIZATION="Basic " + base64.b64encode(b"ann:right").decode())
         print(
             json.dumps(

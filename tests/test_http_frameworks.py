@@ -605,6 +605,7 @@ def test_django_rest_framework() -> None:
             "400 Bad Request; age: must be a number (invalid); too many (invalid)",
         ),
         "GET /api/crash": ("GET /api/crash", "500 Internal Server Error; KeyError: 'thing'"),
+        "GET /api/late": ("GET /api/late", "409 Conflict; TimeoutError: no more tea"),
         "GET /api/users/1.json": ("GET /api/users/{pk}.{format}/", ""),
     }
     assert said["DELETE /api/users/1/"]["users"] == [["ann", "the application's user"]], "by the API's authentication"

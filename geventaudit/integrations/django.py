@@ -26,6 +26,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 try:
+    from django.apps import apps
     from django.conf import settings
     from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
     from django.core.signals import got_request_exception
@@ -65,6 +66,8 @@ class AuditFactsMiddleware:
         user_logged_out.connect(_note_sign_out, dispatch_uid="geventaudit")
         user_login_failed.connect(_note_failed_login, dispatch_uid="geventaudit")
         got_request_exception.connect(_note_exception, dispatch_uid="geventaudit")
+        if apps.is_installed("rest_framework"):
+            _watch_rest_framework()
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseBase | None = None
@@ -106,6 +109,23 @@ def _warn() -> None:
         "geventaudit: requests go unrecorded: there is no AuditMiddleware around the WSGI application; in wsgi.py, "
         "write application = AuditMiddleware(get_wsgi_application(), client)"
     )
+
+
+@cache
+def _watch_rest_framework() -> None:
+    """Note the exceptions that a handler of Django REST Framework answers, once in a process. It has no signal."""
+    from rest_framework.exceptions import APIException
+    from rest_framework.views import APIView
+
+    handle_exception = APIView.handle_exception
+
+    def note_and_handle(view: Any, error: Exception) -> Any:
+        facts = facts_of(getattr(getattr(view, "request", None), "META", {}))
+        if facts is not None and not isinstance(error, APIException):  # whose details are in the response
+            facts.tell_failure(error)
+        return handle_exception(view, error)
+
+    APIView.handle_exception = note_and_handle
 
 
 def _note_route(request: HttpRequest, facts: RequestFacts) -> None:
