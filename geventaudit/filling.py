@@ -6,9 +6,9 @@ not filled, so nothing is taken for known that is not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
@@ -65,29 +65,55 @@ def fill_unknown(record: Record) -> Record:
         raise TypeError(f"record must be a Record (of a Msg, its record), got {show(record)}")
     changes: dict[str, Any] = {}
     filled: list[str] = []
-    for name, path in _TEXTS:
-        if getattr(record, name) in (None, ""):  # 0 is not missing, it is wrong
-            changes[name] = UNKNOWN
-            filled.append(path)
-    if address := _address_instead_of(record.caller_ip_address):
-        changes["caller_ip_address"] = address
-        filled.append("CallerIpAddress")
-    _fill_categories(record, changes, filled)
-    _fill_levels(record.caller_access_levels, changes, filled)
-    _fill_identities(record.caller_identities, changes, filled)
-    _fill_targets(record.target_resources, changes, filled)
-    if record.operation_result == OperationResult.FAILURE and not record.operation_result_description:
-        changes["operation_result_description"] = UNKNOWN
-        filled.append("OperationResultDescription")
-    if not filled:
-        return record
-    custom = record.custom_data or {}
+    steps: list[Callable[[dict[str, Any], list[str]], None]] = [
+        *(partial(_fill_text, record, name, path) for name, path in _TEXTS),
+        partial(_fill_address, record.caller_ip_address),
+        partial(_fill_categories, record),
+        partial(_fill_levels, record.caller_access_levels),
+        partial(_fill_identities, record.caller_identities),
+        partial(_fill_targets, record.target_resources),
+        partial(_fill_result, record),
+    ]
+    for step in steps:
+        found: list[str] = []
+        try:
+            step(changes, found)
+        except Exception:  # a value that cannot be read, which is for the rules to refuse
+            continue
+        filled += found
+    if filled:
+        try:
+            _note_filled(record.custom_data, changes, filled)
+        except Exception:
+            pass
+    return record.replace(**changes) if changes else record
+
+
+def _note_filled(custom: Any, changes: dict[str, Any], filled: list[str]) -> None:
+    custom = custom or {}
     if isinstance(custom, Mapping):
         before = custom.get(FILLED_KEY)
         if isinstance(before, list):
             filled = [*before, *(path for path in filled if path not in before)]
         changes["custom_data"] = {**dict(items_of(custom)), FILLED_KEY: filled}
-    return record.replace(**changes)
+
+
+def _fill_text(record: Record, name: str, path: str, changes: dict[str, Any], filled: list[str]) -> None:
+    if getattr(record, name) in (None, ""):  # 0 is not missing, it is wrong
+        changes[name] = UNKNOWN
+        filled.append(path)
+
+
+def _fill_address(value: Any, changes: dict[str, Any], filled: list[str]) -> None:
+    if address := _address_instead_of(value):
+        changes["caller_ip_address"] = address
+        filled.append("CallerIpAddress")
+
+
+def _fill_result(record: Record, changes: dict[str, Any], filled: list[str]) -> None:
+    if record.operation_result == OperationResult.FAILURE and not record.operation_result_description:
+        changes["operation_result_description"] = UNKNOWN
+        filled.append("OperationResultDescription")
 
 
 def _fill_categories(record: Record, changes: dict[str, Any], filled: list[str]) -> None:

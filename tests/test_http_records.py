@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_wsgi import answer, call, fetch, get, serving
 
-from geventaudit import CallerIdentityType, Client, NoOp, OperationResult, Record
+from geventaudit import CallerIdentityType, Client, NoOp, OperationResult, OperationType, Record
 from geventaudit.integrations.http.forwarding import TrustedProxies, address_of
 from geventaudit.integrations.http.text import MAX_TEXT
 from geventaudit.integrations.wsgi import (
@@ -200,6 +200,17 @@ def test_an_excluded_path_that_is_rewritten_inside_is_recorded(raises: bool) -> 
             call(kept.app, "/static/x", "DELETE", HTTP_X_ORIGINAL_URL="/static/y")
             assert kept.app.counts.excluded == 1
         assert kept.app.counts.recorded == 1
+
+
+@pytest.mark.parametrize("method", ["DELETE", "delete"])
+def test_a_method_that_is_overridden_inside(method: str) -> None:
+    def override(environ: Environ, start_response: Any) -> Any:
+        environ["REQUEST_METHOD"] = environ["HTTP_X_HTTP_METHOD_OVERRIDE"]
+        return answer()(environ, start_response)
+
+    with keeping(override) as kept:
+        call(kept.app, "/users/ada", "POST", HTTP_X_HTTP_METHOD_OVERRIDE=method)
+    assert (kept[0].operation_name, kept[0].operation_type) == ("DELETE /users/ada", OperationType.DELETE)
 
 
 # -- status, redirects, sign-ins ---------------------------------------------------------------------------------------

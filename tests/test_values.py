@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import decimal
 import enum
@@ -21,9 +22,20 @@ from helpers import import_old, mapping, message, record
 from msgpack import ExtType, Timestamp
 from strategies import Hostile
 
-from geventaudit import Client, Msg, NoOp, Record, RecordSchema, TargetResource, ValidationError, fill_unknown
+from geventaudit import (
+    AuditType,
+    Client,
+    Msg,
+    NoOp,
+    Record,
+    RecordSchema,
+    TargetResource,
+    ValidationError,
+    fill_unknown,
+)
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
+from geventaudit.schema.fields import Text as TextField
 from geventaudit.schema.values import MAX_DEPTH, MAX_VALUES, normal_form
 
 
@@ -393,6 +405,32 @@ def test_what_cannot_be_read_is_refused_at_its_path(wrap: str) -> None:
     with pytest.raises(ValidationError) as caught, Client(NoOp) as client:
         client.send(message(custom_data=NoItems(a=1)))
     assert list(caught.value.messages) == ["CustomData"]
+
+
+def test_a_validator_that_raises_is_an_error_at_its_path() -> None:
+    class Strict(RecordSchema):
+        operation_name = TextField(required=True, validate=lambda name: 1 / 0)
+
+    with pytest.raises(ValidationError) as caught, Client(NoOp, schema=Strict()) as client:
+        client.send(message())
+    problem = "must be a valid value; validating it raised ZeroDivisionError('division by zero')"
+    assert caught.value.messages == {"OperationName": [problem]}
+
+
+@pytest.mark.parametrize("wrap", ["werkzeug", "django"])
+def test_filling_leaves_what_cannot_be_read_to_the_rules(wrap: str) -> None:
+    value = proxy_of(wrap)(unbound)
+    for field in dataclasses.fields(Record):
+        filled = fill_unknown(record(**{field.name: value}))
+        if getattr(filled, field.name) is not value:
+            assert not value, "unbound proxies of werkzeug are false, which is missing"
+            continue
+        with pytest.raises(ValidationError) as caught:
+            RecordSchema().load(filled)
+        with pytest.raises(ValidationError), Client(NoOp) as client:
+            client.send(Msg(AuditType.CONTROL_PLANE, record(operation_categories=[value, "OCOther"])))
+        path = "".join(part.capitalize() for part in field.name.split("_"))
+        assert path in caught.value.messages, caught.value
 
 
 @pytest.mark.parametrize("wrap", ["werkzeug", "django"])

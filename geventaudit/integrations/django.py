@@ -1,4 +1,4 @@
-"""What Django knows about a request, for the record that :class:`~geventaudit.integrations.wsgi.AuditMiddleware` sends.
+"""Facts of Django about a request, for the record that :class:`~geventaudit.integrations.wsgi.AuditMiddleware` sends.
 
 Two places: the WSGI application is wrapped, and the middleware of this module comes first in ``MIDDLEWARE``::
 

@@ -41,7 +41,7 @@ class AuditHandler(logging.Handler):
         self._client = client
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """What :meth:`logging.Handler.handle` does, without its lock: ``send`` needs none.
+        """Do the same as :meth:`logging.Handler.handle`, without its lock: ``send`` needs none.
 
         Two threads could wait for each other with it: one that has it and waits for the client's thread, and the
         client's thread, which logs.

@@ -277,7 +277,8 @@ class AuditMiddleware:
             "arguments": {**redaction.arguments},
         }
         result, description = request.result()
-        method = facts.method or request.method
+        # A middleware inside may have overridden it, by a client's header.
+        method = facts.method or str(environ.get("REQUEST_METHOD") or request.method).upper()
         route = printable(facts.route)
         path = redaction.path(request.path, route)
         return Record(
