@@ -201,7 +201,7 @@ def test_a_client_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
     assert not warnings()
     clients += construct(1)
     (text,) = warnings()
-    assert text.startswith("17 live clients were constructed at ")
+    assert text.startswith("geventaudit: 17 live clients were constructed at ")
     assert __file__ in text
     clients += construct(20)
     assert len(warnings()) == 1, "once for each line"
