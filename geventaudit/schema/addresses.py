@@ -45,7 +45,8 @@ def _canonical_address(text: str) -> tuple[str, str | None]:
     problem = None
     for kind in ("unspecified", "loopback", "multicast"):
         if getattr(plain, f"is_{kind}"):
-            problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address, got {show(text)}"
+            hint = "" if kind == "multicast" else " (fill_unknown(record) puts another there)"
+            problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address{hint}, got {show(text)}"
     return bare + percent + zone, problem
 
 

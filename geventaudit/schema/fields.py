@@ -15,7 +15,7 @@ from marshmallow.exceptions import SCHEMA
 from ..errors import ValidationError, count_errors, show
 from ..records import AuditType
 from .addresses import canonical_address
-from .values import MAX_ERRORS, normal_form, surrogate_problem
+from .values import MAX_ERRORS, items_of, normal_form, surrogate_problem, text_of
 
 __all__ = ["SENDABLE", "TYPE_NAMES", "Address", "CustomData", "Groups", "Items", "Member", "Text", "Type"]
 
@@ -49,6 +49,15 @@ class _Given:
     def problem(self, wanted: str, value: Any) -> ValidationError:
         return ValidationError(f"must be {wanted}, got {show(value)} ({type(value).__name__})")
 
+    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load *value*. An exception of its methods, or of a validator, is an error at its path."""
+        try:
+            return super().deserialize(value, *args, **kwargs)  # type: ignore[misc]  # that of marshmallow's Field
+        except (marshmallow.ValidationError, MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            raise ValidationError(f"must be a valid value; validating it raised {show(error)}") from error
+
 
 class Text(_Given, fields.String):
     """Text that UTF-8 can write; not empty where it is required.
@@ -71,15 +80,15 @@ class Text(_Given, fields.String):
         self.may_be_blank = may_be_blank
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str):
+        text = text_of(value)
+        if text is None:
             raise self.problem("text", value)
-        text: str = str.__str__(value)
         if not text.isascii() and (problem := surrogate_problem(text)):
             raise ValidationError(problem)
         return text
 
 
-class Member(fields.Enum[StrEnum]):
+class Member(_Given, fields.Enum[StrEnum]):
     """A member of an enumeration, or its name on the wire."""
 
     default_error_messages = COMMON_MESSAGES
@@ -90,7 +99,7 @@ class Member(fields.Enum[StrEnum]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> StrEnum:
         is_text = isinstance(value, str) and (isinstance(value, self.enum) or not isinstance(value, StrEnum))
-        member = self.by_value_text.get(value) if is_text else None
+        member = self.by_value_text.get(text_of(value) or "") if is_text else None
         if member is None:
             raise ValidationError(f"must be one of {self.choices_text}; got {show(value)}")
         return member
@@ -185,7 +194,7 @@ class Groups(_Given, fields.Dict):
         result: dict[Any, Any] = {}
         errors: dict[Any, Any] = {}
         found = 0
-        for key, items in value.items():
+        for key, items in items_of(value):
             of_key: list[str] = []
             plain_key: Any = None
             try:
@@ -226,14 +235,15 @@ class Address(_Given, fields.IP):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, IPv4Address | IPv6Address):
             value = str(value)
-        if not isinstance(value, str):
+        text = text_of(value)
+        if text is None:
             raise self.problem("an IP address", value)
-        if not value:
+        if not text:
             raise ValidationError(EMPTY)
-        if problem := surrogate_problem(value):
+        if problem := surrogate_problem(text):
             raise ValidationError(problem)
         try:
-            text, forbidden = canonical_address(str.__str__(value))
+            text, forbidden = canonical_address(text)
         except ValueError:
             raise ValidationError(f"must be an IP address (without port or brackets), got {show(value)}") from None
         if forbidden:

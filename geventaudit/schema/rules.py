@@ -75,6 +75,11 @@ NEEDS_DESCRIPTION: dict[str, tuple[str, StrEnum]] = {
 plan read it."""
 
 _NO_MAPPING = "must be a mapping"
+_UNKNOWN_FIELD = "is not a field of this protocol"
+
+
+def _letters(name: object) -> str:
+    return "".join(filter(str.isalnum, str(name)[:100])).lower()
 
 
 class _TypedSchema(marshmallow.Schema):
@@ -85,7 +90,7 @@ class _TypedSchema(marshmallow.Schema):
     :raises TypeError: the options or a subclass add or remove fields, or load a part of them.
     """
 
-    error_messages = {"unknown": "is not a field of this protocol", "type": _NO_MAPPING}  # noqa: RUF012
+    error_messages = {"unknown": _UNKNOWN_FIELD, "type": _NO_MAPPING}  # noqa: RUF012
     describes: type[Any]
 
     def __init__(self, **kwargs: Any) -> None:
@@ -135,6 +140,10 @@ class _TypedSchema(marshmallow.Schema):
     def handle_error(self, error: marshmallow.ValidationError, data: Any, **kwargs: Any) -> None:
         """Raise the package's own ValidationError. Describe *data* if it is not a mapping."""
         messages: Any = error.messages
+        if isinstance(messages, dict):
+            for key in [key for key, texts in messages.items() if texts == [_UNKNOWN_FIELD]]:
+                if meant := self._meant_by(key):
+                    messages[key] = [f"{_UNKNOWN_FIELD}: did you mean {meant}?"]
         problems = messages.get(SCHEMA) if isinstance(messages, dict) else None
         if isinstance(problems, list) and not isinstance(data, Mapping):
             messages[SCHEMA] = [self._no_mapping(data) if each == _NO_MAPPING else each for each in problems]
@@ -153,6 +162,12 @@ class _TypedSchema(marshmallow.Schema):
         if isinstance(data, self.describes):
             return {field.data_key: getattr(data, name) for name, field in self.load_fields.items()}
         return dict(data) if isinstance(data, Mapping) else data  # a copy, so that a pre_load hook changes nobody's
+
+    def _meant_by(self, key: Any) -> str | None:
+        """Return the name on the wire that *key* is another spelling of; None if there is none."""
+        spelling = _letters(key)
+        names = (str(field.data_key) for field in self.load_fields.values())
+        return next((name for name in names if _letters(name) == spelling), None)
 
     def _no_mapping(self, data: Any) -> str:
         """Describe *data*, which is neither a mapping nor an object of the class."""

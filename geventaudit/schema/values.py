@@ -10,8 +10,8 @@ msgpack are known here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Set
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -22,7 +22,17 @@ from msgpack import ExtType, Timestamp
 
 from ..errors import ValidationError, show
 
-__all__ = ["MAX_DEPTH", "MAX_ERRORS", "MAX_VALUES", "SCALARS", "exact_datetime", "normal_form", "surrogate_problem"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_ERRORS",
+    "MAX_VALUES",
+    "SCALARS",
+    "exact_datetime",
+    "items_of",
+    "normal_form",
+    "surrogate_problem",
+    "text_of",
+]
 
 MAX_DEPTH = 56
 """Levels of nesting, the custom data itself being the first. Fluent Bit hangs up on a frame of more than 60 levels, and
@@ -40,6 +50,7 @@ SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1  # integers
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_GETTERS = ("getlist", "getall", "get_list")  # of werkzeug and Django; WebOb, Bottle and multidict; httpx
 _AS_TEXT = (UUID, Decimal, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 
 
@@ -65,13 +76,55 @@ def exact_datetime(timestamp: Timestamp) -> datetime | Timestamp:
         return timestamp
 
 
+def items_of(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """Return the items of *mapping*. If it holds several values for a key: each key once, with a list of its values."""
+    if type(mapping) is not dict:
+        for name in _GETTERS:
+            if callable(get := getattr(mapping, name, None)):
+                return [(key, list(get(key))) for key in dict.fromkeys(mapping.keys())]
+    return mapping.items()
+
+
+def text_of(value: object) -> str | None:
+    """Return the text that *value* is or, as a proxy or lazy object, stands for; None if it is no text.
+
+    :raises Exception: whatever reading the object raises.
+    """
+    if type(value) is str:
+        return value
+    return _exact_text(value) if isinstance(value, str) else None
+
+
+def _exact_text(value: Any) -> str:
+    return str.__str__(value if issubclass(type(value), str) else str(value))
+
+
+def _exact(value: Any) -> Any:
+    """Return the plain value that an instance of a plain type is, or stands for; ``_REFUSED`` for all others.
+
+    The methods of a subclass have no say. A proxy has another type than ``isinstance`` says.
+    """
+    kind = type(value)
+    if isinstance(value, type(None) | bool):
+        return None if isinstance(value, type(None)) else bool(value)
+    if isinstance(value, str):
+        return _exact_text(value)
+    if isinstance(value, int):
+        return int.__int__(value) if issubclass(kind, int) else int(value)
+    if isinstance(value, float):
+        return float.__float__(value) if issubclass(kind, float) else float(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(memoryview(value) if issubclass(kind, bytes | bytearray | memoryview) else value)
+    return _REFUSED
+
+
 def normal_form(data: Mapping[str, Any]) -> dict[str, Any]:
     """*data* as it is carried; *data* itself stays untouched.
 
     :raises ValidationError: with everything that cannot be carried, by its path.
     """
     walk = _Walk(data)
-    result = walk.mapping(data, top=True)
+    result: dict[str, Any] = walk.guarded(walk.mapping, data, True)
     if walk.errors:
         raise ValidationError(walk.errors)
     return result
@@ -92,7 +145,7 @@ class _Walk:
         if self._room < 0:
             if self._room == -1:
                 self._refuse(f"must hold at most {MAX_VALUES} values in all")
-            return None
+            return _REFUSED
         kind = type(value)
         if kind is str:
             return self._text(value)
@@ -100,41 +153,64 @@ class _Walk:
             return value
         if kind is int:
             return self._integer(value)
-        if kind is dict or kind is list:
-            return self._container(value)
-        return self._other(value)
+        return self.guarded(self._container if kind is dict or kind is list else self._other, value)
+
+    def guarded(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """Return ``read(*arguments)``. What the methods of a value raise is an error at its path."""
+        depth = len(self._path)
+        try:
+            return read(*arguments)
+        except (MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            del self._path[depth:]
+            return self._refuse(f"{_UNREADABLE} {show(error)}")
 
     def _other(self, value: Any) -> Any:
-        """Return the normal form of a value of another type than the common ones."""
+        """Return the normal form of a value that is of none of the plain types, but may stand for one."""
         if isinstance(value, Enum):  # before str and int: members of a StrEnum and an IntEnum are those too
-            return self._text(value.value if isinstance(value.value, str) else value.name)
+            return self._member(value)
         if isinstance(value, datetime):
             return self._moment(value)
         if isinstance(value, _AS_TEXT):
-            return self._text(str(value))
+            return self._text(_exact_text(str(value)))
         if isinstance(value, Timestamp | ExtType):  # before tuple: an ExtType is one
             return self._native(value)
         if isinstance(value, Mapping | list | tuple | Set):
             return self._container(value)
-        if isinstance(value, str):
-            return self._text(str.__str__(value))
-        if isinstance(value, int):
-            return self._integer(int(value))
-        if isinstance(value, float):
-            return float(value)
-        if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value)
-        return self._refuse(f"must be a value that MessagePack can carry, got {show(value)} ({type(value).__name__})")
+        plain = _exact(value)
+        if plain is _REFUSED:
+            hint = ": use a datetime with a tzinfo" if isinstance(value, date) else ""
+            return self._refuse(
+                f"must be a value that MessagePack can carry, got {show(value)} ({type(value).__name__}){hint}"
+            )
+        return self._scalar(plain)
 
-    def mapping(self, data: Mapping[Any, Any], *, top: bool = False) -> dict[Any, Any]:
+    def _scalar(self, plain: Any) -> Any:
+        if type(plain) is str:
+            return self._text(plain)
+        return self._integer(plain) if type(plain) is int else plain
+
+    def _member(self, member: Enum) -> Any:
+        """A member is carried as the number, text or bytes that it is, as its text, or else by its name."""
+        plain = _exact(member)
+        if plain is not _REFUSED:
+            return self._scalar(plain)
+        if isinstance(member.value, str):
+            return self._text(_exact_text(member.value))
+        if member.name is None:
+            return self._refuse(f"must have a name, got {show(member)} (write its value, {show(member.value)})")
+        return self._text(member.name)
+
+    def mapping(self, data: Mapping[Any, Any], top: bool = False) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
-        for key, value in data.items():
+        for key, value in items_of(data):
             if type(key) is str and key not in result and key.isascii() and self._is_plain(value, 2):
                 result[key] = value
                 continue
             self._path.append(key)
-            plain = self._key(key, top)
-            if plain is not _NO_KEY:
+            plain = self.guarded(self._key, key, top)
+            if plain is not _REFUSED:
                 if plain in result:
                     self._refuse(f"must be unique, but another key is written as {show(plain)} too")
                 result[plain] = self.value(value)
@@ -145,13 +221,10 @@ class _Walk:
 
     def _key(self, key: Any, top: bool) -> Any:
         if top and not isinstance(key, str):
-            self._refuse(f"must have text as its key, got {show(key)} ({type(key).__name__})")
-            return _NO_KEY
+            return self._refuse(f"must have text as its key, got {show(key)} ({type(key).__name__})")
         if not isinstance(key, str | bytes | int | float | UUID | Enum | None):
-            self._refuse(f"must have a plain value as its key, got {show(key)} ({type(key).__name__})")
-            return _NO_KEY
-        plain = self.value(key)
-        return _NO_KEY if plain is None and key is not None else plain
+            return self._refuse(f"must have a plain value as its key, got {show(key)} ({type(key).__name__})")
+        return self.value(key)
 
     def _container(self, value: Any) -> Any:
         # The custom data itself is one level that the path does not show, and the value stands below the path's last.
@@ -219,7 +292,8 @@ class _Walk:
             return self._refuse("must be a timestamp of at most 64 bits of seconds")
         return exact_datetime(Timestamp(int(value.seconds), int(value.nanoseconds)))
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, problem: str) -> Any:
+        """Note what is wrong at the path. Return ``_REFUSED``."""
         self._refused += 1
         if self._refused >= MAX_ERRORS:
             self._room = -2  # ends all loops
@@ -227,13 +301,15 @@ class _Walk:
         for step in self._path[:-1]:
             node = node.setdefault(step, {})
             if isinstance(node, list):  # a refused key, with more to say below it
-                return
+                return _REFUSED
         last = self._path[-1] if self._path else "_schema"
         if isinstance(texts := node.setdefault(last, []), list):
             texts.append(problem)
+        return _REFUSED
 
 
-_NO_KEY = object()
+_REFUSED: Any = object()
+_UNREADABLE = "must be a value that can be read; reading it raised"
 
 
 def _sorted(items: list[Any]) -> list[Any]:
