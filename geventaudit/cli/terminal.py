@@ -92,6 +92,6 @@ class LogHandler(logging.Handler):
         """See :meth:`logging.Handler.emit`."""
         try:
             for line in self.format(record).splitlines():
-                complain(line)
+                complain(line.removeprefix("geventaudit: "))  # with which the library begins its own
         except Exception:
             self.handleError(record)

@@ -66,7 +66,7 @@ class AuditFactsMiddleware:
         user_logged_out.connect(_note_sign_out, dispatch_uid="geventaudit")
         user_login_failed.connect(_note_failed_login, dispatch_uid="geventaudit")
         got_request_exception.connect(_note_exception, dispatch_uid="geventaudit")
-        if apps.is_installed("rest_framework"):
+        if apps.apps_ready and apps.is_installed("rest_framework"):
             _watch_rest_framework()
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
