@@ -75,7 +75,6 @@ SLOW = {
     "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy", "test_senders",
     "test_shown", "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_typing",
     "test_who_may_listen",
-    "test_http_frameworks",
 }  # fmt: skip
 
 
