@@ -273,10 +273,9 @@ class Outbox:
 
     def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
         """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
-        most = most or _MAX_BATCH_RECORDS
         if self.cursor == len(self.window):
             self._fill(max_bytes)
-        entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + most))
+        entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + (most or _MAX_BATCH_RECORDS)))
         batch, size = _up_to([frame for _, _, frame in entries], max_bytes)
         self.cursor += len(batch)
         self.in_flight_bytes += size
