@@ -37,6 +37,7 @@ __all__ = [
     "WouldBlockError",
     "as_connection_error",
     "count_errors",
+    "flatten",
     "logger",
     "show",
 ]
@@ -98,17 +99,17 @@ class ValidationError(AuditError, marshmallow.ValidationError):
     messages: Any
 
     def __str__(self) -> str:
-        return "; ".join(f"{path}: {text}" if path else text for path, text in _flatten(self.messages, ""))
+        return "; ".join(f"{path}: {text}" if path else text for path, text in flatten(self.messages, ""))
 
 
-def _flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The (path, text) pairs of nested messages, in their order."""
+def flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the (path, text) pairs of the nested messages of a ValidationError, in their order."""
     if isinstance(node, Mapping):
         for key, child in node.items():
-            yield from _flatten(child, _join(path, key))
+            yield from flatten(child, _join(path, key))
     elif isinstance(node, list | tuple):
         for child in node:
-            yield from _flatten(child, path)
+            yield from flatten(child, path)
     else:
         yield path, str(node)
 

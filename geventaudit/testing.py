@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -21,6 +22,7 @@ from gevent.event import Event
 
 from .agent import Agent, Received, Refused
 from .agent.shown import line_of_refusal
+from .agent.web import Page
 from .backoff import Backoff
 from .client import Client
 from .errors import show
@@ -50,17 +52,22 @@ class AuditAgent:
 
     It lives in a native thread of its own, so that it answers whatever the test does meanwhile: a test that is not
     monkey-patched may wait for a subprocess that sends to it. Everything that waits here lets other greenlets run.
+
+    :param web: also show what arrives on a page in the browser, at :attr:`url`, which is printed on standard error.
     """
 
     address: str
     """The path of the socket, from entering on: for the service under test."""
+    url: str
+    """The address of the page, from entering on; empty without *web*."""
     received: list[Received]
     """All that arrived and is valid, heartbeats included, in its order. May be cleared."""
     refused: list[Refused]
     """All that arrived and breaks the rules. May be cleared."""
 
-    def __init__(self) -> None:
-        self.address = ""
+    def __init__(self, *, web: bool = False) -> None:
+        self.address = self.url = ""
+        self._web = web
         self.received = []
         self.refused = []
         self._clients: list[Client] = []
@@ -71,10 +78,14 @@ class AuditAgent:
         self.address = os.path.join(self._folder.name, "agent.sock")
         try:
             agent = Agent(self.address, self.received.append, on_refused=self.refused.append, idle_timeout=None)
-            self._thread = _Thread(agent)
+            page = Page(agent, ("127.0.0.1", 0)) if self._web else None
+            self._thread = _Thread(agent, page)
         except BaseException:
             self._folder.cleanup()
             raise
+        if page is not None:
+            self.url = page.url
+            print(f"geventaudit: the page of the audit agent is {self.url}", file=sys.stderr, flush=True)
         return self
 
     def __exit__(
@@ -245,8 +256,9 @@ class AuditAgent:
 class _Thread:
     """The native thread that an agent lives in, with a hub of its own."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, page: Page | None = None) -> None:
         self._agent = agent
+        self._page = page
         self._home: HubThread | None = None
         self._over: Event | None = None
         self._error: BaseException | None = None
@@ -285,6 +297,8 @@ class _Thread:
     def _run(self) -> None:
         try:
             self._over = Event()
+            if self._page is not None:
+                self._page.start()
             self._agent.start()
             self._home = HubThread.current()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
@@ -293,6 +307,8 @@ class _Thread:
         except BaseException as error:
             self._error = error
         finally:
+            if self._page is not None:
+                self._page.close()
             if self._home is not None:
                 self._home.stop()
             gevent.get_hub().destroy(destroy_loop=True)

@@ -37,11 +37,12 @@ ORDER = [
     "delivery.sender",
     "operation", "lifecycle", "audit_client", "client",
     "agent.arrivals", "agent.shown", "agent.connections", "agent.listening", "agent.reception", "agent.server", "agent",
+    "agent.web.log", "agent.web.rendering", "agent.web.guard", "agent.web.page", "agent.web",
     "agent.doctor", "testing", "",
-    "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.listen", "cli.send", "cli.demo", "cli.spool",
-    "cli", "__main__",
+    "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.web", "cli.listen", "cli.send", "cli.demo",
+    "cli.spool", "cli", "__main__",
 ]  # fmt: skip
-PACKAGES = ["agent", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "transport"]
+PACKAGES = ["agent", "agent.web", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "transport"]
 
 
 def path_of(module: str) -> Path:

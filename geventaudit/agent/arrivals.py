@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..records import Message
 
-__all__ = ["AgentCounts", "Received", "Refused"]
+__all__ = ["AgentCounts", "Observer", "Received", "Refused"]
 
 
 class Received(NamedTuple):
@@ -67,3 +67,22 @@ class AgentCounts:
     """Connections refused: too many, no TLS, a wrong key, or too slow."""
     idle: int = 0
     """Connections closed because they sent nothing for the idle timeout."""
+
+
+class Observer(Protocol):
+    """Sees the connections, frames and messages of an agent, as :meth:`~geventaudit.agent.Agent.observe` says.
+
+    All methods of one connection are called in the greenlet of that connection. They must not wait.
+    """
+
+    def connected(self, peer: str) -> None:
+        """A connection was accepted."""
+
+    def frame_began(self, size: int) -> None:
+        """The messages of a frame of *size* bytes follow."""
+
+    def handed_over(self, message: Received | Refused, size: int) -> None:
+        """A message was handed to the callback of the agent. It takes *size* bytes of its frame, unpacked."""
+
+    def disconnected(self, reason: str) -> None:
+        """The connection was closed."""

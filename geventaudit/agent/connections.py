@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import socket as std_socket
+import struct
 import sys
 import termios
 from collections.abc import Mapping
@@ -63,6 +64,8 @@ class Link:
         """Bytes that are held of a frame that is not complete."""
         self.takes_acks = True
         """False once nothing can be written to the sender."""
+        self.end = "the agent hung up"
+        """Why the connection was closed, once it is."""
         self._settings = settings
 
     def welcome(self) -> bytes:
@@ -159,6 +162,17 @@ class Link:
             self.sock.sendall(data)
         else:
             self.sock.sendall(data, std_socket.MSG_NOSIGNAL)
+
+    def peer(self) -> str:
+        """Return the process at the other end of a Unix socket, or the address at the other end of TCP."""
+        if self.sock.family == _socket.AF_UNIX:
+            process, _, _ = struct.unpack("3i", self.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
+            return f"process {process}"
+        try:
+            host, port, *_ = self.sock.getpeername()
+        except OSError:
+            return "a sender that has hung up"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def unread(self) -> int:
         """Return how many bytes the socket holds; with TLS, of encrypted data."""

@@ -17,7 +17,7 @@ from ..schema.addresses import service_tree_uuid
 from ..schema.fields import TYPE_NAMES
 from ..schema.rules import MsgSchema, RecordSchema, by_record
 from ..schema.values import normal_form
-from .arrivals import AgentCounts, Received, Refused
+from .arrivals import AgentCounts, Observer, Received, Refused
 from .connections import Turn
 from .shown import line_of_refusal
 
@@ -113,6 +113,7 @@ class Reception:
         schema: RecordSchema | None,
     ) -> None:
         self.counts = AgentCounts()
+        self.observer: Observer | None = None
         self._on_message = on_message
         self._on_refused = on_refused
         self._inspector = Inspector(schema)
@@ -125,7 +126,8 @@ class Reception:
         """
         self.counts.frames += 1
         if frame.other_signal:
-            self._refuse(Refused(ValidationError(f"must be logs, got {frame.other_signal}"), frame.tag, 0.0, {}))
+            refused_frame = Refused(ValidationError(f"must be logs, got {frame.other_signal}"), frame.tag, 0.0, {})
+            self._refuse(refused_frame, len(frame.packed))
             turn.end_when_over()
             return
         reader = EntryReader(frame)
@@ -148,11 +150,13 @@ class Reception:
         """Hand one message over. Return False if it breaks the rules."""
         result = self._examine(tag, reader, piece)
         if isinstance(result, Refused):
-            self._refuse(result, tells=tells)
+            self._refuse(result, len(piece), tells=tells)
             return False
         self.counts.messages += 1
         self.counts.heartbeats += isinstance(result.message, Heartbeat)
         self._on_message(result)
+        if self.observer is not None:
+            self.observer.handed_over(result, len(piece))
         return True
 
     def _examine(self, tag: str, reader: EntryReader, piece: bytes) -> Received | Refused:
@@ -165,8 +169,10 @@ class Reception:
         examined: Received | Refused = result
         return examined
 
-    def _refuse(self, refused: Refused, *, tells: bool = True) -> None:
+    def _refuse(self, refused: Refused, size: int, *, tells: bool = True) -> None:
         self.counts.refused += 1
+        if self.observer is not None:
+            self.observer.handed_over(refused, size)
         if not tells:
             return
         if self._on_refused is not None:

@@ -29,7 +29,7 @@ from ..protocol.handshake import HandshakeError, check_secret
 from ..runtime.clock import Deadline, monotonic
 from ..schema.rules import RecordSchema
 from ..transport.connection import check_context, check_seconds
-from .arrivals import AgentCounts, Received, Refused
+from .arrivals import AgentCounts, Observer, Received, Refused
 from .connections import IdleError, Link, Settings, Turn
 from .listening import accept_all, checked_listener, listen
 from .reception import Reception
@@ -216,6 +216,25 @@ class Agent:
         """Acknowledge again what comes from now on."""
         self._acknowledging = True
 
+    def observe(self, observer: Observer) -> None:
+        """Call *observer* from now on, beside ``on_message`` and ``on_refused``. Use this before :meth:`start`."""
+        self._reception.observer = observer
+
+    @property
+    def is_running(self) -> bool:
+        """True while the agent listens."""
+        return self._server is not None
+
+    @property
+    def is_reading(self) -> bool:
+        """False after :meth:`stop_reading`."""
+        return self._reading.is_set()
+
+    @property
+    def is_acknowledging(self) -> bool:
+        """False after :meth:`stop_acknowledging`."""
+        return self._acknowledging
+
     @property
     def counts(self) -> AgentCounts:
         """A snapshot of the counts."""
@@ -255,19 +274,28 @@ class Agent:
             sock.close()
             return
         link = self._connections[me] = Link(sock, self._settings)
+        observer = self._reception.observer
         try:
+            if observer is not None:
+                observer.connected(link.peer())
             self._receive(link)
         except FrameError as error:
             counts.broken_streams += 1
-            _log.warning("closed a connection: %s", printable(str(error)))
+            link.end = printable(str(error))
+            _log.warning("closed a connection: %s", link.end)
         except (HandshakeError, gevent.Timeout) as error:
-            self._turn_away(printable(str(error)))
+            link.end = printable(str(error))
+            self._turn_away(link.end)
         except OSError as error:
+            link.end = str(error)
             _log.info("a connection broke: %s", error)
         except Exception:
             counts.broken_streams += 1
+            link.end = "the callback raised an exception"
             _log.exception("closed a connection: the callback raised")
         finally:
+            if observer is not None:
+                observer.disconnected(link.end)
             self._unfinished -= link.unfinished
             del self._connections[me]
             link.sock.close()
@@ -289,14 +317,18 @@ class Agent:
                 self._hold(link, decoder.unfinished)
         except IdleError:
             self._reception.counts.idle += 1
-            _log.info("closed a connection: nothing came for %s seconds", self._settings.idle_timeout)
+            link.end = f"nothing came for {self._settings.idle_timeout} seconds"
+            _log.info("closed a connection: %s", link.end)
             # Whatever the sender writes until it notices is still read: the system has acknowledged it over TCP.
             link.end_writing()
             while data := link.read_rest():
                 self._take(data, decoder, link)
+        else:
+            link.end = "the sender hung up"
         if decoder.unfinished:
             self._reception.counts.half_frames += 1
-            _log.info("a sender hung up in the middle of a frame, %d bytes of it came", decoder.unfinished)
+            link.end = f"the sender hung up in the middle of a frame, {decoder.unfinished} bytes of it came"
+            _log.info("closed a connection: %s", link.end)
 
     def _take(self, data: bytes, decoder: Decoder, link: Link) -> int:
         """Hand over and acknowledge the frames that *data* completes. Return how many they are."""
@@ -304,8 +336,11 @@ class Agent:
         self._reception.counts.bytes += len(data)
         finished = 0
         turn = Turn(len(self._connections))
+        observer = self._reception.observer
         for frame in decoder.feed(data):
             finished += 1
+            if observer is not None:
+                observer.frame_began(decoder.received - decoder.unfinished - frame.offset)
             self._reception.take(frame, turn)
             if frame.chunk is not None and self._acknowledging and link.takes_acks:
                 self._reception.counts.acks += link.acknowledge(ack_of(frame.chunk))

@@ -14,21 +14,26 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from ..encoder.encoding import record_body
 from ..errors import show
 from ..protocol.unpacking import Timestamp
 from ..records import Heartbeat, Msg, OperationResult
-from ..schema.rules import MsgSchema
+from ..schema.fields import TYPE_NAMES
+from ..schema.rules import RecordSchema
 from .arrivals import Received, Refused
 
-__all__ = ["json_line", "json_of", "line_of", "line_of_refusal", "printable"]
+__all__ = ["dumps", "json_line", "json_of", "jsonable", "line_of", "line_of_refusal", "printable"]
 
-_schema = MsgSchema()
+_RECORD_NAMES = [str(field.data_key) for field in RecordSchema().fields.values()]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_REFUSAL = 1000
 _MAX_WORD = 200
 _MAX_REASON = 500
 _MAX_WORDS = 10
+
+# Made once: json.dumps() makes one for each call with options.
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 def line_of(received: Received) -> str:
@@ -58,7 +63,7 @@ def _about_record(message: Msg) -> str:
     if record.operation_result == OperationResult.FAILURE:
         reason = f": {_quoted(record.operation_result_description, _MAX_REASON)}"
     return (
-        f"{_schema.dump(message)['Type']} {_word(record.operation_name)} {record.operation_result}: "
+        f"{TYPE_NAMES[message.type]} {_word(record.operation_name)} {record.operation_result}: "
         f"{_listed(map(_word, identities), len(identities))} from {_word(str(record.caller_ip_address))} "
         f"on {on or kinds}{reason}"
     )
@@ -112,12 +117,16 @@ def _moment(seconds: float) -> str:
 
 
 def json_line(received: Received) -> str:
-    """Return :func:`json_of` as one line of JSON.
+    """Return :func:`json_of` as one line of JSON, written by :func:`dumps`."""
+    return dumps(json_of(received))
+
+
+def dumps(plain: Any) -> str:
+    """Return a value of :func:`jsonable` as one line of JSON.
 
     All beyond ASCII is escaped in a line with any character that is not plainly visible.
     """
-    plain = json_of(received)
-    text = json.dumps(plain, ensure_ascii=False)
+    text = _encode(plain)
     return text if text.isprintable() else json.dumps(plain).replace("\x7f", "\\u007f")
 
 
@@ -128,24 +137,27 @@ def json_of(received: Received) -> dict[str, Any]:
     times in ISO 8601, with nine digits of a second where Python's datetime has too few; bytes in base64. A map with a
     key that is no text is a list of pairs of key and value.
     """
-    plain = _schema.dump(received.message)
+    message: Any = received.message
+    body = record_body(message.record, None)
+    body["CustomData"] = jsonable(message.record.custom_data)
     return {
         "Time": received.time,
         **({} if received.service_tree_id is None else {"env_ikey": received.service_tree_id}),
-        "Type": plain["Type"],
-        "Record": _jsonable(plain["Record"]),
-        **({"Extra": _jsonable(received.extra)} if received.extra else {}),
-        **({"Metadata": _jsonable(received.metadata)} if received.metadata else {}),
+        "Type": TYPE_NAMES[message.type],
+        "Record": {name: body[name] for name in _RECORD_NAMES},
+        **({"Extra": jsonable(received.extra)} if received.extra else {}),
+        **({"Metadata": jsonable(received.metadata)} if received.metadata else {}),
     }
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return *value* with text for all that JSON cannot carry; see :func:`json_of`."""
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
-            return {key: _jsonable(each) for key, each in value.items()}
-        return [[_jsonable(key), _jsonable(each)] for key, each in value.items()]
+            return {key: jsonable(each) for key, each in value.items()}
+        return [[jsonable(key), jsonable(each)] for key, each in value.items()]
     if isinstance(value, list):
-        return [_jsonable(each) for each in value]
+        return [jsonable(each) for each in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):

@@ -40,6 +40,7 @@ from .arguments import (
 )
 from .signals import run_until_signal
 from .terminal import Colour, CommandError, LogHandler, coloured, complain
+from .web import add_web_option
 
 __all__ = ["main"]
 
@@ -112,6 +113,7 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         "receive records and print them: an agent for development",
         """\
   geventaudit listen
+  geventaudit listen --web                         and see it in the browser
   geventaudit listen --unix /tmp/audit.sock --output received.jsonl
   geventaudit listen --output - | jq .Record.OperationName
   geventaudit listen --tcp 0.0.0.0:24224 --cert agent.pem --shared-key-file key.txt""",
@@ -125,6 +127,7 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
             "else. For reading: send and check refuse the Time in it",
         )
     )
+    add_web_option(listener)
     add_agent_options(listener, file)
 
     sender = command(

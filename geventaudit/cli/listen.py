@@ -18,6 +18,7 @@ from ..agent.shown import json_line, line_of, line_of_refusal, printable
 from ..records import Msg, OperationResult
 from .arguments import agent_options, name_of
 from .terminal import CommandError, coloured
+from .web import page_of
 
 __all__ = ["DEFAULT_ADDRESS", "listen"]
 
@@ -38,7 +39,9 @@ def listen(arguments: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(gevent.signal_handler(number, printer.done.set).cancel)
         try:
-            agent = stack.enter_context(Agent(address, printer.show, on_refused=_show_refused, **options))
+            agent = Agent(address, printer.show, on_refused=_show_refused, **options)
+            stack.enter_context(page_of(arguments, agent))
+            stack.enter_context(agent)
         except (OSError, ValueError, OverflowError) as error:
             raise CommandError(f"cannot listen on {name_of(address)}: {_reason(error, address)}") from None
         if arguments.no_ack:
