@@ -1,0 +1,281 @@
+"""One line of JSON to the facts about one record.
+
+Without a key, only the stamp is needed: a strict pattern finds it, and whatever is unusual is parsed whole. With a key,
+each line is parsed, and its canonical form built again.
+
+Agents write a record in one of these forms, and add keys of their own at the top level:
+
+- the body, as Fluent Bit (``json_lines``), Fluentd (``json``) and Vector do
+- ``{"Time": ..., "Type": ..., "Record": {...}}``, as ``geventaudit listen --output`` does
+- ``TAG: [TIME, {...}]``, as Fluent Bit's file output does, and ``TIME<tab>TAG<tab>{...}``, as Fluentd's does
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from binascii import unhexlify
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ..errors import show
+from ..trail.canonical import BODY_KEYS, KEY, NO_MAC, NotCanonicalError, canonical_bytes, canonical_digest
+
+__all__ = ["PARSER", "Reading", "RecordReader", "Stamped", "Unreadable"]
+
+loads: Callable[[bytes], Any] = json.loads
+PARSER = "json"
+"""The JSON parser in use: ``orjson`` if it is installed (the extra ``verify``)."""
+try:
+    import orjson
+except ImportError:
+    pass
+else:
+    loads, PARSER = orjson.loads, "orjson"
+
+
+class Stamped(NamedTuple):
+    """The facts about one stamped record."""
+
+    stream: str
+    seq: int
+    time: bytes
+    """27 characters."""
+    digest: bytes
+    """h, 32 bytes; zeros if there is none."""
+    mac: bytes
+    """32 bytes; zeros without a seal."""
+    is_sealed: bool
+    problem: str
+    """The reason for which no client has written the record so; empty if there is none."""
+    note: Any
+    """The parts of the stamp that few records have: a map with ``checkpoint`` and ``was``; None without any."""
+
+
+class Unreadable(NamedTuple):
+    """A line that is no stamped record."""
+
+    reason: str
+    is_record: bool
+    """True if it is a record without a stamp."""
+
+
+Reading = Stamped | Unreadable | None
+
+_STAMP = re.compile(
+    rb'"geventaudit": ?\{(?:"mac": ?"([0-9a-f]{64})", ?)?"seq": ?([1-9][0-9]{0,15}), ?'
+    rb'"stream": ?"([0-9a-f]{32}(?:/[0-9]{1,16}){0,16})", ?"tag": ?"AsmAudit[CD]P", ?'
+    rb'"time": ?"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z)"\}',
+    re.ASCII,
+)
+_STREAM = re.compile(r"[0-9a-f]{32}(?:/[0-9]{1,16}){0,16}", re.ASCII)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+_MAC = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NAME = b'"geventaudit"'
+_NOTHING = bytes(32)
+_MAX_SEQ = (1 << 53) - 1
+_STAMP_KEYS = {"mac", "seq", "stream", "tag", "time", "was", "checkpoint"}
+
+_BODY = frozenset(BODY_KEYS)
+_KINDS = {
+    "ControlPlane": "AsmAuditCP",
+    "DataPlane": "AsmAuditDP",
+    "AsmAuditCP": "AsmAuditCP",
+    "AsmAuditDP": "AsmAuditDP",
+}
+_KIND_KEYS = frozenset({"Type", "AuditType", "AuditTag"})
+_TIME_KEYS = frozenset({"Time", "AuditTime", "date", "time", "timestamp", "@timestamp"})
+_PREFIX = re.compile(rb"(?:(AsmAudit[A-Z]{2}): \[([0-9.]+), (?=\{))|(?:([^\t{]*)\t(AsmAudit[A-Z]{2})\t(?=\{))")
+_OTHER_TAGS = ("AsmAuditHB", "AsmAuditDG")
+
+
+class RecordReader:
+    """Reads lines.
+
+    :param with_digest: True to parse each line and compute h; False to look at stamps only.
+    """
+
+    def __init__(self, *, with_digest: bool) -> None:
+        self._with_digest = with_digest
+        self.uncovered: dict[str, int] = {}
+        """How often each key of an agent's own was seen, which no seal covers."""
+
+    @staticmethod
+    def plain_stamp(line: bytes) -> tuple[bytes | None, bytes, bytes, bytes] | None:
+        """Return MAC, number, stream and time of the stamp in *line*; None if the line has to be parsed."""
+        if line.count(_NAME) != 1:
+            return None
+        match = _STAMP.match(line, line.find(_NAME))
+        return None if match is None else match.groups()  # type: ignore[return-value]
+
+    def read(self, line: bytes) -> Reading:
+        """Return the facts about the record in *line*; None for a line that holds no record of the audit trail."""
+        stamp = None if self._with_digest else self.plain_stamp(line)
+        if stamp is not None:
+            mac, seq, stream, time = stamp
+            digits = _NOTHING if mac is None else unhexlify(mac)
+            return Stamped(stream.decode(), int(seq), time, _NOTHING, digits, mac is not None, "", None)
+        return self._read_whole(line)
+
+    def _read_whole(self, line: bytes) -> Reading:
+        line = line.strip()
+        if not line:
+            return None
+        envelope: dict[str, Any] = {}
+        if line[:1] != b"{":
+            prefix = _PREFIX.match(line)
+            if prefix is not None:
+                line = line[prefix.end() :]
+                if prefix[1] is not None and line.endswith(b"]"):
+                    line = line[:-1]
+                kind, moment = prefix[1] or prefix[4], prefix[2] or prefix[3]
+                envelope = {"AuditTag": kind.decode(), "time": moment.decode("utf-8", "replace")}
+        try:
+            value = loads(line)
+        except (ValueError, RecursionError) as error:
+            return Unreadable(f"not JSON: {show(str(error))}", False)
+        if not isinstance(value, dict):
+            return Unreadable("no JSON object", False)
+        repeated = _has_repeated_key(line, value)
+        return self._stamped(value, envelope, "a key stands twice in one JSON object" if repeated else "")
+
+    def _stamped(self, value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Reading:
+        body = self._body_of(value, envelope)
+        kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
+        if kind in _OTHER_TAGS or kind in ("Heartbeat", "Diagnostic") or "AuditVersion" in body:
+            return None
+        data = body.get("CustomData")
+        stamp = data.get(KEY) if isinstance(data, dict) else None
+        if not isinstance(stamp, dict):
+            is_record = "OperationName" in body
+            return Unreadable("no stamp" if is_record else "no record of an audit trail", is_record)
+        if not _is_stamp(stamp):
+            return Unreadable("no valid stamp", True)
+        mac = stamp.get("mac")
+        digest = _NOTHING
+        problem = problem or _envelope_problem(envelope, stamp)
+        if body is not value and not body.keys() <= _BODY:
+            problem = problem or f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
+        if self._with_digest:
+            if mac is not None:
+                stamp["mac"] = NO_MAC
+            try:
+                digest = canonical_digest(canonical_bytes(body))
+            except NotCanonicalError as error:
+                problem = problem or f"no sealing client writes this: {error}" if mac is not None else problem
+        note = {key: stamp[key] for key in ("checkpoint", "was") if key in stamp} if len(stamp) > 4 else None
+        return Stamped(
+            stamp["stream"],
+            stamp["seq"],
+            stamp["time"].encode(),
+            digest,
+            _NOTHING if mac is None else bytes.fromhex(mac),
+            mac is not None,
+            problem,
+            note or None,
+        )
+
+    def _body_of(self, value: dict[str, Any], envelope: dict[str, Any]) -> dict[str, Any]:
+        """Return the body, and add the agent's own keys to *envelope*."""
+        record = value.get("Record")
+        if isinstance(record, dict) and "OperationName" not in value:
+            body = dict(record)
+            extra = value.keys() - {"Record", "env_ikey"}
+            if "env_ikey" in value and "env_ikey" not in body:
+                body["env_ikey"] = value["env_ikey"]
+        else:
+            body = value
+            extra = value.keys() - _BODY
+        for key in extra:
+            envelope[key] = value[key]
+            if key not in _KIND_KEYS and key not in _TIME_KEYS:
+                self._note_uncovered(key)
+        return body
+
+    def _note_uncovered(self, key: str) -> None:
+        if key in self.uncovered or len(self.uncovered) < 1000:
+            self.uncovered[key] = self.uncovered.get(key, 0) + 1
+
+
+def _is_stamp(stamp: dict[str, Any]) -> bool:
+    seq, stream, time, mac = (stamp.get(key) for key in ("seq", "stream", "time", "mac"))
+    return (
+        type(seq) is int
+        and 1 <= seq <= _MAX_SEQ
+        and isinstance(stream, str)
+        and _STREAM.fullmatch(stream) is not None
+        and isinstance(time, str)
+        and _TIME.fullmatch(time) is not None
+        and isinstance(stamp.get("tag"), str)
+        and ("mac" not in stamp or (isinstance(mac, str) and _MAC.fullmatch(mac) is not None))
+        and _STAMP_KEYS.issuperset(stamp)
+    )
+
+
+def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
+    """Return the disagreement between the agent's keys and the stamp; empty if there is none."""
+    for key, value in envelope.items():
+        if key in _KIND_KEYS:
+            if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
+                return f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
+        elif key in _TIME_KEYS:
+            moment = _seconds_of(value)
+            if moment is not None and math.floor(moment) != _seconds_of(stamp["time"][:19] + "Z"):
+                return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
+    return ""
+
+
+def _seconds_of(value: Any) -> float | None:
+    """Return the seconds since 1970 that an agent's time means; None if it has another form."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) else None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        pass
+    try:
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _has_repeated_key(line: bytes, value: dict[str, Any]) -> bool:
+    """Return True if a key stands twice in one object of *line*.
+
+    Parsers take the last one, and others the first. A count of quotes before colons is enough for most lines; the
+    others are parsed once more.
+    """
+    if not any(each in line for each in (b" :", b"\t:", b"\r:")) and line.count(b'":') == _keys_in(value):
+        return False
+    repeated = False
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
+        made = dict(items)
+        repeated = repeated or len(made) != len(items)
+        return made
+
+    try:
+        json.loads(line, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        return True
+    return repeated
+
+
+def _keys_in(value: Any) -> int:
+    total = 0
+    if type(value) is dict:
+        total = len(value)
+        for each in value.values():
+            if type(each) is dict or type(each) is list:
+                total += _keys_in(each)
+    else:
+        for each in value:
+            if type(each) is dict or type(each) is list:
+                total += _keys_in(each)
+    return total
