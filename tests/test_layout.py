@@ -35,7 +35,7 @@ ORDER = [
     "spool.backlog",
     "spool.backlogs", "spool.disk",
     "spool.jobs", "spool.trouble", "spool.store",
-    "delivery", "delivery.inbox", "delivery.outbox",
+    "delivery", "delivery.inbox", "delivery.outbox", "delivery.stamped_outbox",
     "delivery.quarantine", "delivery.connector", "delivery.heartbeats",
     "delivery.sender",
     "operation", "lifecycle", "audit_client", "client",

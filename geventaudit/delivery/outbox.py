@@ -430,10 +430,13 @@ class Outbox:
         self.rewind()
         frames = copied(self.queue.queue)
         if self.store is None:
-            frames += self.inbox.claim_all()
+            frames += self._claim_inbox()
         else:
-            self.store.add_last(self.inbox.claim_all())
+            self.store.add_last(self._claim_inbox())
         return [*copied(self.window), *zip(repeat(self.stream), count(self.stream.taken + 1), frames)]
+
+    def _claim_inbox(self) -> list[bytes]:
+        return self.inbox.claim_all()
 
     def _clear(self, entries: list[Entry]) -> None:
         own = [number for stream, number, _ in entries if stream is self.stream]
