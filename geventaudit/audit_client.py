@@ -100,10 +100,7 @@ class AuditClient:
             check_takes("before_send", before_send, "the message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
-        if not isinstance(stamp, bool):
-            raise TypeError(f"stamp must be True or False, got {show(stamp)}")
-        if not isinstance(seal, Seal | None):
-            raise TypeError(f"seal must be a Seal, such as Seal(key_file=...), got {show(seal)}")
+        is_stamped = _is_stamped(stamp, seal)
         # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
         # sends may interrupt it there.
         logger()
@@ -111,16 +108,14 @@ class AuditClient:
         if spool is not None:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)
-        if stamp or seal is not None:
-            max_frame_bytes = _without_stamp(max_frame_bytes)
         self._encoder = Encoder(
             service_tree_id,
             datetimes=datetimes,
             json_safe=json_safe,
             is_sealed=seal is not None,
-            max_frame_bytes=max_frame_bytes,
+            max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
-        self._trail = Trail(seal, self._encoder) if stamp or seal is not None else None
+        self._trail = Trail(seal, self._encoder) if is_stamped else None
         self._walker = engine.walker_of(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
@@ -418,7 +413,17 @@ if engine.send is not None:
     AuditClient.send = update_wrapper(engine.send, AuditClient.send)  # type: ignore[method-assign]
 
 
-def _without_stamp(max_frame_bytes: object) -> int:
+def _is_stamped(stamp: object, seal: object) -> bool:
+    if not isinstance(stamp, bool):
+        raise TypeError(f"stamp must be True or False, got {show(stamp)}")
+    if not isinstance(seal, Seal | None):
+        raise TypeError(f"seal must be a Seal, such as Seal(key_file=...), got {show(seal)}")
+    return stamp or seal is not None
+
+
+def _without_stamp(max_frame_bytes: Any, is_stamped: bool) -> int:
+    if not is_stamped:
+        return max_frame_bytes  # type: ignore[no-any-return]
     least = 2 * MAX_STAMP_BYTES
     if not isinstance(max_frame_bytes, int) or max_frame_bytes <= least:
         raise ValueError(f"max_frame_bytes must be above {least} with a stamp, got {show(max_frame_bytes)}")

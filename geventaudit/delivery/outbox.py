@@ -430,13 +430,10 @@ class Outbox:
         self.rewind()
         frames = copied(self.queue.queue)
         if self.store is None:
-            frames += self._claim_inbox()
+            frames += self.inbox.claim_all()
         else:
-            self.store.add_last(self._claim_inbox())
+            self.store.add_last(self.inbox.claim_all())
         return [*copied(self.window), *zip(repeat(self.stream), count(self.stream.taken + 1), frames)]
-
-    def _claim_inbox(self) -> list[bytes]:
-        return self.inbox.claim_all()
 
     def _clear(self, entries: list[Entry]) -> None:
         own = [number for stream, number, _ in entries if stream is self.stream]

@@ -21,6 +21,7 @@ from ..errors import AuditError, SealError, SpoolError, logger
 from ..notifications import NotificationKind, Notifier
 from ..runtime import forks
 from ..runtime.clock import Deadline
+from ..runtime.copying import copied
 from ..runtime.workers import may_wait
 from ..spool import Spool
 from ..spool.stream import Entry
@@ -273,8 +274,11 @@ class StampedOutbox(Outbox):
             if found is not None:
                 stamper.give_up(found[1])
 
-    def _claim_inbox(self) -> list[bytes]:
-        return [self._numbered(frame) for frame in super()._claim_inbox()]
+    def _copy_all(self) -> list[Entry]:
+        for entry in copied(self.inbox.entries):
+            if entry.claim("hub"):
+                entry.frame = self._numbered(entry.frame)
+        return super()._copy_all()
 
     def _numbered(self, frame: bytes) -> bytes:
         """Give a record a number at the end. Without one, it is handed back as it is."""

@@ -54,11 +54,7 @@ class Seal:
             raise TypeError(f"key_file must be a path, got {show(key_file)}")
         if not isinstance(static, bool) or (static and key_file is None):
             raise TypeError(f"static must be True or False, and goes with key_file, got {show(static)}")
-        if isinstance(checkpoint_interval, bool) or not isinstance(checkpoint_interval, int | float):
-            raise TypeError(f"checkpoint_interval must be a number of seconds, got {show(checkpoint_interval)}")
-        if not 0 < checkpoint_interval < float("inf"):
-            raise ValueError(f"checkpoint_interval must be above 0 seconds, got {show(checkpoint_interval)}")
-        self.checkpoint_interval = checkpoint_interval
+        self.checkpoint_interval = _checked_interval(checkpoint_interval)
         self._path = None if key_file is None else os.path.abspath(os.fspath(key_file))
         self._is_static = static
         self._key = secret
@@ -146,3 +142,11 @@ class Seal:
             self._node, self._error = None, node
         else:
             self._node = node
+
+
+def _checked_interval(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"checkpoint_interval must be a number of seconds, got {show(seconds)}")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"checkpoint_interval must be above 0 seconds, got {show(seconds)}")
+    return seconds

@@ -88,7 +88,7 @@ _KINDS = {
 _KIND_KEYS = frozenset({"Type", "AuditType", "AuditTag"})
 _TIME_KEYS = frozenset({"Time", "AuditTime", "date", "time", "timestamp", "@timestamp"})
 _PREFIX = re.compile(rb"(?:(AsmAudit[A-Z]{2}): \[([0-9.]+), (?=\{))|(?:([^\t{]*)\t(AsmAudit[A-Z]{2})\t(?=\{))")
-_OTHER_TAGS = ("AsmAuditHB", "AsmAuditDG")
+_OTHER_KINDS = ("AsmAuditHB", "AsmAuditDG", "Heartbeat", "Diagnostic")
 
 
 class RecordReader:
@@ -144,7 +144,7 @@ class RecordReader:
     def _stamped(self, value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Reading:
         body = self._body_of(value, envelope)
         kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
-        if kind in _OTHER_TAGS or kind in ("Heartbeat", "Diagnostic") or "AuditVersion" in body:
+        if kind in _OTHER_KINDS or "AuditVersion" in body:
             return None
         data = body.get("CustomData")
         stamp = data.get(KEY) if isinstance(data, dict) else None
@@ -154,18 +154,10 @@ class RecordReader:
         if not _is_stamp(stamp):
             return Unreadable("no valid stamp", True)
         mac = stamp.get("mac")
-        digest = _NOTHING
         problem = problem or _envelope_problem(envelope, stamp)
         if body is not value and not body.keys() <= _BODY:
             problem = problem or f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
-        if self._with_digest:
-            if mac is not None:
-                stamp["mac"] = NO_MAC
-            try:
-                digest = canonical_digest(canonical_bytes(body))
-            except NotCanonicalError as error:
-                problem = problem or f"no sealing client writes this: {error}" if mac is not None else problem
-        note = {key: stamp[key] for key in ("checkpoint", "was") if key in stamp} if len(stamp) > 4 else None
+        digest, unwritten = self._digest_of(body, stamp)
         return Stamped(
             stamp["stream"],
             stamp["seq"],
@@ -173,9 +165,21 @@ class RecordReader:
             digest,
             _NOTHING if mac is None else bytes.fromhex(mac),
             mac is not None,
-            problem,
-            note or None,
+            problem or unwritten,
+            _note_of(stamp),
         )
+
+    def _digest_of(self, body: dict[str, Any], stamp: dict[str, Any]) -> tuple[bytes, str]:
+        """Return h, and the reason for which no sealing client has written the body."""
+        if not self._with_digest:
+            return _NOTHING, ""
+        is_sealed = "mac" in stamp
+        if is_sealed:
+            stamp["mac"] = NO_MAC
+        try:
+            return canonical_digest(canonical_bytes(body)), ""
+        except NotCanonicalError as error:
+            return _NOTHING, f"no sealing client writes this: {error}" if is_sealed else ""
 
     def _body_of(self, value: dict[str, Any], envelope: dict[str, Any]) -> dict[str, Any]:
         """Return the body, and add the agent's own keys to *envelope*."""
@@ -212,6 +216,10 @@ def _is_stamp(stamp: dict[str, Any]) -> bool:
         and ("mac" not in stamp or (isinstance(mac, str) and _MAC.fullmatch(mac) is not None))
         and _STAMP_KEYS.issuperset(stamp)
     )
+
+
+def _note_of(stamp: dict[str, Any]) -> dict[str, Any] | None:
+    return {key: stamp[key] for key in ("checkpoint", "was") if key in stamp} or None
 
 
 def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:

@@ -183,13 +183,7 @@ class StreamCheck:
             return
         report = self.report
         report.checkpoints += 1
-        if checkpoint.get("void"):
-            self._is_whole = False  # an interrupted record may be there, and is not in the digest
-        if isinstance(checkpoint.get("digest"), str) and self._ring is not None:
-            if not self._is_whole:
-                report.unchecked_digests += 1
-            elif checkpoint["digest"] != self._digest.hexdigest():
-                report.digest_mismatch.add(self._where(row))
+        self._compare_digest(row, checkpoint)
         for each in _list(checkpoint.get("void")) + _list(checkpoint.get("given_up")):
             if _is_pair(each, int, int) and each[1] < row.seq and len(self.explained) < 100_000:
                 self.explained.append((each[0], each[1]))
@@ -203,6 +197,16 @@ class StreamCheck:
         report.refused, report.left_out = plain["refused"], plain["left_out"]
         if checkpoint.get("kind") == "end":
             report.has_end, self._end = True, row.seq
+
+    def _compare_digest(self, row: Row, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("void"):
+            self._is_whole = False  # an interrupted record may be there, and is not in the digest
+        if not isinstance(checkpoint.get("digest"), str) or self._ring is None:
+            return
+        if not self._is_whole:
+            self.report.unchecked_digests += 1
+        elif checkpoint["digest"] != self._digest.hexdigest():
+            self.report.digest_mismatch.add(self._where(row))
 
     def finish(self, last_known: int, evidence: str, sent_again: list[tuple[int, int]]) -> None:
         """Compare the end with what others know of it, and explain what is missing.
