@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import gevent
+from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Full
 
 from ..errors import AuditError, SealError, SpoolError, logger
@@ -145,9 +145,11 @@ class StampedOutbox(Outbox):
             stamper = self._stamper = self._trail.stamper()
             if stamper.seal is not None:
                 self._checkpoint("open", self._put_first)
-                interval = stamper.seal.checkpoint_interval
-                self._timer = gevent.get_hub().loop.timer(interval, interval, ref=False)
-                self._timer.start(self._on_timer)
+                hub = get_hub_if_exists()  # None if another thread closes a client whose own thread has ended
+                if hub is not None and hub.loop is not None:
+                    interval = stamper.seal.checkpoint_interval
+                    self._timer = hub.loop.timer(interval, interval, ref=False)
+                    self._timer.start(self._on_timer)
             return stamper
         finally:
             self._is_opening = False
