@@ -371,6 +371,19 @@ def test_strange_lines_are_found_and_stop_nothing(path: Path, line: str, copies:
     assert report.streams[0].records == LAST
 
 
+@pytest.mark.parametrize("depth", [60, 250, 300, 900, 1500])
+@pytest.mark.parametrize("place", ["CustomData", "Other", "TargetResources"])
+def test_deep_lines_stop_nothing(path: Path, depth: int, place: str) -> None:
+    body = copy.deepcopy(BODIES[4])
+    lines = []
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        body.setdefault(place, {})["deep" if place != "Other" else "x"] = 7777
+        lines.append(json.dumps(body).replace("7777", opening * depth + "1" + closing * depth))
+    report = verified(path, [*BODIES, *lines])
+    assert report.streams[0].records == LAST
+    assert verified(path, [*BODIES, *lines], copies=[]).streams[0].records == LAST
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -402,10 +415,9 @@ def test_stamps_that_no_client_writes(path: Path, name: str, value: Any) -> None
 def test_a_key_that_stands_twice_is_an_alteration(
     path: Path, old: str, new: str, parser: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if parser == "orjson":
-        monkeypatch.setattr(records, "loads", pytest.importorskip("orjson").loads)
-    else:
-        monkeypatch.setattr(records, "loads", json.loads)
+    fast = pytest.importorskip("orjson") if parser == "orjson" else None
+    monkeypatch.setattr(records, "loads", json.loads if fast is None else fast.loads)
+    monkeypatch.setattr(records, "dumps", None if fast is None else fast.dumps)
     lines = [as_fluent_bit_lines(body) for body in BODIES]
     assert old in lines[4]
     lines[4] = lines[4].replace(old, new)

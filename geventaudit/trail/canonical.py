@@ -84,9 +84,9 @@ def _sorted(value: Any) -> Any:
     if kind is str or kind is bool or value is None:
         return value
     if kind is dict:
-        return {key: _sorted(value[key]) for key in sorted(value)}
+        return {key: each if type(each) is str else _sorted(each) for key, each in sorted(value.items())}
     if kind is list:
-        return [_sorted(each) for each in value]
+        return [each if type(each) is str else _sorted(each) for each in value]
     if kind is int and -MAX_INTEGER <= value <= MAX_INTEGER:
         return value
     raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from binascii import hexlify
+from binascii import hexlify, unhexlify
 from typing import NoReturn
 
 __all__ = ["KEY_BYTES", "Secret", "hkdf_extract"]
@@ -81,6 +81,8 @@ class Secret:
 
     def verify(self, digest: bytes, mac: bytes) -> bool:
         """Return True if *mac* is the one of *digest*. Takes the same time for each wrong one."""
+        if len(self._bytes) == KEY_BYTES:
+            return hmac.compare_digest(unhexlify(self.mac_digits(digest)), mac)
         return hmac.compare_digest(hmac.digest(self._bytes, digest, "sha256"), mac)
 
     def write_line(self, descriptor: int, before: bytes, after: bytes) -> None:

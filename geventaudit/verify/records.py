@@ -18,6 +18,7 @@ import re
 from binascii import unhexlify
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import show
@@ -26,6 +27,7 @@ from ..trail.canonical import BODY_KEYS, KEY, NO_MAC, NotCanonicalError, canonic
 __all__ = ["PARSER", "Reading", "RecordReader", "Stamped", "Unreadable"]
 
 loads: Callable[[bytes], Any] = json.loads
+dumps: Callable[[Any], bytes] | None = None
 PARSER = "json"
 """The JSON parser in use: ``orjson`` if it is installed (the extra ``verify``)."""
 try:
@@ -33,7 +35,7 @@ try:
 except ImportError:
     pass
 else:
-    loads, PARSER = orjson.loads, "orjson"
+    loads, dumps, PARSER = orjson.loads, orjson.dumps, "orjson"
 
 
 class Stamped(NamedTuple):
@@ -138,7 +140,10 @@ class RecordReader:
             return Unreadable(f"not JSON: {show(str(error))}", False)
         if not isinstance(value, dict):
             return Unreadable("no JSON object", False)
-        repeated = _has_repeated_key(line, value)
+        try:
+            repeated = _has_repeated_key(line, value)
+        except (RecursionError, TypeError):  # TypeError is the base of orjson's
+            return Unreadable("nested too deeply", False)
         return self._stamped(value, envelope, "a key stands twice in one JSON object" if repeated else "")
 
     def _stamped(self, value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Reading:
@@ -209,7 +214,7 @@ def _is_stamp(stamp: dict[str, Any]) -> bool:
         type(seq) is int
         and 1 <= seq <= _MAX_SEQ
         and isinstance(stream, str)
-        and _STREAM.fullmatch(stream) is not None
+        and _is_stream(stream)
         and isinstance(time, str)
         and _TIME.fullmatch(time) is not None
         and isinstance(stamp.get("tag"), str)
@@ -230,9 +235,19 @@ def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
                 return f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
         elif key in _TIME_KEYS:
             moment = _seconds_of(value)
-            if moment is not None and math.floor(moment) != _seconds_of(stamp["time"][:19] + "Z"):
+            if moment is not None and math.floor(moment) != _second_of_stamp(stamp["time"][:19]):
                 return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
     return ""
+
+
+@lru_cache(4096)
+def _second_of_stamp(text: str) -> float | None:
+    return _seconds_of(text + "Z")
+
+
+@lru_cache(4096)
+def _is_stream(text: str) -> bool:
+    return _STREAM.fullmatch(text) is not None
 
 
 def _seconds_of(value: Any) -> float | None:
@@ -258,8 +273,11 @@ def _has_repeated_key(line: bytes, value: dict[str, Any]) -> bool:
     Parsers take the last one, and others the first. A count of quotes before colons is enough for most lines; the
     others are parsed once more.
     """
-    if not any(each in line for each in (b" :", b"\t:", b"\r:")) and line.count(b'":') == _keys_in(value):
-        return False
+    if b" :" not in line and b"\t:" not in line and b"\r:" not in line:
+        # A quote in a text is escaped in both, or else the counts differ.
+        keys = _keys_in(value) if dumps is None else dumps(value).count(b'":')
+        if line.count(b'":') == keys:
+            return False
     repeated = False
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:

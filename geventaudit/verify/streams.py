@@ -116,7 +116,7 @@ class StreamCheck:
                 return False
             self._owed += steps - 1
         if steps:
-            self._candidates = [each._replace(key=each.key.evolve_by(steps)) for each in self._candidates]
+            self._candidates = [Candidate(copy, key.evolve_by(steps)) for copy, key in self._candidates]
             self._at = seq
         return True
 
