@@ -1,9 +1,9 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-Read the modules from below: ``records``, ``schema``, ``encoder``, ``protocol``, ``transport``, ``backoff``,
+Read the modules from below: ``records``, ``schema``, ``encoder``, ``protocol``, ``trail``, ``transport``, ``backoff``,
 ``notifications``, ``stats``, ``spool``, ``delivery``, ``lifecycle``, ``audit_client``, ``client``; a package says in
 which order to read its modules. ``runtime`` knows what gevent, threads and forks do to all of it. The receiving end is
-``agent``; ``testing`` is for the tests of an audit trail; ``cli`` is the command line.
+``agent``; ``testing`` is for the tests of an audit trail; ``verify`` proves one; ``cli`` is the command line.
 """
 
 from .audit_client import AuditClient, live_clients
@@ -15,6 +15,7 @@ from .errors import (
     ConnectionFailedError,
     FrameError,
     QueueFullError,
+    SealError,
     SpoolError,
     ValidationError,
     WouldBlockError,
@@ -38,6 +39,7 @@ from .records import (
 from .schema.rules import MsgSchema, RecordSchema
 from .spool import Spool
 from .stats import Rejection, Stats
+from .trail.seal import Seal
 from .transport import TCP, Connection, DomainSocket, NoOp
 from .version import __version__
 
@@ -72,6 +74,8 @@ __all__ = [
     "Record",
     "RecordSchema",
     "Rejection",
+    "Seal",
+    "SealError",
     "Spool",
     "SpoolError",
     "Stats",

@@ -40,6 +40,9 @@ from .runtime.signatures import check_takes
 from .schema.rules import MsgSchema, RecordSchema, by_record
 from .spool import Spool
 from .stats import Counters, Rejection, Stats
+from .trail.seal import Seal
+from .trail.stamp import MAX_STAMP_BYTES
+from .trail.stamping import Trail
 
 if TYPE_CHECKING:
     from .encoder._fast import Gate
@@ -81,6 +84,8 @@ class AuditClient:
         datetimes: Datetimes,
         json_safe: bool,
         before_send: BeforeSend | None,
+        stamp: bool,
+        seal: Seal | None,
         spool: Spool | None = None,
     ) -> None:
         if not isinstance(queue_size, int) or queue_size < 1:
@@ -95,6 +100,7 @@ class AuditClient:
             check_takes("before_send", before_send, "the message")
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
+        is_stamped = _is_stamped(stamp, seal)
         # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
         # sends may interrupt it there.
         logger()
@@ -103,9 +109,14 @@ class AuditClient:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(
-            service_tree_id, datetimes=datetimes, json_safe=json_safe, max_frame_bytes=max_frame_bytes
+            service_tree_id,
+            datetimes=datetimes,
+            json_safe=json_safe,
+            is_sealed=seal is not None,
+            max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
-        self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
+        self._trail = Trail(seal, self._encoder) if is_stamped else None
+        self._walker = engine.walker_of(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
         self._spool = spool
@@ -115,13 +126,14 @@ class AuditClient:
         self._life = Lifecycle(
             queue_size=queue_size,
             spool=spool,
+            trail=self._trail,
             connector=connector,
             heartbeats=Heartbeats(self._encoder, heartbeat_interval),
             counters=counters,
             notifier=notifier,
         )
         self._gate: Gate | None = None
-        if engine.Gate is not None and schema is None and before_send is None:
+        if engine.Gate is not None and schema is None and before_send is None and self._trail is None:
             self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
         _clients.add(self)
         _warn_of_many(self)
@@ -286,10 +298,14 @@ class AuditClient:
                 msg = self._before_send(self._shape(msg))
                 if msg is None:
                     return None
+            was = None
+            if self._trail is not None:
+                msg, was = self._trail.without_old_stamp(msg, self._shape)
             if self._schema is not None:
                 msg = self._schema.load(msg)
             # The rules of the protocol hold whatever a user's schema and its hooks make of a message.
-            return self._walker.frame_of(msg, now) or self._encoder.encode(stock_schema().load(msg), now)
+            frame = self._walker.frame_of(msg, now) or self._encoder.encode(stock_schema().load(msg), now)
+            return frame if self._trail is None else self._trail.draft_of(frame, now, was)
         except ValidationError as error:
             raise ValidationError(by_record(cast(Any, error).normalized_messages())) from None
         except Exception as error:
@@ -395,6 +411,23 @@ class AuditClient:
 
 if engine.send is not None:
     AuditClient.send = update_wrapper(engine.send, AuditClient.send)  # type: ignore[method-assign]
+
+
+def _is_stamped(stamp: object, seal: object) -> bool:
+    if not isinstance(stamp, bool):
+        raise TypeError(f"stamp must be True or False, got {show(stamp)}")
+    if not isinstance(seal, Seal | None):
+        raise TypeError(f"seal must be a Seal, such as Seal(key_file=...), got {show(seal)}")
+    return stamp or seal is not None
+
+
+def _without_stamp(max_frame_bytes: Any, is_stamped: bool) -> int:
+    if not is_stamped:
+        return max_frame_bytes  # type: ignore[no-any-return]
+    least = 2 * MAX_STAMP_BYTES
+    if not isinstance(max_frame_bytes, int) or max_frame_bytes <= least:
+        raise ValueError(f"max_frame_bytes must be above {least} with a stamp, got {show(max_frame_bytes)}")
+    return max_frame_bytes - MAX_STAMP_BYTES
 
 
 # -- all clients -------------------------------------------------------------------------------------------------------

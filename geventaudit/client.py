@@ -12,7 +12,6 @@ from .encoder.encoding import DEFAULT_MAX_FRAME_BYTES, Datetimes
 from .errors import ClientClosedError, ConnectionFailedError, show
 from .lifecycle import State, check_may_wait
 from .notifications import Notifier
-from .protocol.decoding import decoded
 from .records import Msg
 from .runtime import forks
 from .runtime.clock import check_timeout
@@ -21,6 +20,8 @@ from .runtime.signatures import check_takes
 from .schema.rules import RecordSchema
 from .spool import Spool
 from .stats import Counters
+from .trail.seal import Seal
+from .trail.stamp import handed_back
 from .transport import Connection, check_connection, release
 
 __all__ = ["BaseClient", "Client"]
@@ -46,6 +47,10 @@ class Client(AuditClient):
     :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
         or None to leave it out. A message given as a mapping comes as a Msg too; invalid values are in it as they are.
         An exception that the hook raises becomes a ValidationError.
+    :param stamp: True to number the records: each has its stream, number and time in its custom data, under the key
+        ``geventaudit``. 2,048 bytes of *max_frame_bytes* are kept for it.
+    :param seal: authenticates each record by a key of its own; implies *stamp*. Custom data is written as text where
+        JSON would change it. The client adds records of its own, its checkpoints, which count as records.
     :param spool: a disk behind the queue; None for none.
     :raises ValueError, TypeError, ValidationError: an argument is invalid.
     """
@@ -63,6 +68,8 @@ class Client(AuditClient):
         datetimes: Datetimes = "extension",
         json_safe: bool = False,
         before_send: BeforeSend | None = None,
+        stamp: bool = False,
+        seal: Seal | None = None,
         spool: Spool | None = None,
     ) -> None:
         if not callable(factory):
@@ -84,6 +91,8 @@ class Client(AuditClient):
             datetimes=datetimes,
             json_safe=json_safe,
             before_send=before_send,
+            stamp=stamp,
+            seal=seal,
             spool=spool,
         )
 
@@ -133,6 +142,8 @@ class BaseClient(AuditClient):
         8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
         (extensions, keys that are equal as text).
     :param before_send: sees each message before it is validated and returns the one to send, or None to leave it out.
+    :param stamp: True to number the records; see :class:`Client`.
+    :param seal: authenticates each record; see :class:`Client`.
     :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
     """
 
@@ -148,6 +159,8 @@ class BaseClient(AuditClient):
         datetimes: Datetimes = "extension",
         json_safe: bool = False,
         before_send: BeforeSend | None = None,
+        stamp: bool = False,
+        seal: Seal | None = None,
     ) -> None:
         _check(connection)
         notifier = Notifier()
@@ -164,6 +177,8 @@ class BaseClient(AuditClient):
             datetimes=datetimes,
             json_safe=json_safe,
             before_send=before_send,
+            stamp=stamp,
+            seal=seal,
         )
 
     @property
@@ -191,7 +206,7 @@ class BaseClient(AuditClient):
         life.outbox.settle_all()
         if life.sender is not None:
             life.sender.quarantine.forget_records()
-        return decoded(frame for _, _, frame in entries)
+        return handed_back(frame for _, _, frame in entries)
 
     def reset(self, connection: Connection) -> None:
         """Go on with another open connection: what is undelivered (and was not recovered) goes first.

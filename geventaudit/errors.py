@@ -7,6 +7,7 @@
           +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
           +-- QueueFullError            no room on the queue; the message is still the caller's
           |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has it
+          |    +-- SealError            the key of the seal cannot be used, so that no record can be sealed
           +-- ClientClosedError         the client is closing or closed
           +-- WouldBlockError           the call would have to wait where nothing may wait: in the hub
           +-- ConnectionFailedError     no connection to the agent, or it broke
@@ -32,6 +33,7 @@ __all__ = [
     "ConnectionFailedError",
     "FrameError",
     "QueueFullError",
+    "SealError",
     "SpoolError",
     "ValidationError",
     "WouldBlockError",
@@ -139,6 +141,13 @@ class SpoolError(QueueFullError):
 
     ``send`` raises it with ``Spool(..., mode="always")`` only; the message is still the caller's. Code that handles
     :class:`QueueFullError` handles it.
+    """
+
+
+class SealError(QueueFullError):
+    """The key of a :class:`~geventaudit.Seal` cannot be read or replaced, so that no record can be sealed.
+
+    ``send`` raises it; the message is still the caller's. Code that handles :class:`QueueFullError` handles it.
     """
 
 

@@ -25,15 +25,17 @@ from .delivery.heartbeats import Heartbeats
 from .delivery.inbox import Inbox
 from .delivery.outbox import Outbox
 from .delivery.sender import Sender
+from .delivery.stamped_outbox import StampedOutbox
 from .errors import ClientClosedError, WouldBlockError, logger
 from .notifications import NotificationKind, Notifier
-from .protocol.decoding import decoded
 from .records import Msg
 from .runtime import exits, forks, native, workers
 from .runtime.clock import Deadline
 from .runtime.hub_thread import GONE, HubThread, NoAnswerError, Waiter
 from .spool import Spool
 from .stats import Counters, Stats
+from .trail.stamp import handed_back
+from .trail.stamping import Trail
 
 __all__ = ["Lifecycle", "State", "check_may_wait", "close_all", "keep_alive"]
 
@@ -56,6 +58,7 @@ class Lifecycle:
     """The state of one client, and the parts that deliver its records while it runs.
 
     :param connector: makes the connections.
+    :param trail: numbers and seals the records; None for neither.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Lifecycle:
         *,
         queue_size: int,
         spool: Spool | None,
+        trail: Trail | None,
         connector: Connector,
         heartbeats: Heartbeats,
         counters: Counters,
@@ -77,6 +81,7 @@ class Lifecycle:
         self.sender: Sender | None = None
         self._queue_size = queue_size
         self._spool = spool
+        self._trail = trail
         self._connector = connector
         self._heartbeats = heartbeats
         self._counters = counters
@@ -131,7 +136,7 @@ class Lifecycle:
         self.thread.start()
         exits.register_in_worker()
         if "parts" not in self._parts:
-            outbox = Outbox(self.inbox, self._queue_size, self._spool, self._counters, self._notifier)
+            outbox = self._make_outbox()
             sender = Sender(outbox, self._connector, self._heartbeats, self._counters, self._notifier)
             # A signal handler that sends may have been faster: setdefault is atomic.
             if self._parts.setdefault("parts", (outbox, sender))[0] is not outbox and outbox.store is not None:
@@ -141,6 +146,10 @@ class Lifecycle:
         if self.state is not State.CLOSED:
             _running.add(self)
         self.outbox, self.sender = self._parts["parts"]  # last: start() does not repeat the rest
+
+    def _make_outbox(self) -> Outbox:
+        settings = self.inbox, self._queue_size, self._spool, self._counters, self._notifier
+        return Outbox(*settings) if self._trail is None else StampedOutbox(self._trail, *settings)
 
     def wake(self) -> None:
         """Take what other threads handed over. In the hub."""
@@ -266,6 +275,15 @@ class Lifecycle:
         return messages
 
     def _drain(self, deadline: Deadline) -> None:
+        self._drain_accepted(deadline)
+        if self.state is State.CLOSING and self._end_stream(deadline):
+            self._drain_accepted(deadline)
+
+    def _end_stream(self, deadline: Deadline) -> bool:
+        """Put the last checkpoint of a sealed stream; return False if there is none to put."""
+        return isinstance(self.outbox, StampedOutbox) and self.outbox.end(deadline)
+
+    def _drain_accepted(self, deadline: Deadline) -> None:
         # More than once: a record that waited for room when closing began may still get it.
         while self.state is State.CLOSING and not self._is_settled() and not self._is_stuck():
             if deadline.has_passed() or self.sender is None:
@@ -277,6 +295,7 @@ class Lifecycle:
         """Stop the parts, and keep or hand back what is undelivered, in so many seconds (None: no limit)."""
         if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
             return  # closed at interpreter exit; or this is a forked child's copy of the parent's call
+        self._end_stream(Deadline(0.0))
         self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
         store = self.outbox.store
         if store is not None:
@@ -316,14 +335,14 @@ class Lifecycle:
             self._orphan_close_lock.release()
 
     def _end(self, frames: list[bytes]) -> None:
-        messages = decoded(frames)
+        messages = handed_back(frames)
         self._undelivered.extend(messages)
         self._counters.dropped += len(frames)
         self.state = State.CLOSED
         _running.discard(self)
         try:
-            if frames:
-                error = ClientClosedError(f"closed before {len(frames)} records were delivered")
+            if messages:
+                error = ClientClosedError(f"closed before {len(messages)} records were delivered")
                 self._notifier.notify(NotificationKind.DROPPED, error, tuple(messages))
             self._notifier.notify(NotificationKind.CLOSED)
         finally:
@@ -380,6 +399,8 @@ class Lifecycle:
             self._closed.set()
         if sender is not None:
             sender.stop(ClientClosedError("the process was forked while send() waited for room"))
+        if isinstance(outbox, StampedOutbox):
+            outbox.forget()
         if outbox is not None and outbox.store is not None:
             outbox.store.abandon()
         self._connector.reset()  # after stop(), which ends it

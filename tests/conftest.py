@@ -73,8 +73,8 @@ SLOW = {
     "test_examples", "test_fluent_logger_js", "test_fork", "test_frameworks", "test_fuzz", "test_gunicorn",
     "test_http_frameworks", "test_http_services", "test_layout", "test_lifecycle", "test_locust",
     "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy", "test_senders",
-    "test_shown", "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_typing",
-    "test_web", "test_web_browser", "test_who_may_listen",
+    "test_shown", "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail",
+    "test_typing", "test_verify", "test_web", "test_web_browser", "test_who_may_listen",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from gevent import subprocess
 from helpers import SERVICE_TREE_ID, eventually, message
 
 import geventaudit
-from geventaudit import TCP, AuditError, Backoff, Client, DomainSocket, Msg, Spool, Stats
+from geventaudit import TCP, AuditError, Backoff, Client, DomainSocket, Msg, Seal, Spool, Stats
 from geventaudit.agent import Agent
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def test_every_test_that_is_named_exists() -> None:
             assert re.search(rf"def (test_)?{pattern}\(", text), name
 
 
-@pytest.mark.parametrize("owner", [Client, DomainSocket, TCP, Backoff, Spool])
+@pytest.mark.parametrize("owner", [Client, DomainSocket, TCP, Backoff, Seal, Spool])
 def test_the_options_and_their_defaults(owner: type[Any]) -> None:
     for name, parameter in inspect.signature(owner).parameters.items():
         if name in ("factory", "address"):

@@ -1,9 +1,11 @@
-"""The command line: ``geventaudit listen | send | check | spool | schema | doctor | completion | demo``.
+"""The command line: ``geventaudit COMMAND``.
 
-Exit status: 0 when all went well; 1 when messages were refused, damaged or not delivered, or when the doctor found a
-fault; 2 for bad arguments, for addresses that cannot be reached or listened on, and for spools that cannot be opened.
+Exit status: 0 when all went well; 1 when messages were refused, damaged or not delivered, when the doctor found a
+fault, or when a trail is not whole; 2 for bad arguments, for addresses that cannot be reached or listened on, and for
+spools that cannot be opened.
 
-Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``listen``, ``send``, ``demo`` and ``spool`` first.
+Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``listen``, ``send``, ``demo``, ``spool`` and
+``trail`` first.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ..errors import AuditError
 from ..schema.json_schema import json_schema
 from ..schema.rules import MsgSchema
 from ..version import __version__
-from . import demo, listen, send, spool  # as modules: their functions would hide them here
+from . import demo, listen, send, spool, trail  # as modules: their functions would hide them here
 from .arguments import (
     Parser,
     add_address,
@@ -181,6 +183,8 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         file,
         folders,
     )
+
+    trail.add_commands(command, file)
 
     command(
         "schema",

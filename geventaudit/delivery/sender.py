@@ -13,10 +13,10 @@ from gevent.event import Event
 
 from ..errors import ConnectionFailedError, as_connection_error, logger, show
 from ..notifications import NotificationKind, Notifier
-from ..protocol.decoding import decoded
 from ..runtime import forks, workers
 from ..runtime.clock import Deadline, monotonic
 from ..stats import Counters
+from ..trail.stamp import handed_back
 from ..transport import Connection, release
 from .connector import Connector
 from .heartbeats import Heartbeats
@@ -271,7 +271,7 @@ class Sender:
         if quarantine.on_disconnect(event) and self._connector.rejects:
             problem = ConnectionFailedError(f"the agent hung up on a record {STRIKES} times in a row, and took another")
             frame = outbox.reject_first(str(problem))
-            self._notifier.notify(NotificationKind.DROPPED, problem, tuple(decoded([frame])))
+            self._notifier.notify(NotificationKind.DROPPED, problem, tuple(handed_back([frame])))
         elif quarantine.trusts_ends:
             self._settle(connection, read)
 

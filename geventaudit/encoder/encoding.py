@@ -24,9 +24,11 @@ from ..records import AuditType, Diagnostic, Heartbeat, Message, Msg, Record
 from ..schema.addresses import canonical_address, service_tree_uuid
 from ..schema.json_safe import json_safe as json_safe_form
 from ..schema.rules import sorted_categories, sorted_identities, sorted_levels
+from ..schema.sealed import sealed_form
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
+    "OPTION_BYTES",
     "Datetimes",
     "Encoder",
     "Packed",
@@ -75,6 +77,7 @@ class Encoder:
     :param service_tree_id: written as ``env_ikey`` into every record; left out when None.
     :param datetimes: see :data:`Datetimes`.
     :param json_safe: replace or refuse custom data that JSON cannot carry; see :mod:`geventaudit.schema.json_safe`.
+    :param is_sealed: True to write the canonical form that a seal covers; see :mod:`geventaudit.schema.sealed`.
     :param max_frame_bytes: a longer frame is refused.
     :raises ValidationError: when the service tree id is no UUID, or the nil UUID.
     """
@@ -85,6 +88,7 @@ class Encoder:
         *,
         datetimes: Datetimes = "extension",
         json_safe: bool = False,
+        is_sealed: bool = False,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     ) -> None:
         if datetimes not in ("extension", "text"):
@@ -98,6 +102,7 @@ class Encoder:
         self.native: frozenset[type] = frozenset({datetime}) if datetimes == "extension" else frozenset()
         """Types in custom data that are written as MessagePack has them, by no hook."""
         self.json_safe = json_safe
+        self.is_sealed = is_sealed
         self._default = _as_extension if datetimes == "extension" else _as_text
 
     def pack(self, value: Any) -> bytes:
@@ -115,9 +120,15 @@ class Encoder:
     def pack_custom_data(self, data: dict[str, Any]) -> bytes:
         """Return custom data in normal form as MessagePack. Thread-safe and re-entrant.
 
-        :raises Exception: see :meth:`pack`; a ``ValidationError`` for what JSON cannot carry, with ``json_safe``.
+        :raises Exception: see :meth:`pack`; a ``ValidationError`` for what JSON cannot carry, with ``json_safe``, or
+            for values that a sealed record cannot hold.
         """
-        return self.pack(json_safe_form(data) if self.json_safe else data)
+        return self.pack(self._form_of(data))
+
+    def _form_of(self, data: dict[str, Any]) -> dict[str, Any]:
+        if self.is_sealed:
+            return sealed_form(data)
+        return json_safe_form(data) if self.json_safe else data
 
     def encode(self, message: Message, unix_time: float) -> bytes:
         """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).
@@ -139,9 +150,9 @@ class Encoder:
 
     def _parts(self, message: Message) -> tuple[str, dict[str, Any]]:
         if isinstance(message, Msg):
-            body = record_body(message.record, self.service_tree_id)
-            if self.json_safe and "CustomData" in body:
-                body["CustomData"] = json_safe_form(body["CustomData"])
+            body = record_body(message.record, self.service_tree_id, is_sealed=self.is_sealed)
+            if "CustomData" in body:
+                body["CustomData"] = self._form_of(body["CustomData"])
             return AuditType(message.type).value, body
         if isinstance(message, Heartbeat):
             return AuditType.HEARTBEAT.value, {
@@ -156,8 +167,8 @@ class Encoder:
         raise TypeError(f"got {show(message)} ({type(message).__name__})")
 
 
-def record_body(record: Record, service_tree_id: str | None) -> dict[str, Any]:
-    """The body of a record, its keys in the order of the wire."""
+def record_body(record: Record, service_tree_id: str | None, *, is_sealed: bool = False) -> dict[str, Any]:
+    """The body of a record, its keys in the order of the wire; targets are sorted if it *is_sealed*."""
     body: dict[str, Any] = {} if service_tree_id is None else {"env_ikey": service_tree_id}
     body["CallerIpAddress"] = canonical_address(str(record.caller_ip_address))[0]
     body["CallerIdentities"] = {
@@ -174,6 +185,11 @@ def record_body(record: Record, service_tree_id: str | None) -> dict[str, Any]:
         ]
         for kind, targets in record.target_resources.items()
     }
+    if is_sealed:
+        targets = body["TargetResources"]
+        body["TargetResources"] = {
+            kind: [dict(sorted(one.items())) for one in targets[kind]] for kind in sorted(targets)
+        }
     body["CallerAccessLevels"] = sorted_levels(record.caller_access_levels)
     body["OperationAccessLevel"] = record.operation_access_level
     body["OperationName"] = record.operation_name
@@ -293,7 +309,9 @@ class Packed(dict[Any, bytes]):
 
 _TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
 _ENTRY_START = _TAG_END + 1  # behind the header of the array of one entry
-_ENTRY_END = -len(msgpack.packb(_OPTION))
+OPTION_BYTES = len(msgpack.packb(_OPTION))
+"""The length of the options, which end every frame."""
+_ENTRY_END = -OPTION_BYTES
 
 
 def tag_bytes(frame: bytes) -> bytes:

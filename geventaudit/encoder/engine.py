@@ -7,9 +7,13 @@ environment, as for gevent.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ENCODER", "Gate", "Walker", "send"]
+if TYPE_CHECKING:
+    from .encoding import Encoder
+    from .plan import Plan
+
+__all__ = ["ENCODER", "Gate", "Walker", "send", "walker_of"]
 
 Gate: Any = None
 send: Any = None
@@ -25,3 +29,12 @@ except ImportError:
     from .fallback import Walker
 
     ENCODER = "pure"
+
+
+def walker_of(plan: Plan, encoder: Encoder) -> Any:
+    """Return what executes *plan*: for sealed records, which are sorted, always in plain Python."""
+    if encoder.is_sealed:
+        from . import fallback
+
+        return fallback.Walker(plan, encoder)
+    return Walker(plan, encoder)

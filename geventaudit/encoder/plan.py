@@ -69,7 +69,7 @@ class ItemsNode(NamedTuple):
 
 
 class GroupsNode(NamedTuple):
-    """A mapping that is not empty; with an *order*, by the number of its keys, which are members."""
+    """A mapping that is not empty; with an *order*, by the number of its keys, which are members, or by its keys."""
 
     before: bytes
     key: Any
@@ -130,7 +130,7 @@ def stock_schema() -> MsgSchema:
 
 def plan_of(encoder: encoding.Encoder) -> Plan:
     """Return the plan of the frames that *encoder* makes of messages by the stock schema."""
-    record = _record_node(encoder.native, encoder.json_safe)
+    record = _record_node(encoder.native, encoder.json_safe, encoder.is_sealed)
     heads = {kind: encoding.envelope(kind)[0] for kind in SENDABLE.values()}
     own = {} if encoder.service_tree_id is None else {"env_ikey": encoder.service_tree_id}
     first = b"".join(encoding.pack(key) + encoding.pack(value) for key, value in own.items())
@@ -154,16 +154,23 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
 
 
 @cache
-def _record_node(native: frozenset[type], is_json_safe: bool) -> NestedNode:
+def _record_node(native: frozenset[type], is_json_safe: bool, is_sealed: bool) -> NestedNode:
     field: Any = stock_schema().fields["record"]
-    node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None), headers=False)
-    parts = [
-        part._replace(node=part.node._replace(native=native, is_json_safe=is_json_safe))
-        if isinstance(part.node, CustomNode)
-        else part
-        for part in node.parts
-    ]
+    node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None, is_sealed=is_sealed), headers=False)
+    parts = []
+    for part in node.parts:
+        inner = part.node
+        if isinstance(inner, CustomNode):
+            inner = inner._replace(native=native, is_json_safe=is_json_safe)
+        elif is_sealed and isinstance(inner, GroupsNode) and inner.order is None:
+            inner = inner._replace(order=_by_key)
+        parts.append(part._replace(node=inner))
     return node._replace(parts=tuple(parts))
+
+
+def _by_key(groups: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the groups of a sealed record, by the code points of their keys."""
+    return sorted(groups.items())
 
 
 def _nested(before: bytes, schema: Any, example: dict[str, Any], *, headers: bool = True) -> NestedNode:

@@ -22,7 +22,7 @@ from gevent._hub_local import get_hub_if_exists
 
 from ..errors import logger
 
-__all__ = ["Forkable", "check", "register", "registered", "under_way"]
+__all__ = ["Forkable", "KeyHolder", "check", "register", "register_keys", "registered", "under_way"]
 
 
 class Forkable(Protocol):
@@ -32,7 +32,21 @@ class Forkable(Protocol):
         """Forget everything that belongs to the parent process. Must not wait."""
 
 
+class KeyHolder(Protocol):
+    """An object with keys that parent and child must not share. Called in the thread that forks; must not wait."""
+
+    def before_fork(self) -> None:
+        """Set the child's keys apart."""
+
+    def after_fork_in_parent(self) -> None:
+        """Forget the child's keys."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's keys."""
+
+
 _registered: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_holders: list[weakref.ref[KeyHolder]] = []
 _pid = 0  # of the process that the registered objects belong to
 under_way: list[None] = []
 """One entry for each fork whose hooks have begun and not ended."""
@@ -40,11 +54,26 @@ under_way: list[None] = []
 
 def register(thing: Forkable) -> None:
     """Call ``thing.after_fork_in_child()`` in every child that is forked while *thing* exists."""
+    _register_hooks()
+    _registered.add(thing)
+
+
+def _register_hooks() -> None:
     global _pid
     if not _pid:
         _pid = os.getpid()
         os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
-    _registered.add(thing)
+
+
+def register_keys(holder: KeyHolder) -> None:
+    """Call *holder* at every fork while it exists: in the child before all others."""
+    _register_hooks()
+    _holders[:] = [each for each in _holders if each() is not None]
+    _holders.append(weakref.ref(holder))
+
+
+def _key_holders() -> list[KeyHolder]:
+    return [holder for each in list(_holders) if (holder := each()) is not None]
 
 
 def registered() -> list[Forkable]:
@@ -64,10 +93,14 @@ def check() -> None:
 
 def _before() -> None:
     under_way.append(None)
+    for holder in _key_holders():
+        holder.before_fork()
 
 
 def _in_parent() -> None:
     under_way.pop()
+    for holder in _key_holders():
+        holder.after_fork_in_parent()
     # A child may run its copy of the loop before it initializes that anew. With libev, it then may read away what wakes
     # the parent's loop from other threads, and the parent would never wake again. So the parent parts from the copy.
     # libuv cannot do that in a parent, and has no need of it.
@@ -82,6 +115,8 @@ def _in_child() -> None:
         return  # check() was faster
     _pid = os.getpid()
     under_way.clear()
+    for holder in _key_holders():
+        holder.after_fork_in_child()
     # With libuv, a child that closes a socket takes it out of the parent's epoll set too, until its copy of the loop
     # has one of its own. libev notices the fork by itself.
     hub = get_hub_if_exists()

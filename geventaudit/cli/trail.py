@@ -1,0 +1,220 @@
+"""The commands ``geventaudit seal-key`` and ``geventaudit verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..agent.shown import printable
+from ..errors import SealError
+from ..trail import key_file
+from ..verify.findings import StreamReport, TrailReport
+from ..verify.keyring import MAX_STEPS, KeyCopy
+from ..verify.state import read_state, write_state
+from ..verify.trail import Verifier
+from .terminal import CommandError, Progress
+
+__all__ = ["add_commands"]
+
+_MAX_STREAMS_SHOWN = 20
+_MAX_PROBLEMS_SHOWN = 100
+
+
+def add_commands(command: Callable[..., Any], file: Callable[[argparse.Action], None]) -> None:
+    """Add the commands to the parser.
+
+    :param command: adds one, by name, function, description and examples.
+    :param file: marks an argument that is a file.
+    """
+    seal_key = command(
+        "seal-key",
+        _seal_key,
+        "make the key file of a seal",
+        """\
+  geventaudit seal-key /var/lib/app/seal.key
+  scp /var/lib/app/seal.key auditor:app.key        at once: each start of the service replaces the key""",
+    )
+    file(seal_key.add_argument("file", metavar="FILE", help="must not exist yet; its owner runs the service"))
+
+    verify = command(
+        "verify",
+        _verify,
+        "prove that a trail is whole",
+        """\
+  geventaudit verify /var/log/audit/*.jsonl.gz --key-file app.key
+  geventaudit verify trail.jsonl                   numbers only: gaps and duplicates, nothing authenticated
+  geventaudit verify today.jsonl --key-file app.key --state app.state --json""",
+    )
+    file(
+        verify.add_argument(
+            "files", metavar="FILE", nargs="+", help='JSON lines, plain or gzip, in any order; "-" for standard input'
+        )
+    )
+    file(
+        verify.add_argument(
+            "--key-file",
+            metavar="KEY",
+            action="append",
+            default=[],
+            help="the first copy of a service's key file; may be given several times",
+        )
+    )
+    file(
+        verify.add_argument(
+            "--state",
+            metavar="FILE",
+            help="remembers the end of each stream from one verification to the next, so that a cut end is found; "
+            "written if the trail is whole",
+        )
+    )
+    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
+    verify.add_argument(
+        "--accept-explained",
+        action="store_true",
+        help="accept missing records that the client itself has reported as given up, void or sent again",
+    )
+    verify.add_argument(
+        "--accept-missing-children",
+        action="store_true",
+        help="accept clients and forked processes without any record, as forks that sent nothing",
+    )
+    verify.add_argument(
+        "--max-jump",
+        metavar="STEPS",
+        type=int,
+        default=MAX_STEPS,
+        help=f"steps that keys are evolved for gaps in vain ({MAX_STEPS})",
+    )
+
+
+def _seal_key(arguments: argparse.Namespace) -> int:
+    path = arguments.file
+    try:
+        key_file.create(path)
+    except FileExistsError:
+        raise CommandError(f"{path} exists already: a new key would make the auditor's copy worthless") from None
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    print(f"{path}: made. Copy it now to a place that this host cannot reach: the service replaces it when it starts.")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    verifier = Verifier(
+        [_copy(path) for path in arguments.key_file],
+        _state(arguments.state) if arguments.state else None,
+        max_jump=max(arguments.max_jump, 1),
+    )
+    with Progress(_total_bytes(arguments.files), "B") as progress:
+        for path in arguments.files:
+            try:
+                verifier.read(path, progress.advance)
+            except OSError as error:
+                raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+    report = verifier.check()
+    problems = report.problems(
+        accept_explained=arguments.accept_explained, accept_missing_children=arguments.accept_missing_children
+    )
+    if arguments.json:
+        print(json.dumps(_as_json(report, problems, arguments.accept_explained), indent=2))
+    else:
+        _print_report(report, problems)
+    if arguments.state:
+        if problems:
+            print(f"{arguments.state} is left as it was, since the trail is not whole") if not arguments.json else None
+        else:
+            try:
+                write_state(arguments.state, verifier.remembered)
+            except OSError as error:
+                raise CommandError(f"cannot write {arguments.state}: {error.strerror or error}") from None
+    return 1 if problems else 0
+
+
+def _copy(path: str) -> KeyCopy:
+    try:
+        master, start = key_file.read_copy(path)
+    except SealError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+    return KeyCopy(path, master, start)
+
+
+def _state(path: str) -> Any:
+    try:
+        return read_state(path)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _total_bytes(paths: Sequence[str]) -> int | None:
+    total = 0
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        total += status.st_size
+    return total
+
+
+def _as_json(report: TrailReport, problems: list[str], accept_explained: bool) -> dict[str, Any]:
+    return {
+        "whole": not problems,
+        "authenticated": report.is_authenticated,
+        "lines": report.lines,
+        "unreadable": report.unreadable.count,
+        "unstamped": report.unstamped.count,
+        "not_covered": report.uncovered,
+        "missing_starts": report.missing_starts,
+        "missing_children": report.missing_children,
+        "missing_streams": report.missing_streams,
+        "notes": report.notes,
+        "problems": problems,
+        "streams": [stream.as_json(accept_explained) for stream in report.streams],
+    }
+
+
+def _print_report(report: TrailReport, problems: list[str]) -> None:
+    streams = sorted(report.streams, key=lambda each: (each.start_time, each.stream))
+    if not report.is_authenticated:
+        print("nothing is authenticated: without --key-file, only the numbers are checked")
+    for stream in streams[:_MAX_STREAMS_SHOWN]:
+        print(_line_of(stream))
+    if len(streams) > _MAX_STREAMS_SHOWN:
+        print(f"... and {len(streams) - _MAX_STREAMS_SHOWN} other streams (--json lists all)")
+    if report.uncovered:
+        names = ", ".join(sorted(report.uncovered)[:20])
+        print(f"keys that agents added, which no seal covers: {printable(names)}")
+    for note in report.notes:
+        print(f"note: {printable(note)}")
+    print(
+        f"{report.lines} lines, {len(streams)} streams, {sum(each.records for each in streams)} records, "
+        f"{sum(each.duplicates for each in streams)} duplicates, {sum(each.missing.count for each in streams)} missing"
+    )
+    for problem in problems[:_MAX_PROBLEMS_SHOWN]:
+        print(f"PROBLEM {printable(problem)}")
+    if len(problems) > _MAX_PROBLEMS_SHOWN:
+        print(f"... and {len(problems) - _MAX_PROBLEMS_SHOWN} other problems (--json lists all)")
+    verdict = "authentic and whole" if report.is_authenticated else "without gaps"
+    print(f"NOT WHOLE: {len(problems)} problems" if problems else verdict)
+
+
+def _line_of(stream: StreamReport) -> str:
+    end = "ended" if stream.has_end else "no end (it goes on, crashed, or was cut)"
+    facts = [f"{stream.records} records {stream.first}-{stream.last}", f"{stream.duplicates} duplicates", end]
+    if stream.clock_steps:
+        facts.append(f"the clock went back {stream.clock_steps} times")
+    if stream.refused or stream.left_out:
+        facts.append(f"{stream.refused} refused and {stream.left_out} left out by the client")
+    if stream.unchecked_digests:
+        facts.append(f"{stream.unchecked_digests} digests unchecked, since earlier records are not here")
+    return f"{stream.stream} {stream.start_time} to {stream.end_time}: {', '.join(facts)}"

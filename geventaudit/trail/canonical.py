@@ -1,0 +1,92 @@
+"""The bytes that a seal covers.
+
+Canonical form C of a record is its MessagePack body as on the wire, with its ``mac`` set to 64 zeros. The record's own
+fields are in the order of the wire; ``TargetResources``, ``CustomData`` and every map below them are sorted by code
+point. Headers are the shortest. Text is taken as it is, without Unicode normalization. A verifier that reads JSON, of
+any order, gets the same bytes.
+
+Custom data holds only what :mod:`geventaudit.schema.sealed` lets through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ..encoder.encoding import pack
+from ..errors import show
+from ..records import CallerIdentityType
+from ..schema.sealed import MAX_INTEGER
+
+__all__ = ["BODY_KEYS", "KEY", "NO_MAC", "NotCanonicalError", "canonical_bytes", "canonical_digest"]
+
+KEY = "geventaudit"
+"""The one reserved key of custom data."""
+
+NO_MAC = "0" * 64
+"""Stands for the MAC in the bytes that are authenticated."""
+
+_LABEL = b"geventaudit seal 1\0"
+
+BODY_KEYS = (
+    *("env_ikey", "CallerIpAddress", "CallerIdentities", "OperationCategories", "CustomData", "TargetResources"),
+    *("CallerAccessLevels", "OperationAccessLevel", "OperationName", "OperationResultDescription", "CallerAgent"),
+    *("OperationCategoryDescription", "OperationType", "OperationResult"),
+)
+"""The keys of a body, in the order of the wire."""
+
+_IDENTITY_KINDS = {kind.value: place for place, kind in enumerate(CallerIdentityType)}
+_SORTED = frozenset({"CustomData", "TargetResources"})
+
+
+class NotCanonicalError(Exception):
+    """A body holds something that no sealing client writes."""
+
+
+def canonical_digest(canonical: bytes) -> bytes:
+    """Return h, which the MAC authenticates and the digest of a stream is made of."""
+    return hashlib.sha256(_LABEL + canonical).digest()
+
+
+def canonical_bytes(body: Mapping[str, Any]) -> bytes:
+    """Return C of a body, whatever the order of its maps. The stamp's ``mac`` must be :data:`NO_MAC` already.
+
+    :raises NotCanonicalError: no sealing client has written this body.
+    """
+    try:
+        ordered: dict[str, Any] = {}
+        for key in BODY_KEYS:
+            if key in body:
+                value = body[key]
+                if key in _SORTED:
+                    ordered[key] = _sorted(value)
+                elif key == "CallerIdentities":
+                    ordered[key] = _identities(value)
+                else:
+                    ordered[key] = value
+        return pack(ordered)
+    except NotCanonicalError:
+        raise
+    except Exception as error:  # a lone surrogate, text in the place of a map: msgpack's errors have no common base
+        raise NotCanonicalError(show(error)) from error
+
+
+def _identities(groups: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        kind: [{"Identity": one["Identity"], "Description": one["Description"], **one} for one in groups[kind]]
+        for kind in sorted(groups, key=_IDENTITY_KINDS.__getitem__)
+    }
+
+
+def _sorted(value: Any) -> Any:
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is dict:
+        return {key: each if type(each) is str else _sorted(each) for key, each in sorted(value.items())}
+    if kind is list:
+        return [each if type(each) is str else _sorted(each) for each in value]
+    if kind is int and -MAX_INTEGER <= value <= MAX_INTEGER:
+        return value
+    raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")

@@ -1,0 +1,152 @@
+"""The settings of a seal, and the keys of one process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import SealError, show
+from ..runtime import forks, native
+from . import key_file as files
+from .keys import SALT_BYTES, KeyNode, StreamName, root_of
+from .secret import KEY_BYTES, Secret
+
+__all__ = ["Seal", "SealBusyError"]
+
+
+class SealBusyError(SealError):
+    """The caller has interrupted the code that takes a key."""
+
+
+class Seal:
+    """The keys by which the clients of a process authenticate their records. Constructing one opens nothing.
+
+    Several clients may share a seal. Before the first record of a process, the key file is read and replaced, which
+    takes a sync of the disk.
+
+    :param key_file: made by ``geventaudit seal-key``; readable and writable for this user only, as is its folder. Each
+        start reads a key from it and replaces that by a later one.
+    :param key: at least 32 random bytes, in place of a file. Weaker: whoever reads them can forge all records.
+    :param static: True if *key_file* cannot be written, as a mounted secret. As weak as *key*.
+    :param checkpoint_interval: seconds between two checkpoints.
+    :raises TypeError, ValueError: an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        *,
+        key_file: str | os.PathLike[str] | None = None,
+        key: bytes | None = None,
+        static: bool = False,
+        checkpoint_interval: float = 300.0,
+    ) -> None:
+        secret = None if key is None else Secret(key)
+        del key  # error reporters show local variables
+        if (secret is None) == (key_file is None):
+            raise TypeError("a Seal must have either a key_file or a key")
+        if secret is not None and not secret.is_bytes():
+            raise TypeError("key must be bytes: read a text with bytes.fromhex(...)")
+        if secret is not None and len(secret) < KEY_BYTES:
+            raise ValueError(f"key must have at least {KEY_BYTES} bytes, has {len(secret)}: use secrets.token_bytes()")
+        if key_file is not None and not isinstance(key_file, str | os.PathLike):
+            raise TypeError(f"key_file must be a path, got {show(key_file)}")
+        if not isinstance(static, bool) or (static and key_file is None):
+            raise TypeError(f"static must be True or False, and goes with key_file, got {show(static)}")
+        self.checkpoint_interval = _checked_interval(checkpoint_interval)
+        self._path = None if key_file is None else os.path.abspath(os.fspath(key_file))
+        self._is_static = static
+        self._key = secret
+        self._node: KeyNode | None = None
+        self._error: str | None = None
+        self._forking: dict[int, KeyNode | str | None] = {}  # the child's node, by the thread that forks
+        self._lock = native.allocate_lock()
+        self._holder = 0
+
+    def __repr__(self) -> str:
+        return "Seal(key=<secret>)" if self._path is None else f"Seal(key_file={self._path!r})"
+
+    def take_stream(self) -> tuple[StreamName, Secret]:
+        """Return the name and the first record key of a new stream. The first call reads the key file.
+
+        :raises SealError: the key file cannot be used.
+        """
+        forks.check()
+        with self._locked():
+            if self._error is not None:
+                raise SealError(self._error)
+            if self._node is None:
+                self._node = self._opened()
+                self._key = None
+                forks.register_keys(self)
+            return self._node.take_stream()
+
+    @property
+    def children(self) -> int:
+        """The number of children of this process: clients and forked processes."""
+        return 0 if self._node is None else self._node.children
+
+    def _opened(self) -> KeyNode:
+        salt = secrets.token_bytes(SALT_BYTES)
+        if self._path is None:
+            if self._key is None:
+                raise SealError("a fork in the middle of taking a key has lost it: construct a new Seal")
+            return root_of(self._key, salt, 0)
+        if self._is_static:
+            try:
+                return root_of(files.read_static(self._path), salt, 0)
+            except OSError as error:
+                raise SealError(f"the key file {self._path} cannot be read: {error.strerror}") from error
+        master, start = files.take(self._path)
+        return root_of(master, salt, start)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Exclude other threads. A signal handler cannot wait for the code that it has interrupted.
+
+        :raises SealBusyError: that code is about to take a key.
+        """
+        if self._holder == native.thread_ident():
+            raise SealBusyError("a key is being taken by the code that this one has interrupted: send again")
+        self._lock.acquire()
+        self._holder = native.thread_ident()
+        try:
+            yield
+        finally:
+            self._holder = 0
+            self._lock.release()
+
+    # -- forks ---------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Take the keys of the child, so that the parent cannot use them."""
+        node: KeyNode | str | None = None
+        try:
+            with self._locked():
+                node = None if self._node is None else self._node.take_process()
+        except SealError as error:
+            node = str(error)
+        self._forking[native.thread_ident()] = node
+
+    def after_fork_in_parent(self) -> None:
+        """Drop the keys of the child."""
+        self._forking.pop(native.thread_ident(), None)
+
+    def after_fork_in_child(self) -> None:
+        """Drop the keys of the parent."""
+        node = self._forking.get(native.thread_ident())
+        self._forking = {}
+        self._lock, self._holder = native.allocate_lock(), 0
+        if isinstance(node, str):
+            self._node, self._error = None, node
+        else:
+            self._node = node
+
+
+def _checked_interval(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"checkpoint_interval must be a number of seconds, got {show(seconds)}")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"checkpoint_interval must be above 0 seconds, got {show(seconds)}")
+    return seconds

@@ -1,0 +1,71 @@
+"""Lines of files, compressed or not, in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import BinaryIO, cast
+
+__all__ = ["MAX_LINE_BYTES", "TOO_LONG", "lines_of"]
+
+MAX_LINE_BYTES = 16 << 20
+"""The longest line. A longer one counts as unreadable."""
+
+TOO_LONG = b"a line that is too long"
+"""Stands for such a line. It is no JSON."""
+
+_CHUNK = 1 << 20
+
+
+def lines_of(path: str, on_read: Callable[[int], object]) -> Iterator[list[bytes]]:
+    """Yield the lines of a file in groups, without their newlines; a line that is too long as :data:`TOO_LONG`.
+
+    :param path: of a file, compressed by gzip if it begins like one; ``-`` for standard input.
+    :param on_read: called with the number of bytes that were read from the file.
+    :raises OSError: it cannot be read.
+    :raises EOFError: the compressed data ends in the middle. The lines before came.
+    """
+    with ExitStack() as stack:
+        file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+        counted = cast(BinaryIO, _Counted(file, on_read))
+        if counted.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
+            yield from _split(cast(BinaryIO, stack.enter_context(gzip.open(counted))))
+        else:
+            yield from _split(counted)
+
+
+class _Counted:
+    """A file that reports how far it was read."""
+
+    def __init__(self, file: BinaryIO, on_read: Callable[[int], object]) -> None:
+        self._file = file
+        self._on_read = on_read
+        self.peek = file.peek  # type: ignore[attr-defined]
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._on_read(len(data))
+        return data
+
+
+def _split(file: BinaryIO) -> Iterator[list[bytes]]:
+    rest, is_skipping = b"", False
+    while True:
+        try:
+            chunk = file.read(_CHUNK)
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise EOFError(f"the compressed data is damaged: {error}") from error
+        if not chunk:
+            break
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        if lines and is_skipping:
+            lines[0], is_skipping = TOO_LONG, False
+        if is_skipping or len(rest) > MAX_LINE_BYTES:
+            rest, is_skipping = b"", True
+        yield lines
+    if rest or is_skipping:
+        yield [TOO_LONG if is_skipping else rest]
