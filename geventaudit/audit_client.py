@@ -94,10 +94,8 @@ class AuditClient:
             raise ValueError(f"heartbeat_interval must be above 0 seconds, got {show(heartbeat_interval)}")
         if not isinstance(schema, RecordSchema | None):
             raise TypeError(f"schema must be an instance of RecordSchema or of a subclass, got {show(schema)}")
-        if before_send is not None and not callable(before_send):
-            raise TypeError(f"before_send must be callable, got {show(before_send)}: pass a function of a message")
         if before_send is not None:
-            check_takes("before_send", before_send, "the message")
+            _check_before_send(before_send)
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
         is_stamped = _is_stamped(stamp, seal)
@@ -411,6 +409,12 @@ class AuditClient:
 
 if engine.send is not None:
     AuditClient.send = update_wrapper(engine.send, AuditClient.send)  # type: ignore[method-assign]
+
+
+def _check_before_send(hook: object) -> None:
+    if not callable(hook):
+        raise TypeError(f"before_send must be callable, got {show(hook)}: pass a function of a message")
+    check_takes("before_send", hook, "the message")
 
 
 def _is_stamped(stamp: object, seal: object) -> bool:
