@@ -351,7 +351,7 @@ def _advice_on_tcp(cause: BaseException | None, text: str) -> str:
         return _NO_HANDSHAKE
     if ": refused: " in text:
         return "compare the shared key, the user name and the password with those in the agent's configuration"
-    if "hung up" in text:
+    if "hung up" in text or isinstance(cause, ConnectionResetError | BrokenPipeError):
         return "it hangs up during the handshake: does the agent use a shared key, and TLS, at that port?"
     if isinstance(cause, ConnectionRefusedError) or "nobody listens" in text or "self-connect" in text:
         return "nobody listens there: start the agent, and look at the port it is configured for"
