@@ -652,7 +652,7 @@ def test_completion_in_bash(folder: Path) -> None:
         done = subprocess.run(["bash", "-c", program], stdout=subprocess.PIPE, timeout=60, check=True)
         return str(done.stdout.decode()).split()
 
-    assert completed("geventaudit", "se") == ["send"]
+    assert completed("geventaudit", "sen") == ["send"]
     assert set(completed("geventaudit", "")) >= set(COMMANDS)
     assert completed("geventaudit", "send", "--fol") == ["--follow"]
     assert completed("geventaudit", "send", "rec") == ["records.jsonl"]
