@@ -369,13 +369,13 @@ def test_few_arrive_twice_when_the_agent_pauses(place: Place) -> None:
         if place.listener.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         unpacker = msgpack.Unpacker(strict_map_key=False)
-        until = time.monotonic() + random.uniform(0.01, 0.05)
+        most = len(numbers) + random.randint(500, 1500)
         while data := sock.recv(16384):
             unpacker.feed(data)
             frames = list(unpacker)
             numbers.extend(numbers_in(frames))
             sock.sendall(b"".join(ack_of(option["chunk"]) for _, _, option in frames))
-            if time.monotonic() > until:
+            if len(numbers) > most:
                 return
 
     with serving(place, serve) as made, Client(lambda: place.connect(require_ack=True), backoff=QUICK) as client:
@@ -384,7 +384,7 @@ def test_few_arrive_twice_when_the_agent_pauses(place: Place) -> None:
         assert client.flush(60)
         assert len(made) > 2
     assert first_arrivals(numbers) == list(range(6000))
-    assert len(numbers) - 6000 < 200 * len(made), "no more than what was unread when it closed"
+    assert len(numbers) - 6000 < 300 * len(made), "no more than the records of an acknowledgement for each connection"
 
 
 def test_acknowledgements_before_an_error_count() -> None:
