@@ -6,11 +6,11 @@ import gzip
 import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from gevent import subprocess
 from trails import MASTER, as_fluent_bit_lines, stamp_of, whole_trail, writer
 
 from geventaudit.cli import main

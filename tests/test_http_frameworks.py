@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import subprocess
 from helpers import import_old
 from test_http_records import keeping, path_of
 from test_wsgi import call

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import subprocess
 from helpers import PATCHED, eventually, mapping, message
 from trails import copy_of_key
 

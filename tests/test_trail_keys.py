@@ -9,13 +9,13 @@ import json
 import os
 import pickle
 import stat
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import subprocess
 
 from geventaudit.errors import SealError
 from geventaudit.trail import key_file
