@@ -30,6 +30,7 @@ from typing import Any
 from msgpack import ExtType, Timestamp
 
 from ..errors import ValidationError, show
+from .values import note_error
 
 __all__ = ["MAX_SAFE_INTEGER", "json_safe"]
 
@@ -131,14 +132,7 @@ class _Converter:
         return f"{second.replace(tzinfo=None).isoformat()}.{value.nanoseconds:09d}+00:00"
 
     def _refuse(self, problem: str) -> None:
-        node = self.errors
-        for step in self._path[:-1]:
-            node = node.setdefault(step, {})
-            if isinstance(node, list):  # the key above is refused already
-                return
-        texts = node.setdefault(self._path[-1], [])
-        if isinstance(texts, list):
-            texts.append(problem)
+        note_error(self.errors, self._path, problem)
 
 
 def _text_of_float(value: float) -> str:

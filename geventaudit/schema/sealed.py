@@ -21,11 +21,11 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import ValidationError, show
+from .json_safe import MAX_SAFE_INTEGER
+from .values import note_error
 
-__all__ = ["MAX_INTEGER", "sealed_form"]
+__all__ = ["sealed_form"]
 
-MAX_INTEGER = (1 << 53) - 1
-"""The largest integer that a reader with double-precision numbers keeps apart from its neighbours (RFC 7493)."""
 _PLAIN = frozenset({str, bool, type(None)})
 
 
@@ -38,7 +38,7 @@ def sealed_form(data: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in data.items():
         kind = type(value)
         if type(key) is not str or (
-            kind not in _PLAIN and (kind is not int or not -MAX_INTEGER <= value <= MAX_INTEGER)
+            kind not in _PLAIN and (kind is not int or not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER)
         ):
             break
     else:  # the common case
@@ -61,7 +61,7 @@ class _SealedForm:
         if kind is str or kind is bool or value is None:
             return value
         if kind is int:
-            return value if -MAX_INTEGER <= value <= MAX_INTEGER else str(value)
+            return value if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER else str(value)
         if kind is dict:
             return self._mapping(value, path)
         if kind is list:
@@ -84,11 +84,4 @@ class _SealedForm:
         return {key: self.value(data[key], (*path, key)) for key in keys}
 
     def _refuse(self, path: tuple[Any, ...], problem: str) -> None:
-        node = self.errors
-        for step in path[:-1]:
-            node = node.setdefault(step, {})
-            if isinstance(node, list):  # the key above is refused already
-                return
-        texts = node.setdefault(path[-1], [])
-        if isinstance(texts, list):
-            texts.append(problem)
+        note_error(self.errors, path, problem)

@@ -10,7 +10,7 @@ msgpack are known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -30,6 +30,7 @@ __all__ = [
     "exact_datetime",
     "items_of",
     "normal_form",
+    "note_error",
     "surrogate_problem",
     "text_of",
 ]
@@ -297,15 +298,20 @@ class _Walk:
         self._refused += 1
         if self._refused >= MAX_ERRORS:
             self._room = -2  # ends all loops
-        node = self.errors
-        for step in self._path[:-1]:
-            node = node.setdefault(step, {})
-            if isinstance(node, list):  # a refused key, with more to say below it
-                return _REFUSED
-        last = self._path[-1] if self._path else "_schema"
-        if isinstance(texts := node.setdefault(last, []), list):
-            texts.append(problem)
+        note_error(self.errors, self._path or ["_schema"], problem)
         return _REFUSED
+
+
+def note_error(errors: dict[Any, Any], path: Sequence[Any], problem: str) -> None:
+    """Add *problem* to nested error messages. A key that is refused has no messages below it."""
+    node = errors
+    for step in path[:-1]:
+        node = node.setdefault(step, {})
+        if isinstance(node, list):
+            return
+    texts = node.setdefault(path[-1], [])
+    if isinstance(texts, list):
+        texts.append(problem)
 
 
 _REFUSED: Any = object()

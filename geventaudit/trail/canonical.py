@@ -17,7 +17,7 @@ from typing import Any
 from ..encoder.encoding import pack
 from ..errors import show
 from ..records import CallerIdentityType
-from ..schema.sealed import MAX_INTEGER
+from ..schema.json_safe import MAX_SAFE_INTEGER
 
 __all__ = ["BODY_KEYS", "KEY", "NO_MAC", "NotCanonicalError", "canonical_bytes", "canonical_digest"]
 
@@ -87,6 +87,6 @@ def _sorted(value: Any) -> Any:
         return {key: each if type(each) is str else _sorted(each) for key, each in sorted(value.items())}
     if kind is list:
         return [each if type(each) is str else _sorted(each) for each in value]
-    if kind is int and -MAX_INTEGER <= value <= MAX_INTEGER:
+    if kind is int and -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
         return value
     raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")
