@@ -14,6 +14,8 @@ import pytest
 from gevent import monkey, subprocess
 from hypothesis import HealthCheck, settings
 
+from geventaudit.agent import Agent, Received, Refused
+
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # By hand, with --hypothesis-profile=long -o faulthandler_timeout=0: an hour of fuzzing instead of seconds.
 settings.register_profile("long", settings.get_profile("suite"), max_examples=100_000)
@@ -64,6 +66,22 @@ def node_modules(pytestconfig: pytest.Config) -> Callable[[], Path]:
         return folder / "node_modules"
 
     return installed
+
+
+@pytest.fixture
+def got() -> list[Received]:
+    return []
+
+
+@pytest.fixture
+def refused() -> list[Refused]:
+    return []
+
+
+@pytest.fixture
+def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iterator[Agent]:
+    with Agent(socket_path, got.append, on_refused=refused.append) as agent:
+        yield agent
 
 
 # Modules that start processes, break disks, or wait for what takes its time.

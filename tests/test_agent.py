@@ -19,22 +19,6 @@ from geventaudit.agent import Agent, Received, Refused
 from geventaudit.encoder.encoding import encode
 
 
-@pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
-def refused() -> list[Refused]:
-    return []
-
-
-@pytest.fixture
-def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Any:
-    with Agent(socket_path, got.append, on_refused=refused.append) as agent:
-        yield agent
-
-
 def connect(agent: Agent) -> Any:
     if isinstance(agent.address, tuple):
         return socket.create_connection(agent.address, timeout=10)

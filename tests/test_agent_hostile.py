@@ -10,7 +10,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,6 @@ from geventaudit.schema.rules import Text
 HEAD = b"\x93\xaaAsmAuditCP\x91\x92\x05"
 CHUNK = b"\x81\xa5chunk\xa1c"
 ACK = msgpack.packb({"ack": "c"})
-
-
-@pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
-def refused() -> list[Refused]:
-    return []
-
-
-@pytest.fixture
-def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iterator[Agent]:
-    with Agent(socket_path, got.append, on_refused=refused.append) as agent:
-        yield agent
 
 
 def connect(agent: Agent) -> Any:

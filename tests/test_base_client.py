@@ -24,11 +24,6 @@ from geventaudit.agent import Agent, Received
 
 
 @pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
 def agent(socket_path: str, got: list[Received]) -> Any:
     with Agent(socket_path, got.append) as agent:
         yield agent

@@ -47,11 +47,6 @@ QUICK = Backoff(initial=0.01, maximum=0.05)
 
 
 @pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
 def agent(socket_path: str, got: list[Received]) -> Any:
     with Agent(socket_path, got.append) as agent:
         yield agent

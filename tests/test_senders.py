@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +87,6 @@ FRAMES = {
         {"compressed": "gzip"},
     ),
 }
-
-
-@pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
-def refused() -> list[Refused]:
-    return []
-
-
-@pytest.fixture
-def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iterator[Agent]:
-    with Agent(socket_path, got.append, on_refused=refused.append) as agent:
-        yield agent
 
 
 def connect(agent: Agent) -> Any:

@@ -44,11 +44,6 @@ MASTER = bytes(range(32))
 
 
 @pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
-@pytest.fixture
 def agent(socket_path: str, got: list[Received]) -> Iterator[Agent]:
     with Agent(socket_path, got.append) as running:
         yield running

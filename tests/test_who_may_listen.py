@@ -28,11 +28,6 @@ QUICK = Backoff(initial=0.01, maximum=0.05)
 KEY, PASSWORD = "the-secret-key-of-this-test", "the-secret-password-of-this-test"
 
 
-@pytest.fixture
-def got() -> list[Received]:
-    return []
-
-
 def numbers_of(got: list[Received]) -> list[int]:
     return [each.message.record.custom_data["n"] for each in got if isinstance(each.message, Msg)]
 
