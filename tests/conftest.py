@@ -96,10 +96,20 @@ SLOW = {
 }  # fmt: skip
 
 
+# Modules that test commands, other processes, a browser or the source. Patching the tests' own process changes nothing.
+UNPATCHED = {
+    "test_cli", "test_cli_options", "test_cli_spool", "test_cli_trail", "test_examples", "test_layout",
+    "test_pure_python", "test_readme", "test_web_browser",
+}  # fmt: skip
+once = pytest.mark.skip(reason="tests other processes or the source; patching changes neither")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+        if helpers.PATCHED and item.path.stem in UNPATCHED:
+            item.add_marker(once)
 
 
 # Looking through all objects for greenlets takes a while; these open nothing.
