@@ -1,11 +1,11 @@
-"""An examination of the way from this process to its agent, step by step, through the connections of a client.
+"""An examination of the way from this process to its agent, step by step, over the connections of a client.
 
-Each step gives a finding. The first failure ends the examination: the steps after it depend on it. Heartbeats are sent,
-and no records.
+Each step returns a finding. The first failure ends the examination, since later steps depend on earlier ones. Only
+heartbeats are sent, no records.
 
-Over TCP the kernel acknowledges for a process that is stopped, so that nothing written shows that the agent reads. An
-acknowledgement of the Forward protocol does. So does an agent that closes its side after this side has ended writing:
-the end is behind all that was written.
+Over TCP, the kernel acknowledges segments for a stopped process too, so a write does not prove that the agent reads.
+Two things prove it: an acknowledgement of the Forward protocol, and an agent that closes its side after this side has
+ended writing, because the end of the stream comes after all written bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..version import __version__
 __all__ = ["Finding", "Outcome", "examine"]
 
 _MAX_PATH = 107  # bytes of a Unix socket's path on Linux
-_HANG_UP_SECONDS = 0.2  # an agent that refuses a connection, or what it read, is expected to hang up within this
+_HANG_UP_SECONDS = 0.2  # in which an agent hangs up if it refuses a connection or a message
 _WRONG_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 _WRONG_TIME = (9, 10)  # _CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 _C = TypeVar("_C", DomainSocket, TCP)
@@ -56,25 +56,25 @@ _ADVICE_ON_HANGING_UP = (
 
 
 class Outcome(Enum):
-    """How a step went."""
+    """The outcome of a step."""
 
     OK = "ok"
     NOTE = "note"
-    """Nothing that keeps records from arriving, but worth knowing."""
+    """Records arrive, but the finding is worth knowing."""
     FAILED = "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one step: the finding, and advice if something is wrong."""
+    """The result of one step, with advice unless the outcome is OK."""
 
     outcome: Outcome
     text: str
     advice: str = ""
 
 
-class _Failed(Exception):  # noqa: N818  # not an error: a diagnosis
-    """Ends the examination with its last finding."""
+class _Failed(Exception):  # noqa: N818  # a diagnosis, not an error
+    """The last finding of an examination, which ends it."""
 
     def __init__(self, text: str, advice: str) -> None:
         super().__init__(text, advice)
@@ -88,7 +88,7 @@ def examine(
     needs_acks: bool = False,
     **tcp_options: Any,
 ) -> Iterator[Finding]:
-    """Return the findings, each as soon as it is made.
+    """Yield the findings, each as soon as it is made.
 
     :param address: a path, or host and port; None for the path that ``DomainSocket()`` uses.
     :param timeout: seconds for each answer of the agent.
@@ -114,7 +114,7 @@ def examine(
         )
     except _Failed as failed:
         yield failed.finding
-    except OSError as error:  # it was there a moment ago
+    except OSError as error:  # a file that existed a moment ago has gone
         yield Finding(Outcome.FAILED, str(error), "something changed meanwhile: look once more")
 
 
@@ -162,7 +162,7 @@ def _place(path: str) -> Iterator[Finding]:
 
 
 def _advice_on_intruder(path: str) -> str:
-    """Return the advice on something that is no socket, in the agent's place. It may be someone's only copy."""
+    """Return the advice on a file or folder in the agent's place. It may be valuable, so do not advise to delete it."""
     if os.path.isdir(path):
         return (
             "a folder is in the agent's place: a container runtime makes one if the file to be mounted is missing. If "
@@ -285,7 +285,7 @@ def _advice_on_silence(connection: DomainSocket | TCP) -> str:
 def _is_stopped(process: int) -> bool:
     try:
         with open(f"/proc/{process}/stat") as file:
-            # The state is behind the name, which is in brackets and may hold anything.
+            # The state follows the name, which is in brackets and may hold any character.
             return file.read().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
         return False
@@ -295,7 +295,7 @@ def _is_stopped(process: int) -> bool:
 def _connected(connect: Callable[[], _C], answers: Callable[[], bool] = lambda: False) -> Iterator[_C]:
     """Connect, or fail with advice.
 
-    :param answers: called if connecting took too long. Return True if the address itself can be reached.
+    :param answers: called if connecting took too long. Returns True if the address itself accepts connections.
     """
     try:
         connection = connect()
@@ -311,7 +311,7 @@ def _connected(connect: Callable[[], _C], answers: Callable[[], bool] = lambda: 
 
 
 def _answers_a_connection(address: tuple[str, int], timeout: float) -> bool:
-    """Return True if the address accepts a TCP connection, which the kernel does for a process that is stopped."""
+    """Return True if the address accepts a TCP connection. The kernel does so for a stopped process too."""
     try:
         gsocket.create_connection(address, timeout).close()
     except OSError:
@@ -389,10 +389,10 @@ def _listener(connection: DomainSocket) -> str:
 
 
 def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
-    """Send a heartbeat. Return True if it is delivered in time; fail if the agent hangs up or answers nonsense."""
+    """Send a heartbeat. Return True if it is delivered in time; fail if the agent hangs up or its answer is invalid."""
     broken = gevent.spawn(_how_it_breaks, connection)
     try:
-        # A refusal that is on its way is a better reason than the write that it makes fail.
+        # Wait for a refusal first: its text is a better reason than that of a failed write.
         broken.join(min(_HANG_UP_SECONDS, timeout))
         if not broken.ready():
             connection.write([_heartbeat(connection.name)])
@@ -410,9 +410,9 @@ def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
 
 
 def _closes_after_the_end(connection: TCP, timeout: float) -> bool:
-    """End writing. Return True if the agent, having read everything, closes its side in time; fail if it resets.
+    """End writing. Return True if the agent reads everything and closes its side in time; fail if it resets.
 
-    This is about the end of the TCP connection, with TLS too: an agent may answer the end by an alert.
+    With TLS too, this is the end of the TCP connection: an agent may answer the end by an alert.
     """
     deadline = Deadline(timeout)
     with gsocket.socket(fileno=os.dup(connection.fileno())) as sock:
@@ -430,7 +430,7 @@ def _closes_after_the_end(connection: TCP, timeout: float) -> bool:
 
 
 def _how_it_breaks(connection: DomainSocket | TCP) -> ConnectionFailedError | None:
-    """Return the error of wait_broken(). If it were raised here, gevent would print it."""
+    """Return the error of wait_broken(). gevent would print an exception of this greenlet."""
     try:
         connection.wait_broken()
     except ConnectionFailedError as error:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of the output has gone. Keep the interpreter from complaining once more at exit.
+        # The reader of the output has gone. Prevent a second error at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nowhere() -> TextIO:
-    # Stays open until the process ends.
+    # Open until the process ends.
     return open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
 
 
