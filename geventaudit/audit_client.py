@@ -276,7 +276,8 @@ class AuditClient:
         if self._life.thread.hub is None and not self._has_warned:
             self._has_warned = True
             logger().warning(
-                "%r: its own thread, which constructed it, has not used it yet; records of other threads wait for that",
+                "%r: the thread that constructed the client has not used it yet; records of other threads wait until "
+                "then: call send() or connect() in that thread",
                 self,
             )
 

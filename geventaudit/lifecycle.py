@@ -416,8 +416,8 @@ def check_may_wait(call: str) -> None:
     """
     if not workers.may_wait():
         raise WouldBlockError(
-            f"{call} would have to wait, and in the hub, as in a signal handler of an idle process, nothing may: "
-            "spawn a greenlet for it"
+            f"{call} would have to wait, which is forbidden in the hub (also in a signal handler of an idle process): "
+            "spawn a greenlet for the call"
         )
 
 

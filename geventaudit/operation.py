@@ -96,7 +96,7 @@ class Operation:
         :raises TypeError: *function* is asynchronous, a class, a static or class method, or not callable.
         """
         if isinstance(function, staticmethod | classmethod):
-            raise TypeError(f"the decorator of an operation stands below @{type(function).__name__}, not above it")
+            raise TypeError(f"put the decorator of an operation below @{type(function).__name__}, not above it")
         if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in _called(function)):
             raise TypeError(f"{show(function)} is asynchronous: asyncio is out of scope")
         if not callable(function) or isinstance(function, type):
@@ -173,7 +173,7 @@ def _text_of(error: BaseException) -> str:
     try:
         message = str(error)
     except Exception as second:  # __str__ may be user code
-        message = f"(its message cannot be had: {type(second).__name__})"
+        message = f"(its __str__ raised {type(second).__name__})"
     if len(message) > _MAX_MESSAGE:
         message = message[:_MAX_MESSAGE] + "..."
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__

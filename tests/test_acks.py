@@ -188,7 +188,7 @@ def test_an_agent_that_answers_nonsense(socket_path: str) -> None:
         client = Client(lambda: DomainSocket(socket_path, require_ack=True), backoff=QUICK)
         client.send(message(1))
         lost = next(each for each in client.notify() if each.kind is NotificationKind.CONNECTION_LOST)
-        assert "what the agent answers is wrong" in str(lost.error)
+        assert "the agent's answer is invalid" in str(lost.error)
         client.close(timeout=0)
 
 

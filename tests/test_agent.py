@@ -224,7 +224,7 @@ def test_restart_on_the_same_address(got: list[Received], folder: Path) -> None:
             connect(agent).close()
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "link that leads nowhere"])
+@pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
 def test_what_is_no_socket_is_not_taken_for_one(socket_path: str, what: str) -> None:
     path = Path(socket_path)
     {"file": path.touch, "folder": path.mkdir}.get(what, lambda: path.symlink_to("/nowhere"))()
@@ -286,7 +286,7 @@ def test_the_socket_file(socket_path: str, folder: Path) -> None:
 
 
 def test_starting_twice(agent: Agent) -> None:
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="already running"):
         agent.start()
     agent.stop()
     agent.stop()

@@ -416,7 +416,7 @@ def test_an_idle_connection_is_closed(
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent.counts.idle == 2
     assert len(got) == (6 if kind == "tcp" else 5)
-    assert "nothing came for 0.1 seconds" in caplog.text
+    assert "no data for 0.1 seconds" in caplog.text
     assert agent.counts.turned_away == agent.counts.broken_streams == 0
 
 

@@ -259,7 +259,7 @@ def test_a_command_that_names_no_agent_is_told_how(folder: Path) -> None:
         pytest.skip("an agent has its socket at the usual path")
     status, out, err = run("send", "-", cwd=folder)
     assert (status, out) == (2, "")
-    assert err.endswith("; say where the agent listens: --unix PATH or --tcp HOST:PORT\n")
+    assert err.endswith("; give the address of the agent: --unix PATH or --tcp HOST:PORT\n")
 
 
 def test_a_file_that_is_not_there_while_the_agent_is(listening: Any, socket_path: str) -> None:
@@ -289,7 +289,7 @@ def test_sending_ends_where_there_is_no_room(socket_path: str, folder: Path) -> 
     assert (status, delivered, refused) == (1, 0, 0)
     assert 2048 < left < 4000
     assert err.count("the queue is full (2048 records)") == 2, "the client's word, and the line's"
-    assert f"stopped at line {left} of {file}: what follows was not sent\n" in err
+    assert f"stopped at line {left} of {file}: the following lines were not sent\n" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -304,7 +304,7 @@ def test_sending_that_is_told_to_stop_says_what_it_did(
         sending.wait(timeout=30)
         out, err = sending.stdout.read(), sending.stderr.read()
     assert (sending.returncode, out) == (1, b"2 delivered, 0 not delivered, 0 refused\n")
-    assert err == b"stopped at line 2 of -: what follows was not sent\n"
+    assert err == b"stopped at line 2 of -: the following lines were not sent\n"
 
 
 def test_ctrl_c_prints_no_traceback(folder: Path) -> None:
@@ -682,7 +682,7 @@ def test_the_timeout_holds_for_connecting_too(socket_path: str) -> None:
         filler.connect(socket_path)
         status, _, err = run("send", "-", "--unix", socket_path, "--timeout", "0.2", given=lines(GOOD))
     assert status == 2
-    assert "accepted nobody for 0.2 seconds" in err
+    assert "accepted no connection for 0.2 seconds" in err
 
 
 def test_an_output_that_cannot_show_everything(socket_path: str, folder: Path) -> None:

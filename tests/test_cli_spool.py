@@ -163,7 +163,7 @@ def test_all_folders_of_a_template(folder: Path) -> None:
 def test_a_template_that_no_folder_fits(folder: Path) -> None:
     template = str(folder / "audit-{pid}")
     for action in ("list", "show", "drain"):
-        assert run("spool", action, template) == (0, "", f"geventaudit: no folder of this user fits {template}\n")
+        assert run("spool", action, template) == (0, "", f"geventaudit: no folder of this user matches {template}\n")
 
 
 def test_delivered_records_are_not_shown(folder: Path) -> None:
@@ -491,7 +491,7 @@ def test_what_is_no_spool(folder: Path, action: str) -> None:
             b"SQLite format 3\0 and so on",
             "is a spool of an earlier version (SQLite); drain it",
         ),
-        ("empty", "folder", "is no spool: it has neither a lock file nor segments"),
+        ("empty", "folder", "is not a spool: it has neither a lock file nor segments"),
         ("link", "link", "is a symbolic link; give the folder itself"),
     ]:
         path = folder / name
@@ -508,7 +508,7 @@ def test_what_is_no_spool(folder: Path, action: str) -> None:
     assert list((folder / "empty").iterdir()) == []
     status, out, err = run("spool", action, str(folder / "empty"))
     assert (status, out) == (2, "")
-    assert err == f"geventaudit: {folder}/empty is no spool: it has neither a lock file nor segments\n"
+    assert err == f"geventaudit: {folder}/empty is not a spool: it has neither a lock file nor segments\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
@@ -525,7 +525,7 @@ def test_a_spool_of_another_user(folder: Path) -> None:
     [
         (["nonsense"], "nonsense"),
         (["list"], "PATH"),
-        (["list", "audit-{Pid}"], "argument PATH: path may have no other braces than {pid}'s"),
+        (["list", "audit-{Pid}"], "argument PATH: path must have no braces other than {pid}"),
         (["show", "{pid}/audit"], "path may have one {pid}, in the folder's name"),
         (["list", "/nonexistent/audit-{pid}"], "there is no folder /nonexistent"),
         (["drain", "x", "--unix", "a", "--tcp", "h:1"], "not allowed with"),

@@ -282,7 +282,7 @@ def test_a_full_backlog_is_waited_for(socket_path: str) -> None:
         listener.listen(0)
         first = DomainSocket(socket_path)  # fills the backlog
         began = time.monotonic()
-        with pytest.raises(ConnectionFailedError, match=r"accepted nobody for 0\.2 seconds"):
+        with pytest.raises(ConnectionFailedError, match=r"accepted no connection for 0\.2 seconds"):
             DomainSocket(socket_path, timeout=0.2)
         assert time.monotonic() - began < 10
         second = gevent.spawn(DomainSocket, socket_path, timeout=10)
@@ -327,7 +327,7 @@ def test_names_resolve_without_stopping_the_hub() -> None:
 
 def test_noop_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "geventaudit"), NoOp() as connection:
-        assert "go nowhere" in caplog.text
+        assert "are discarded" in caplog.text
         assert isinstance(connection, Connection)
         connection.write([b"a", b"b"])
         assert connection.delivered() == 2

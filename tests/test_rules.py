@@ -80,7 +80,7 @@ def test_all_errors_at_once_by_wire_path() -> None:
     assert messages["OperationCategories"][1][0].startswith("must be one of UnknownOperationCategory, OCOther, ")
     assert messages["OperationResultDescription"] == ["is required with the result Failure"]
     assert messages["CallerIpAddress"] == [
-        "must not be a loopback address (fill_unknown(record) puts another there), got '127.0.0.1'"
+        "must not be a loopback address (fill_unknown(record) replaces it), got '127.0.0.1'"
     ]
     assert messages["CallerAgent"] == ["is required"]
     assert messages["CallerAccessLevels"] == {1: ["must not be blank"]}
@@ -497,5 +497,5 @@ def test_a_part_of_a_record_is_refused_with_the_reason(call: str) -> None:
 def test_a_part_of_a_nested_schema_is_refused_with_the_reason(options: dict[str, Any]) -> None:
     from geventaudit.schema.rules import TargetResourceSchema
 
-    with pytest.raises(TypeError, match=r"these differ: .*only, exclude and dump_only leave fields out"):
+    with pytest.raises(TypeError, match=r"these differ: .*only, exclude and dump_only remove fields"):
         TargetResourceSchema(**options)

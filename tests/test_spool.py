@@ -389,8 +389,6 @@ def test_a_full_spool_refuses(folder: Path, mode: Any) -> None:
                 client.send(message(number))
                 accepted += 1
                 gevent.sleep(0)
-                if accepted == 60:  # 50 are on the queue, and there is little room while the folder is being opened
-                    eventually(lambda: list((folder / "spool").glob("*.seg")))
 
         with pytest.raises(QueueFullError, match="spool"):
             send_on()
@@ -425,7 +423,7 @@ def test_the_disk_is_given_back(folder: Path, mode: Any) -> None:
     [
         ({"path": "/"}, "the name of a folder"),
         ({"path": "/var/{pid}/x"}, r"one \{pid\}"),
-        ({"path": "/var/{pdi}"}, r"no other braces than \{pid\}'s, got '/var/\{pdi\}'"),
+        ({"path": "/var/{pdi}"}, r"no braces other than \{pid\}, got '/var/\{pdi\}'"),
         ({"path": "~/x"}, "expanduser"),
         ({"max_bytes": 0}, "max_bytes must be"),
         ({"mode": "sometimes"}, "mode must be"),

@@ -241,7 +241,7 @@ def test_acknowledging_or_not() -> None:
 
 def test_an_error_of_the_agent_is_raised_where_it_was_asked() -> None:
     with AuditAgent() as agent:
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="already running"):
             agent.start()
         address = agent.address
     with pytest.raises(RuntimeError, match="does not run any more"):

@@ -78,7 +78,7 @@ class Link:
         if settings.ssl is None and settings.shared_key is None:
             return data
         too_slow = HandshakeError(
-            f"no TLS or handshake in {settings.stall_timeout} seconds"
+            f"the TLS or Forward handshake was not complete after {settings.stall_timeout} seconds"
         )
         try:
             with gevent.Timeout(settings.stall_timeout, too_slow):
@@ -94,7 +94,7 @@ class Link:
                 if settings.shared_key is not None:
                     data = self._shake_hands(AgentSide(_hostname(), settings.shared_key, settings.users))
         except OSError as error:
-            raise HandshakeError(f"no TLS or handshake: {error}") from None
+            raise HandshakeError(f"the TLS or Forward handshake failed: {error}") from None
         return data
 
     def _shake_hands(self, side: AgentSide) -> bytes:

@@ -76,7 +76,7 @@ def _listen_unix(path: str) -> Any:
         except OSError as error:
             if error.errno == errno.EADDRINUSE and not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
                 link = os.path.islink(path) and not os.path.exists(path)
-                what = "link that leads nowhere" if link else "folder" if os.path.isdir(path) else "file"
+                what = "dangling link" if link else "folder" if os.path.isdir(path) else "file"
                 raise OSError(error.errno, f"a {what} is there, and no socket: {path}") from None
             if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
                 # Python's own error for a path that is too long has neither errno nor strerror.

@@ -89,7 +89,7 @@ class Agent:
             raise TypeError(f"on_message must be callable, got {show(on_message)}: pass a function of a message")
         if on_refused is not None and not callable(on_refused):
             raise TypeError(
-                f"on_refused must be callable, got {show(on_refused)}: pass a function of what is refused"
+                f"on_refused must be callable, got {show(on_refused)}: pass a function of a refused message"
             )
         check_context(ssl)
         check_seconds("stall_timeout", stall_timeout)
@@ -122,7 +122,7 @@ class Agent:
         :raises OSError: the address cannot be used, or another agent listens there.
         """
         if self._server is not None:
-            raise RuntimeError("the agent runs already")
+            raise RuntimeError("the agent is already running")
         listener = listen(self.address)
         if isinstance(self.address, tuple):
             self.address = (self.address[0], listener.getsockname()[1])
@@ -317,7 +317,7 @@ class Agent:
                 self._hold(link, decoder.unfinished)
         except IdleError:
             self._reception.counts.idle += 1
-            link.end = f"nothing came for {self._settings.idle_timeout} seconds"
+            link.end = f"no data for {self._settings.idle_timeout} seconds"
             _log.info("closed a connection: %s", link.end)
             # Read until the sender hangs up: over TCP, the kernel has acknowledged its data.
             link.end_writing()
@@ -327,7 +327,7 @@ class Agent:
             link.end = "the sender hung up"
         if decoder.unfinished:
             self._reception.counts.half_frames += 1
-            link.end = f"the sender hung up in the middle of a frame, {decoder.unfinished} bytes of it came"
+            link.end = f"the sender hung up in the middle of a frame, after {decoder.unfinished} bytes of it"
             _log.info("closed a connection: %s", link.end)
 
     def _take(self, data: bytes, decoder: Decoder, link: Link) -> int:

@@ -245,7 +245,7 @@ def unreachable(error: ConnectionFailedError, arguments: argparse.Namespace) -> 
     elif arguments.unix:
         where = f" --unix {shlex.quote(arguments.unix)}"
     else:
-        return CommandError(f"{error}; say where the agent listens: --unix PATH or --tcp HOST:PORT")
+        return CommandError(f"{error}; give the address of the agent: --unix PATH or --tcp HOST:PORT")
     return CommandError(f"{error}; to find the reason: geventaudit doctor{where}")
 
 

@@ -75,7 +75,7 @@ def send(arguments: argparse.Namespace) -> int:
     # Includes the line that waited for room when the signal arrived.
     left = undelivered + tally.begun - tally.good - tally.bad
     if not whole:
-        Progress.say(f"stopped at line {tally.line} of {arguments.file}: what follows was not sent", sys.stderr)
+        Progress.say(f"stopped at line {tally.line} of {arguments.file}: the following lines were not sent", sys.stderr)
     print(f"{tally.good - undelivered} delivered, {left} not delivered, {tally.bad} refused")
     return 1 if tally.bad or left or not whole else 0
 

@@ -206,7 +206,7 @@ def _folders(spool: Spool) -> list[str]:
         raise CommandError(f"there is no folder {parent}")
     paths = orphans(spool.absolute_path)
     if not paths:
-        complain(f"no folder of this user fits {spool.absolute_path}")
+        complain(f"no folder of this user matches {spool.absolute_path}")
     return paths
 
 
@@ -223,7 +223,7 @@ def _view(path: str) -> FolderView:
         raise _cannot_open(path, error) from None
     if not view.is_spool:
         view.close()
-        raise SpoolError(f"{path} is no spool: it has neither a lock file nor segments")
+        raise SpoolError(f"{path} is not a spool: it has neither a lock file nor segments")
     return view
 
 
@@ -254,7 +254,7 @@ def _received(frame: bytes) -> Received:
     (entry,) = entries
     message = message_of(frames[0].tag, entry.body)
     if not isinstance(message, Msg):
-        raise FrameError(f"is no record: {type(message).__name__}")
+        raise FrameError(f"is not a record: {type(message).__name__}")
     return Received(message, entry.time, entry.body.get("env_ikey"))
 
 
@@ -285,7 +285,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     action(
         "list",
         _list,
-        "print a JSON line for each folder and segment, also of a process that is alive; changes nothing",
+        "print a JSON line for each folder and segment, also of a live process; changes nothing",
         """\
   geventaudit spool list /var/lib/app/audit
   geventaudit spool list '/var/lib/app/audit-{pid}'""",
@@ -293,7 +293,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     action(
         "show",
         _show,
-        "print the undelivered records as JSON lines, also of a process that is alive; changes nothing",
+        "print the undelivered records as JSON lines, also of a live process; changes nothing",
         """\
   geventaudit spool show /var/lib/app/audit
   geventaudit spool show '/var/lib/app/audit-{pid}' > undelivered.jsonl""",
@@ -301,7 +301,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     deliver = action(
         "drain",
         _drain,
-        "deliver what a dead process left, oldest first, then remove the folder",
+        "deliver the records of a dead process, oldest first, then remove the folder",
         """\
   geventaudit spool drain /var/lib/app/audit --unix /run/audit/agent.sock
   geventaudit spool drain '/var/lib/app/audit-{pid}' --tcp agent.example.com:24224 --tls --require-ack""",

@@ -189,7 +189,7 @@ class GivenConnector:
         self.is_over = False
         self.given = None
         self.error = ConnectionFailedError(
-            "the connection is the parent process's; reset() gives this one its own"
+            "the connection belongs to the parent process; give this process its own by reset()"
         )
         self._is_given = Event()
 

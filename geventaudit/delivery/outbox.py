@@ -205,7 +205,7 @@ class Outbox:
                 if store is None:
                     raise
         if store.is_always and not may_wait():
-            raise SpoolError("the record has to be on disk before send() returns, and here nothing may wait")
+            raise SpoolError("the record has to be on disk before send() returns, and waiting is forbidden here")
         return store.add(frame)
 
     def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Pending | None:

@@ -18,7 +18,7 @@ from .decoding import AckDecoder
 __all__ = ["MAX_STRANGERS", "AckWindow", "ack_of"]
 
 MAX_STRANGERS = 10_000
-"""The most acknowledgements in a row of chunks that do not wait for one."""
+"""The most unknown or repeated acknowledgements in a row."""
 
 
 class AckWindow:
@@ -81,7 +81,7 @@ class AckWindow:
             return
         self._strangers += 1
         if self._strangers > MAX_STRANGERS:
-            raise FrameError(f"{MAX_STRANGERS} acknowledgements in a row of chunks that do not wait for one")
+            raise FrameError(f"{MAX_STRANGERS} unknown or repeated acknowledgements in a row")
 
     def waiting_since(self) -> float | None:
         """Return the time at which the oldest unacknowledged message was written; None if all are acknowledged."""

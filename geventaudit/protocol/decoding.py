@@ -392,7 +392,7 @@ def _option_of(packed: bytes, offset: int) -> dict[Any, Any]:
     reader = ValueReader(len(packed), offset)
     option = reader.read(packed)
     if reader.problem:
-        raise FrameError(f"the option is wrong: {reader.problem}", offset)
+        raise FrameError(f"the option is invalid: {reader.problem}", offset)
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
     if option is None:

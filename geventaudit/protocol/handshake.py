@@ -77,7 +77,7 @@ class ClientSide:
         :raises HandshakeError: *helo* is not a HELO.
         """
         if not (isinstance(helo, list) and len(helo) == 2 and helo[0] == "HELO" and isinstance(helo[1], dict)):
-            raise HandshakeError("the agent's first words are no HELO")
+            raise HandshakeError("the agent's first message is not a HELO")
         self._nonce = _bytes(helo[1].get("nonce", b""), "nonce")
         auth = _bytes(helo[1].get("auth") or b"", "salt for users")
         # A salt does not mean that the agent has users: Fluent Bit always sends one.
@@ -98,7 +98,7 @@ class ClientSide:
         :raises HandshakeError: the agent refuses this side, or does not know the key.
         """
         if not (isinstance(pong, list) and len(pong) == 5 and pong[0] == "PONG"):
-            raise HandshakeError("the agent answers no PONG")
+            raise HandshakeError("the agent's answer to the PING is not a PONG")
         _, accepted, reason, hostname, digest = pong
         if accepted is not True:
             words = reason if isinstance(reason, str) and reason.isprintable() else "without a reason"
@@ -106,7 +106,7 @@ class ClientSide:
             raise HandshakeError(f"the agent refuses: {words[:200]}{hint if 'password' in words else ''}")
         name = _bytes(hostname, "host name")
         if name == self._hostname.encode():
-            raise HandshakeError("the agent calls itself by this side's name; it may be sending back what it was sent")
+            raise HandshakeError("the agent has the name of this client; it may only send back the received bytes")
         expected = _digest(self._salt.encode(), name, self._nonce, self._key)
         if not _same(digest, expected):
             raise HandshakeError("the agent does not know the shared key")
@@ -135,7 +135,7 @@ class AgentSide:
         :raises HandshakeError: *ping* is not a PING.
         """
         if not (isinstance(ping, list) and len(ping) == 6 and ping[0] == "PING" and isinstance(ping[1], str)):
-            raise HandshakeError("the answer to HELO is no PING")
+            raise HandshakeError("the answer to the HELO is not a PING")
         _, hostname, salt, digest, username, password = ping
         salted = _bytes(salt, "salt")
         reason = ""

@@ -45,7 +45,7 @@ def _canonical_address(text: str) -> tuple[str, str | None]:
     problem = None
     for kind in ("unspecified", "loopback", "multicast"):
         if getattr(plain, f"is_{kind}"):
-            hint = "" if kind == "multicast" else " (fill_unknown(record) puts another there)"
+            hint = "" if kind == "multicast" else " (fill_unknown(record) replaces it)"
             problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address{hint}, got {show(text)}"
     return bare + percent + zone, problem
 

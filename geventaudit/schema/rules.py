@@ -100,9 +100,8 @@ class _TypedSchema(marshmallow.Schema):
             raise TypeError(f"{name} is for one whole {described}: partial has no meaning for an audit record")
         if strange := set(self.load_fields) ^ {field.name for field in dataclass_fields(self.describes)}:
             raise TypeError(
-                f"{name} must load the fields of a {described}, neither more nor less; these differ: "
-                f"{', '.join(sorted(strange))} (more belongs into custom_data; only, exclude and dump_only leave "
-                "fields out, without which no record can be sent)"
+                f"{name} must load exactly the fields of a {described}; these differ: {', '.join(sorted(strange))} "
+                "(put other data into custom_data; only, exclude and dump_only remove fields that a record needs)"
             )
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:

@@ -57,9 +57,9 @@ class Spool:
         if "{pid}" in folder or name.count("{pid}") > 1:
             raise ValueError(f"path may have one {{pid}}, in the folder's name, got {show(path)}")
         if "{" in name.replace("{pid}", ""):  # a misspelt {pid}: all processes would share the folder
-            raise ValueError(f"path may have no other braces than {{pid}}'s, got {show(path)}")
+            raise ValueError(f"path must have no braces other than {{pid}}, got {show(path)}")
         if folder.startswith("~"):
-            raise ValueError(f"path must be one that needs no shell, got {show(path)}: use os.path.expanduser")
+            raise ValueError(f"path must not begin with ~, got {show(path)}: use os.path.expanduser")
         if not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes must be a whole number of at least 1, got {show(max_bytes)}")
         if mode not in ("overflow", "always"):

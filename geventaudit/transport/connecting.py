@@ -217,7 +217,7 @@ class _Attempt:
             self.state = f"it does not answer the TLS handshake: {_NO_TLS}"
             self._start_tls(target.ssl)
         if target.shared_key is not None:
-            self.state = f"it says no HELO: {_NO_KEY}"
+            self.state = f"it sends no HELO: {_NO_KEY}"
             self._shake_hands(ClientSide(_own_name(), target.shared_key, target.username, target.password))
 
     def _start_tls(self, context: SSLContext) -> None:
@@ -276,10 +276,10 @@ class _Attempt:
             try:
                 send_all(self.sock, TLS_PROBE)
                 if answers_in_tls(self.sock.recv(16)):
-                    return "it says no HELO, and speaks TLS (TCP(..., ssl=...))"
+                    return "it sends no HELO, and speaks TLS (TCP(..., ssl=...))"
             except OSError:  # an agent without TLS hangs up: the probe is not a frame
                 pass
-        return f"it says no HELO: {_NO_KEY}"
+        return f"it sends no HELO: {_NO_KEY}"
 
 
 def _own_name() -> str:

@@ -105,7 +105,7 @@ def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
     """
     if or_none and seconds is None:
         return
-    right = f"{name} must be a number of seconds above 0{', or None for ever' if or_none else ''}"
+    right = f"{name} must be a number of seconds above 0{', or None for no limit' if or_none else ''}"
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{right}, got {show(seconds)}")
     if not seconds > 0 or (or_none and seconds == float("inf")):  # NaN is not above anything

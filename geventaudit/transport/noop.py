@@ -23,7 +23,7 @@ class NoOp(Closing):
     def __init__(self) -> None:
         self._written = 0
         self._closed = Event()
-        logger().warning("audit records go nowhere: the connection is a NoOp; use DomainSocket or TCP for an agent")
+        logger().warning("audit records are discarded: the connection is a NoOp; use DomainSocket or TCP for an agent")
 
     def write(self, frames: Sequence[bytes]) -> None:
         """See :meth:`Connection.write`."""

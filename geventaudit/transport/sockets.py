@@ -209,13 +209,13 @@ class SocketConnection(Closing):
             self._words += data[: MAX_WORDS - len(self._words)]
             if (refusal := refusal_of(self._words)) is not None:
                 self._believed_from = float("inf")
-                event = "refused" if self._acks is None else "what the agent answers is wrong"
+                event = "refused" if self._acks is None else "the agent's answer is invalid"
                 raise ConnectionFailedError(f"{self._where}: {event}: {refusal}")
         if self._acks is not None:
             try:
                 self._acks.feed(data)
             except FrameError as error:
-                raise ConnectionFailedError(f"{self._where}: what the agent answers is wrong: {error}") from error
+                raise ConnectionFailedError(f"{self._where}: the agent's answer is invalid: {error}") from error
 
     def _read_rest(self) -> ConnectionFailedError | None:
         """Read the answers in the socket before it is closed, without waiting.

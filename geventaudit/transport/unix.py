@@ -128,8 +128,8 @@ def check_directories(path: str, where: str) -> None:
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ConnectionFailedError(
-                f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
-                "so anybody can put a socket of their own there"
+                f"{where}: refused: all users can write to {folder}, which has no sticky bit, so that any user can "
+                "replace the socket"
             )
         inner = os.path.join(folder, part)
         if not stat.S_ISLNK(os.lstat(inner).st_mode):
@@ -155,6 +155,6 @@ def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
         if code not in (errno.EAGAIN, errno.EINTR):
             raise OSError(code, os.strerror(code))
         if deadline is not None and monotonic() + pause > deadline:
-            raise OSError(errno.ETIMEDOUT, f"the agent accepted nobody for {timeout} seconds")
+            raise OSError(errno.ETIMEDOUT, f"the agent accepted no connection for {timeout} seconds")
         gevent.sleep(pause)
         pause = min(pause * 2, 0.1)
