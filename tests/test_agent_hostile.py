@@ -106,7 +106,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_with_one_record_costs_that_record(
+def test_an_invalid_record_costs_only_that_record(
     kind: str, agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
     """Not the connection, nor the others in its frame."""

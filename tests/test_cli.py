@@ -110,7 +110,7 @@ def test_check(folder: Path) -> None:
     assert (status, out, err) == (0, "1 valid, 0 refused\n", "")
 
 
-def test_check_refuses_what_is_too_long_to_be_sent(folder: Path) -> None:
+def test_check_refuses_a_message_that_is_too_long(folder: Path) -> None:
     long = {"Type": "ControlPlane", "Record": mapping(CustomData={"text": "x" * (1 << 20)})}
     status, out, err = run("check", "-", given=lines(long, GOOD))
     assert (status, out) == (1, "1 valid, 1 refused\n")
@@ -253,7 +253,7 @@ def test_mistakes_get_one_line_and_status_2(arguments: list[str], words: str, fo
     assert err.count("\n") == 1
 
 
-def test_a_command_that_names_no_agent_is_told_how(folder: Path) -> None:
+def test_the_error_names_the_options_for_an_address(folder: Path) -> None:
     """The usual socket is not there on a developer's machine."""
     if any(os.path.exists(path) for path in MDSD_SOCKETS):
         pytest.skip("an agent has its socket at the usual path")
@@ -293,7 +293,7 @@ def test_sending_ends_where_there_is_no_room(socket_path: str, folder: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sending_that_is_told_to_stop_says_what_it_did(
+def test_send_reports_its_deliveries_after_a_signal(
     listening: Any, socket_path: str, folder: Path, number: int
 ) -> None:
     with command("send", "-", "--unix", socket_path) as sending:
@@ -325,7 +325,7 @@ def test_ctrl_c_prints_no_traceback(folder: Path) -> None:
     assert b"KeyboardInterrupt" not in err
 
 
-def test_nobody_reads_the_output(socket_path: str) -> None:
+def test_a_closed_output_ends_the_command(socket_path: str) -> None:
     read, write = os.pipe()
     with command("listen", "--unix", socket_path, stdout=write) as listening:
         os.close(write)
@@ -472,7 +472,7 @@ def test_follow_waits_for_an_agent_that_is_not_there_yet(socket_path: str, folde
     assert (following.returncode, out) == (0, b"2 delivered, 0 not delivered, 0 refused\n")
 
 
-def test_follow_that_is_told_to_stop_while_it_waits(socket_path: str, folder: Path) -> None:
+def test_follow_counts_the_waiting_line_after_a_signal(socket_path: str, folder: Path) -> None:
     """The line that waited for room is counted too: nothing is called delivered that is not."""
     file = folder / "records.jsonl"
     file.write_bytes(b"")

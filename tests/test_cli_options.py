@@ -445,7 +445,7 @@ def test_listen_writes_json_lines_to_standard_output_and_nothing_else(socket_pat
     assert out.isascii(), "it may be a terminal"
 
 
-def test_nobody_reads_the_json_lines(socket_path: str) -> None:
+def test_a_closed_json_output_ends_the_command(socket_path: str) -> None:
     read, write = os.pipe()
     with command("listen", "--unix", socket_path, "--output", "-", stdout=write) as process:
         os.close(write)

@@ -93,7 +93,7 @@ def live(folder: Path) -> Iterator[Any]:
 # -- list and show -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_process_left(folder: Path) -> None:
+def test_list_shows_the_records_of_a_dead_process(folder: Path) -> None:
     path = folder / "spool"
     fill(path, 30)
     fill(path, 5, first=30)
@@ -215,7 +215,7 @@ def test_a_frame_that_is_no_record_is_named(folder: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_what_is_shown_has_no_control_characters(folder: Path) -> None:
+def test_show_escapes_control_characters(folder: Path) -> None:
     path = folder / "spool"
     client = Client(no_agent, spool=Spool(path))
     client.send(message(operation_name="a\x1b[31m\nb\x9bö"))
@@ -407,7 +407,7 @@ def test_an_agent_that_is_not_there(folder: Path, socket_path: str) -> None:
     assert listed(str(path))[0][0]["undelivered"] == 3
 
 
-def test_what_was_damaged_is_kept_aside(folder: Path, socket_path: str) -> None:
+def test_drain_keeps_damaged_bytes_aside(folder: Path, socket_path: str) -> None:
     path = folder / "spool"
     fill(path, 30)
     segment = max(path.glob("*.seg"), key=lambda each: each.stat().st_size)
@@ -482,7 +482,7 @@ def refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("action", ["list", "show", "drain"])
-def test_what_is_no_spool(folder: Path, action: str) -> None:
+def test_a_path_that_is_not_a_spool_is_refused(folder: Path, action: str) -> None:
     for name, kind, words in [
         ("missing", None, "there is no spool"),
         ("file", b"some text", "is a file; give a folder"),
@@ -538,7 +538,7 @@ def test_mistakes(arguments: list[str], words: str) -> None:
     assert "\n" not in error
 
 
-def test_nobody_reads_the_output(folder: Path) -> None:
+def test_a_closed_output_ends_the_command(folder: Path) -> None:
     path = folder / "spool"
     fill(path, 1000)
     pipeline = f"{shlex.quote(sys.executable)} -X dev -W error -m geventaudit spool show {path} | head -n 1"

@@ -386,7 +386,7 @@ def test_the_default_that_exists_is_taken(folder: Path, monkeypatch: pytest.Monk
     assert findings[-1].outcome is Outcome.OK
 
 
-def test_who_stops_listening_to_it_leaves_nothing_open(folder: Path) -> None:
+def test_an_abandoned_examination_leaves_nothing_open(folder: Path) -> None:
     with reads_nothing(folder) as (_, path):
         examination = examine(path, 30.0)
         next(examination)  # the encoder

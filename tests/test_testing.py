@@ -329,7 +329,7 @@ def busy(agent: AuditAgent) -> Iterator[None]:
 
 @pytest.mark.parametrize("acks", ["acks", "no acks"])
 @pytest.mark.parametrize("sender", ["client", "clients of its own", "process"])
-def test_what_was_sent_just_before_the_block_ends(acks: str, sender: str) -> None:
+def test_messages_sent_just_before_the_block_ends_are_received(acks: str, sender: str) -> None:
     clients: list[Client] = []
 
     def send(number: int, client: Client) -> None:
