@@ -1,9 +1,9 @@
 """An audit trail for gevent services: :meth:`Client.send` never blocks, never lies, and what it accepted arrives.
 
-Read the modules from below: ``records``, ``schema``, ``encoder``, ``protocol``, ``trail``, ``transport``, ``backoff``,
-``notifications``, ``stats``, ``spool``, ``delivery``, ``lifecycle``, ``audit_client``, ``client``; a package says in
-which order to read its modules. ``runtime`` knows what gevent, threads and forks do to all of it. The receiving end is
-``agent``; ``testing`` is for the tests of an audit trail; ``verify`` proves one; ``cli`` is the command line.
+Read the modules bottom up: ``records``, ``schema``, ``encoder``, ``protocol``, ``trail``, ``transport``, ``backoff``,
+``notifications``, ``stats``, ``spool``, ``delivery``, ``lifecycle``, ``audit_client``, ``client``. The docstring of a
+package gives the order of its modules. ``runtime`` handles gevent, threads and forks for all of them. ``agent`` is the
+receiving end, ``testing`` helps to test an audit trail, ``verify`` proves one, and ``cli`` is the command line.
 """
 
 from .audit_client import AuditClient, live_clients

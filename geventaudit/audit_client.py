@@ -1,4 +1,4 @@
-"""The common part of both clients: the way of a message into the outbox, and the list of all clients."""
+"""The base class of both clients, from ``send()`` to the outbox; and the list of all clients."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _MANY_CLIENTS = 16  # live clients from one line of code that are taken for a mi
 class AuditClient:
     """The common part of :class:`~geventaudit.Client` and :class:`~geventaudit.BaseClient`.
 
-    Use it to ask for either: ``isinstance(client, AuditClient)``. It is not constructed by itself.
+    For type checks: ``isinstance(client, AuditClient)``. Do not construct it.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class AuditClient:
         self._spool = spool
         self._counters = counters
         self._notifier = notifier
-        self._has_warned = False  # that records of other threads wait for the client's own
+        self._has_warned = False  # of records of other threads that wait for the client's own thread
         self._life = Lifecycle(
             queue_size=queue_size,
             spool=spool,
@@ -145,8 +145,8 @@ class AuditClient:
         :param timeout: seconds to wait for room on the queue; 0 does not wait, None has no limit. In the hub, as in a
             signal handler of an idle process, nothing waits.
         :raises ValidationError: the message breaks the rules.
-        :raises QueueFullError: there was no room (in that time), or no memory; the message is still the caller's. A
-            :class:`~geventaudit.SpoolError`, which is one, if the spool has to keep the message and cannot.
+        :raises QueueFullError: there was no room (in that time), or no memory; the message is still the caller's. Its
+            subclass :class:`~geventaudit.SpoolError` if the spool has to store the message and cannot.
         :raises ClientClosedError: the client is closing or closed, or the thread that constructed it has ended.
         :raises ConnectionFailedError: the one connection of a :class:`~geventaudit.BaseClient` broke; nothing was
             accepted. A :class:`~geventaudit.Client` does not raise it.
@@ -155,14 +155,14 @@ class AuditClient:
         self._send_carefully(msg, timeout, None)
 
     def _send_carefully(self, msg: Msg | Mapping[str, Any], timeout: float | None, frame: bytes | None) -> None:
-        """Send what the gate left; *frame* is that of *msg* if the gate has made it."""
+        """Send a message that the gate did not accept. *frame* is its frame if the gate has made one."""
         if timeout != 0.0:
             check_timeout(timeout)
         try:
             if forks.under_way:
                 forks.check()
             life = self._life
-            if life.state is _CLOSING or life.state is _CLOSED:  # the rest is checked when the frame is ready
+            if life.state is _CLOSING or life.state is _CLOSED:  # all other states are checked when the frame is ready
                 life.check_accepting()
             if frame is None:
                 frame = self._frame_of(msg)
@@ -179,7 +179,7 @@ class AuditClient:
             refusal = QueueFullError(f"there are not enough resources to accept the message: {show(error)}")
             try:
                 self._note_refusal(refusal)
-            except (OSError, MemoryError, RecursionError):  # the caller learns of it all the same
+            except (OSError, MemoryError, RecursionError):  # the refusal is raised below
                 pass
             raise refusal from error
 
@@ -200,13 +200,14 @@ class AuditClient:
     ) -> Operation:
         """Return a context manager, or decorator, that sends one record when its block ends.
 
-        See :class:`~geventaudit.Operation`. Nothing is validated before the end, so that fields may be added inside.
+        See :class:`~geventaudit.Operation`. The record is validated at the end, so that the block can add fields.
 
-        :param template: what the record begins with: a record, a message, or a mapping by wire names as for ``send``.
-        :param audit_type: the type of the message: without it the template's, or else ``AuditType.CONTROL_PLANE``.
-        :param fields: fields of the record, by their names in :class:`~geventaudit.Record`; they go before the
-            template's.
-        :raises TypeError: for a name that is not a field of a record, or a template that is none.
+        :param template: the first values of the record: a record, a message, or a mapping by wire names as for
+            ``send``.
+        :param audit_type: the type of the message; by default that of the template, or ``AuditType.CONTROL_PLANE``.
+        :param fields: fields of the record, by their names in :class:`~geventaudit.Record`. They replace those of the
+            template.
+        :raises TypeError: a name is not a field of a record, or the template has another type.
         :raises ValidationError: a mapping has not the form of a message.
         """
         if isinstance(template, Mapping):
@@ -220,11 +221,11 @@ class AuditClient:
         return Operation(self._send_or_report, AuditType.CONTROL_PLANE if audit_type is None else audit_type, record)
 
     def _send_or_report(self, msg: Msg) -> Exception | None:
-        """Send, and report a refusal instead of raising it: the caller has other things to raise."""
+        """Send *msg*. Report and return a refusal instead of raising it."""
         try:
             self.send(msg)
         except Exception as error:
-            if type(error) is not QueueFullError:  # send() has notified of that
+            if type(error) is not QueueFullError:  # send() has notified of a full queue
                 self.report(error)
             return error
         return None
@@ -232,8 +233,7 @@ class AuditClient:
     def _accept(self, frame: bytes, timeout: float | None) -> None:
         """Accept *frame*, in the client's own thread."""
         life = self._life
-        # This checks once more whether to accept: a hook may have waited, and the client been closed, or the process
-        # forked, meanwhile.
+        # Check the state again: a hook may have waited, while the client was closed or the process forked.
         sender = life.sender
         if life.state is not _RUNNING or sender is None or not sender.worker.greenlet:
             self._check_accepting()
@@ -276,7 +276,8 @@ class AuditClient:
         if self._life.thread.hub is None and not self._has_warned:
             self._has_warned = True
             logger().warning(
-                "%r: its own thread, which constructed it, has not used it yet; records of other threads wait for that",
+                "%r: the thread that constructed the client has not used it yet; records of other threads wait until "
+                "then: call send() or connect() in that thread",
                 self,
             )
 
@@ -287,8 +288,7 @@ class AuditClient:
     def _frame_of(self, msg: Any) -> bytes | None:
         """Return the frame of *msg*; None if ``before_send`` left it out.
 
-        :raises ValidationError: whatever is wrong with *msg*, and whatever a user's hook, schema or object raises (not
-            a gevent.Timeout or a kill: those are for the caller).
+        :raises ValidationError: *msg* is invalid, or a user's hook, schema or object raised an ``Exception``.
         """
         now = time.time()
         try:
@@ -301,7 +301,7 @@ class AuditClient:
                 msg, was = self._trail.without_old_stamp(msg, self._shape)
             if self._schema is not None:
                 msg = self._schema.load(msg)
-            # The rules of the protocol hold whatever a user's schema and its hooks make of a message.
+            # The rules of the protocol also apply to the result of a user's schema and its hooks.
             frame = self._walker.frame_of(msg, now) or self._encoder.encode(stock_schema().load(msg), now)
             return frame if self._trail is None else self._trail.draft_of(frame, now, was)
         except ValidationError as error:
@@ -318,9 +318,9 @@ class AuditClient:
         """Wait until everything accepted before this call is delivered.
 
         :param timeout: seconds to wait; None for no limit.
-        :returns: True if it is delivered, as far as this kind of connection can know. Records that ``recover`` handed
-            back do not count, nor records of dead processes that a spool sends, nor, before the client closes, records
-            that had been dropped by then.
+        :returns: True if everything is delivered, as far as this kind of connection can know. Records of dead processes
+            in a spool do not count, nor records that ``recover`` handed back, nor, while the client is open, records
+            that were dropped before this call.
         :raises WouldBlockError: in the hub, unless everything is delivered.
         :raises ClientClosedError: the thread that constructed the client has ended, or its hub was destroyed.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
@@ -330,16 +330,17 @@ class AuditClient:
         return self._life.flush(timeout)
 
     def close(self, timeout: float | None = 20.0) -> list[Msg]:
-        """Take no more messages, let the accepted ones drain, and close the connection. Idempotent.
+        """Refuse new messages, drain the accepted ones, and close the connection. Idempotent.
 
-        When the thread that constructed the client has ended, or has destroyed its hub, nothing can be delivered any
-        more: then everything is kept in the spool, or handed back, at once.
+        If the thread that constructed the client has ended, or has destroyed its hub, delivery is impossible. Then all
+        messages are kept in the spool, or handed back, at once.
 
         :param timeout: seconds that draining may take; None for no limit. A spool may take a second more.
         :returns: the messages that were neither delivered nor kept in a spool; each is handed back once. A disk that
-            does not answer in time may keep them all the same, and the next client sends them. In another thread than
-            the client's own, an empty list if that thread does not answer in time: call again.
-        :raises WouldBlockError: in the hub, unless nothing has to wait; nothing is closed. Spawn a greenlet for it.
+            does not answer in time may have kept them too; then the next client sends them. In another thread than the
+            client's own, an empty list if the client's thread does not answer in time: call ``close`` again.
+        :raises WouldBlockError: in the hub, unless nothing has to wait; nothing is closed. Spawn a greenlet for the
+            call.
         :raises TypeError, ValueError: *timeout* is not a number of seconds; nothing is closed.
         """
         check_timeout(timeout)
@@ -347,7 +348,7 @@ class AuditClient:
         return self._life.close(timeout)
 
     def stats(self) -> Stats:
-        """Return the numbers of this client as they are now."""
+        """Return a snapshot of the counters of this client."""
         forks.check()
         return self._life.stats()
 
@@ -366,30 +367,30 @@ class AuditClient:
         return self._notifier.channel()
 
     def report(self, error: BaseException, *, recorded: bool = False) -> None:
-        """Notify, as ``NOT_RECORDED`` and in the log, that something went unrecorded.
+        """Notify, as ``NOT_RECORDED``, and log that an event was not recorded.
 
-        For integrations, which must not raise into the application that they watch. Never waits. Thread-safe.
-        Rate-limited: reports that come more than once a second are counted in ``missed``.
+        For integrations, which must not raise into the application. Never waits. Thread-safe. Rate-limited: at most one
+        notification a second, which counts the suppressed ones in ``missed``.
 
         :param error: the reason. The client itself notifies of a :class:`~geventaudit.QueueFullError`.
-        :param recorded: True if it was recorded without a part of it: notified as ``INCOMPLETE``.
+        :param recorded: True if the event was recorded without one of its parts: notified as ``INCOMPLETE``.
         """
         self._notify(NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED, error)
 
     def _notify(self, kind: NotificationKind, error: BaseException) -> None:
-        """Notify, rate-limited. From any thread."""
+        """Notify, rate-limited. Thread-safe."""
         if self._life.thread.is_current():
             self._notifier.notify_rate_limited(kind, error)
             return
         try:
             self.call_soon(partial(self._notifier.notify_rate_limited, kind, error))
-        except ClientClosedError:  # nothing is left that could read the channel
+        except ClientClosedError:  # the thread of the channel's readers has ended
             logger().warning("%s: %s", kind.value, error)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call *function* in a greenlet of the client's own hub. Thread-safe; never waits.
 
-        For integrations that have to serve a client in its own thread.
+        For integrations that serve a client in its own thread.
 
         :raises ClientClosedError: the thread that constructed the client has ended, or its hub was destroyed.
         """
@@ -442,20 +443,19 @@ _warned: set[tuple[str, int]] = set()
 
 
 def live_clients() -> list[AuditClient]:
-    """Return the clients of this process that are not closed, those included that never sent.
+    """Return the clients of this process that are not closed, also those that never sent, in no particular order.
 
-    For code that ends a process. A forked child has those of its parent, which begin anew there. Starts nothing. In no
-    particular order.
+    For code that ends a process. Starts nothing. A forked child has the clients of its parent, which start anew there.
     """
     while True:
         try:
             return [each for each in _clients if not each.is_closed]
-        except RuntimeError:  # another thread constructed one at this moment
+        except RuntimeError:  # another thread constructed a client at this moment
             continue
 
 
 def _warn_of_many(client: AuditClient) -> None:
-    """Warn once of a line of code that constructs one client after the other, as for each request, and closes none."""
+    """Warn once of a line of code that constructs many clients, such as one for each request, and closes none."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame = frame.f_back

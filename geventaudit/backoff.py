@@ -1,4 +1,4 @@
-"""How long to wait between attempts. Pure: no clock, no sleep."""
+"""Delays between attempts to connect. Pure: no clock, no sleep."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Backoff"]
 
 
 class Backoff:
-    """Delays that grow by a factor up to a maximum, each shifted by chance so that many clients do not come at once.
+    """Delays that grow by a factor up to a maximum, with jitter, so that many clients do not connect at once.
 
     :param initial: seconds before the second attempt (the first is made at once).
-    :param maximum: seconds that no delay exceeds.
-    :param multiplier: by which each delay is longer than the one before; at least 1.
-    :param jitter: the part of a delay by which chance may shorten or lengthen it; 0 to 1.
-    :raises ValueError, TypeError: for anything else.
+    :param maximum: the longest delay in seconds.
+    :param multiplier: the factor from one delay to the next; at least 1.
+    :param jitter: the fraction by which a delay is randomly shortened or lengthened; 0 to 1.
+    :raises ValueError, TypeError: an argument is invalid.
     """
 
     __slots__ = ("initial", "jitter", "maximum", "multiplier")
@@ -44,9 +44,9 @@ class Backoff:
         return f"Backoff({self.initial}, {self.maximum}, {self.multiplier}, {self.jitter})"
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after *failures* failed attempts in a row (1 or more)."""
+        """Return the seconds to wait after *failures* failed attempts in a row (1 or more)."""
         try:
             plain = min(self.initial * self.multiplier ** (failures - 1), self.maximum)
-        except OverflowError:  # a float's exponent ends somewhere; the maximum was reached long before
+        except OverflowError:  # the exponent of a float is limited; the delay reached its maximum long before
             plain = self.maximum
         return min(plain * (1 + self.jitter * random.uniform(-1, 1)), self.maximum)

@@ -28,30 +28,30 @@ __all__ = ["BaseClient", "Client"]
 
 
 class Client(AuditClient):
-    """Sends to an agent that comes and goes. Construct it anywhere, at any time: nothing starts before it is needed.
+    """A client that connects to its agent again and again. Construct it anywhere: nothing starts before its first use.
 
-    :param factory: called without arguments for each connection, in a greenlet of the client's; returns an open one, or
-        raises.
-    :param backoff: the delays between attempts. They begin anew after a connection that delivered something or lived
-        longer than the initial delay; an agent that accepts and hangs up at once is one that fails. An agent that
-        returns to its Unix socket is connected to at once.
+    :param factory: called without arguments for each connection, in a greenlet of the client. Returns an open
+        connection, or raises.
+    :param backoff: the delays between attempts to connect. They start anew after a connection that delivered a frame or
+        lived longer than the initial delay. A connection that the agent closes at once counts as a failed attempt. The
+        client connects at once when the agent's Unix socket appears.
     :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
     :param queue_size: records that may wait to be written; at least 1.
     :param heartbeat_interval: seconds from one heartbeat to the next.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
-    :param max_frame_bytes: a record that needs more is refused.
-    :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param max_frame_bytes: the longest frame; a record that needs more bytes is refused.
+    :param datetimes: the form of times in custom data: ``"extension"`` or ``"text"``.
     :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
         8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
         (extensions, keys that are equal as text).
-    :param before_send: sees each message before it is validated, in the caller's greenlet, and returns the one to send,
-        or None to leave it out. A message given as a mapping comes as a Msg too; invalid values are in it as they are.
-        An exception that the hook raises becomes a ValidationError.
+    :param before_send: called with each message before validation, in the caller's greenlet. Returns the message to
+        send, or None to leave it out. A mapping is converted to a Msg first; its invalid values stay unchanged. An
+        exception of the hook becomes a ValidationError.
     :param stamp: True to number the records: each has its stream, number and time in its custom data, under the key
-        ``geventaudit``. 2,048 bytes of *max_frame_bytes* are kept for it.
+        ``geventaudit``. 2,048 bytes of *max_frame_bytes* are reserved for the stamp.
     :param seal: authenticates each record by a key of its own; implies *stamp*. Custom data is written as text where
-        JSON would change it. The client adds records of its own, its checkpoints, which count as records.
-    :param spool: a disk behind the queue; None for none.
+        JSON would change it. The client adds its own records, the checkpoints, which count as records.
+    :param spool: the disk behind the queue; None for no disk.
     :raises ValueError, TypeError, ValidationError: an argument is invalid.
     """
 
@@ -97,12 +97,12 @@ class Client(AuditClient):
         )
 
     def connect(self, timeout: float = 10.0) -> None:
-        """Wait until there is a connection, to fail at start-up rather than to wait for the agent.
+        """Wait until there is a connection. For services that must fail at start-up if the agent is away.
 
-        The client goes on trying afterwards in any case.
+        The client continues to try after a failure.
 
         :param timeout: seconds; attempts are made according to the backoff meanwhile.
-        :raises ConnectionFailedError: there is none after that time; it says why the last attempt failed.
+        :raises ConnectionFailedError: there is no connection after that time; the error names the last failure.
         :raises WouldBlockError: in the hub, unless there is a connection.
         :raises ClientClosedError: the client is closing or closed.
         :raises TypeError, ValueError: *timeout* is not a number of seconds.
@@ -129,22 +129,22 @@ class Client(AuditClient):
 
 
 class BaseClient(AuditClient):
-    """Sends over one open connection. When it breaks, the client says so and accepts nothing until it is given another.
+    """A client with one open connection. When the connection breaks, ``send`` raises until :meth:`reset` gives another.
 
     :param connection: open; the client closes it.
     :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
     :param queue_size: records that may wait to be written; at least 1.
     :param heartbeat_interval: seconds from one heartbeat to the next.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
-    :param max_frame_bytes: a record that needs more is refused.
-    :param datetimes: how times in custom data are written: ``"extension"`` or ``"text"``.
+    :param max_frame_bytes: the longest frame; a record that needs more bytes is refused.
+    :param datetimes: the form of times in custom data: ``"extension"`` or ``"text"``.
     :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
         8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
         (extensions, keys that are equal as text).
-    :param before_send: sees each message before it is validated and returns the one to send, or None to leave it out.
+    :param before_send: called with each message before validation; see :class:`Client`.
     :param stamp: True to number the records; see :class:`Client`.
     :param seal: authenticates each record; see :class:`Client`.
-    :raises ValueError, TypeError, ValidationError: for parameters that cannot be.
+    :raises ValueError, TypeError, ValidationError: an argument is invalid.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class BaseClient(AuditClient):
 
     @property
     def error(self) -> ConnectionFailedError | None:
-        """The reason for which the connection broke; None while it is in order."""
+        """The reason for which the connection broke; None while the connection is open."""
         return self._connector.error
 
     def _check_accepting(self) -> None:
@@ -195,7 +195,7 @@ class BaseClient(AuditClient):
     def recover(self) -> list[Msg]:
         """Hand back the accepted messages that were not delivered, in their order. Each is handed back once.
 
-        None while the connection is in order: they are still being delivered then.
+        Returns an empty list while the connection is open, since their delivery continues.
         """
         forks.check()
         life = self._life
@@ -209,10 +209,10 @@ class BaseClient(AuditClient):
         return handed_back(frame for _, _, frame in entries)
 
     def reset(self, connection: Connection) -> None:
-        """Go on with another open connection: what is undelivered (and was not recovered) goes first.
+        """Continue with another open connection. Undelivered messages that were not recovered are written first.
 
         :raises ClientClosedError: the client is closing or closed; *connection* is closed too.
-        :raises TypeError: *connection* is none.
+        :raises TypeError: *connection* is not a connection.
         """
         _check(connection)
         forks.check()

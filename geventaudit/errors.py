@@ -1,16 +1,16 @@
-"""What can go wrong, as exceptions; and the log that tells of it.
+"""The exceptions and the logger of the library.
 
 ::
 
     Exception
-     +-- AuditError                     everything this library raises on purpose
+     +-- AuditError                     base class of the errors that this library defines
           +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
           +-- QueueFullError            no room on the queue; the message is still the caller's
           |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has it
           |    +-- SealError            the key of the seal cannot be used, so that no record can be sealed
           +-- ClientClosedError         the client is closing or closed
-          +-- WouldBlockError           the call would have to wait where nothing may wait: in the hub
-          +-- ConnectionFailedError     no connection to the agent, or it broke
+          +-- WouldBlockError           the call would have to wait in the hub, where waiting is forbidden
+          +-- ConnectionFailedError     a connection to the agent could not be made, or it broke
           +-- FrameError                bytes that are not a frame of this protocol
 """
 
@@ -62,17 +62,17 @@ _MAX_NAME = 60  # characters of a field's name in a path
 
 
 def show(value: object) -> str:
-    """*value* for an error message: its repr, short, whatever its ``__repr__`` does."""
+    """Return a short repr of *value* for an error message. Exceptions of ``__repr__`` are caught."""
     try:
         return _repr.repr(value)
-    except Exception:  # reprlib guards objects, but not their keys, nor integers too long to print
+    except Exception:  # reprlib catches those of objects, but not of keys, nor of integers too long to print
         return f"an unprintable {type(value).__name__}"
 
 
 def logger(part: str = "") -> LoggerAdapter[Logger]:
-    """Return the logger ``geventaudit``, or a *part* of it. Its lines begin with the name of the library.
+    """Return the logger ``geventaudit``, or its child *part*. Each line begins with the name of the library.
 
-    logging is loaded with the first call.
+    The first call imports logging.
     """
     import logging
 
@@ -84,17 +84,17 @@ def logger(part: str = "") -> LoggerAdapter[Logger]:
 
 
 class AuditError(Exception):
-    """The root of everything that geventaudit raises on purpose."""
+    """The base class of all errors that this library defines."""
 
 
 class ValidationError(AuditError, marshmallow.ValidationError):
     """A message breaks the rules; nothing was accepted.
 
-    It is a :class:`marshmallow.ValidationError`, so whoever catches that one catches this one.
+    A subclass of :class:`marshmallow.ValidationError`: code that handles that error handles this one.
 
-    ``messages`` is a dict of lists of texts, nested by wire path, as marshmallow makes it:
+    ``messages`` is a dict of lists of texts, nested by wire path, as in marshmallow:
     ``{"TargetResources": {"SubscriptionId": {0: {"Name": ["must not be empty"]}}}}``. ``str(error)`` is the same on one
-    line: ``TargetResources.SubscriptionId[0].Name: must not be empty``. What concerns no single field stands under
+    line: ``TargetResources.SubscriptionId[0].Name: must not be empty``. An error that concerns no single field is under
     ``_schema``.
     """
 
@@ -117,7 +117,7 @@ def flatten(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def count_errors(messages: Any) -> int:
-    """Return how many texts nested *messages* of a ValidationError hold."""
+    """Return the number of texts in the nested *messages* of a ValidationError."""
     if isinstance(messages, Mapping):
         return sum(count_errors(each) for each in messages.values())
     return len(messages) if isinstance(messages, list) else 1
@@ -133,11 +133,11 @@ def _join(path: str, key: object) -> str:
 
 
 class QueueFullError(AuditError):
-    """The queue had no room (within the timeout, where one was given). The message is still the caller's."""
+    """The queue had no room (within the timeout, if one was given). The message is still the caller's."""
 
 
 class SpoolError(QueueFullError):
-    """The spool cannot keep a message: the disk fails, the path is no folder of this user, or another process has it.
+    """The spool cannot store a message: the disk fails, the path is no folder of this user, or another process has it.
 
     ``send`` raises it with ``Spool(..., mode="always")`` only; the message is still the caller's. Code that handles
     :class:`QueueFullError` handles it.
@@ -156,7 +156,7 @@ class ClientClosedError(AuditError):
 
 
 class WouldBlockError(AuditError):
-    """A call would have to wait where nothing may wait, and has changed nothing.
+    """A call would have to wait where waiting is forbidden. The call has changed nothing.
 
     ``flush()``, ``connect()`` and ``close()`` raise it in the hub, where the signal handlers of an idle process run,
     and in a greenlet of the library's own. Spawn a greenlet for the call: ``gevent.spawn(client.close, 5.0)``.
@@ -164,15 +164,15 @@ class WouldBlockError(AuditError):
 
 
 class ConnectionFailedError(AuditError):
-    """No connection could be made, or it broke. The text names the address and the cause.
+    """A connection could not be made, or it broke. The text names the address and the cause.
 
     :param path: the agent's Unix socket, if connecting to it failed. The client watches that path until it is connected
         again.
     :param agent_had_read: True if the agent is known to have read from the connection before it hung up. Only then may
         a record be suspected to be the cause.
-    :param frames_read: how many frames, counted from the first of the connection, the agent had read when it ended the
-        connection in order, without a word; 0 if that is not known. They count as delivered if the agent ends every
-        connection so.
+    :param frames_read: the number of frames, from the first of the connection, that the agent had read when it closed
+        the connection in order and had sent nothing; 0 if unknown. They count as delivered if the agent closes every
+        connection like this.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class ConnectionFailedError(AuditError):
 
 
 def as_connection_error(error: BaseException, what: str) -> ConnectionFailedError:
-    """*error*, whatever it is, as one of a connection: *what* says what happened."""
+    """Return *error* if it is a ConnectionFailedError, else a new one with *error* as its cause."""
     if isinstance(error, ConnectionFailedError):
         return error
     failed = ConnectionFailedError(f"{what}: {error!r}")
@@ -196,7 +196,7 @@ def as_connection_error(error: BaseException, what: str) -> ConnectionFailedErro
 class FrameError(AuditError):
     """Bytes that are not a frame of this protocol.
 
-    ``offset`` counts the bytes from the start of the stream to the frame that is wrong.
+    ``offset`` is the position of the invalid frame, in bytes from the start of the stream.
     """
 
     def __init__(self, reason: str, offset: int = 0) -> None:

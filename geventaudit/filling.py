@@ -1,7 +1,7 @@
-"""What a record lacks, filled in so that it can be sent, and said so.
+"""Placeholders for the missing fields of a record.
 
-What is missing is decided here; what is required is the schema's to say. The rules themselves refuse a record that was
-not filled, so nothing is taken for known that is not.
+A field counts as missing by the checks of this module, and as required by the rules of the schema. The rules refuse a
+record with missing fields: only an explicit call puts placeholders into a trail.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .schema.values import items_of
 __all__ = ["FILLED_KEY", "UNKNOWN", "UNKNOWN_ADDRESS", "fill_unknown"]
 
 UNKNOWN = "Unknown"
-"""What stands where a text was missing."""
+"""The placeholder for a missing text."""
 
 UNKNOWN_ADDRESS = "192.0.0.8"
-"""What stands where an address was missing: the IPv4 dummy address of RFC 7600, which no host has."""
+"""The placeholder for a missing address: the IPv4 dummy address of RFC 7600, which no host has."""
 
 FILLED_KEY = "filled_unknown"
-"""Where custom data lists the fields that were filled, by their paths on the wire."""
+"""The key of the custom data with the list of the filled fields, by their paths on the wire."""
 
 _TEXTS = (
     ("operation_name", "OperationName"),
@@ -42,24 +42,25 @@ _TEXTS = (
     ("caller_agent", "CallerAgent"),
 )
 
-_native_socket = native.original("socket", "socket")  # gevent's would resolve even an address that is one already
-_FAR_AWAY = ((AF_INET, "192.0.2.1"), (AF_INET6, "2001:db8::1"))  # addresses for documentation: by the default route
+# The socket of gevent would resolve numeric addresses too.
+_native_socket = native.original("socket", "socket")
+# Addresses for documentation: packets to them would take the default route.
+_FAR_AWAY = ((AF_INET, "192.0.2.1"), (AF_INET6, "2001:db8::1"))
 
 
 def fill_unknown(record: Record) -> Record:
-    """A copy of *record* with nothing missing; *record* itself when nothing was.
+    """Return a copy of *record* with placeholders for missing fields; *record* itself if none is missing.
 
-    - ``Unknown`` stands where a required text is missing, and, where they are missing as a whole, for categories,
-      identities, access levels and targets.
-    - A caller on this host (a loopback address, which the rules refuse) gets the address that this host uses for
-      others.
-    - A caller whose address is missing or unspecified gets 192.0.0.8, the dummy address, which is nobody's. So does a
-      caller on a host that has no address but loopback.
+    - A missing required text becomes ``Unknown``. Categories, identities, access levels and targets that are missing as
+      a whole get one unknown entry.
+    - A loopback address of the caller, which the rules refuse, becomes the address of this host on its default route.
+    - A missing or unspecified address of the caller becomes 192.0.0.8, the IPv4 dummy address. So does a loopback
+      address on a host without any other address.
 
     ``custom_data["filled_unknown"]`` lists the fields that were filled: ``["CallerIpAddress", "CallerAccessLevels"]``.
-    What is there and wrong stays as it is, for the rules to refuse.
+    A value that is present and invalid stays unchanged, and the rules refuse it.
 
-    :raises TypeError: *record* is no Record.
+    :raises TypeError: *record* is not a Record.
     """
     if not isinstance(record, Record):
         raise TypeError(f"record must be a Record (of a Msg, its record), got {show(record)}")
@@ -78,7 +79,7 @@ def fill_unknown(record: Record) -> Record:
         found: list[str] = []
         try:
             step(changes, found)
-        except Exception:  # a value that cannot be read, which is for the rules to refuse
+        except Exception:  # the value cannot be read: the rules refuse it
             continue
         filled += found
     if filled:
@@ -99,7 +100,7 @@ def _note_filled(custom: Any, changes: dict[str, Any], filled: list[str]) -> Non
 
 
 def _fill_text(record: Record, name: str, path: str, changes: dict[str, Any], filled: list[str]) -> None:
-    if getattr(record, name) in (None, ""):  # 0 is not missing, it is wrong
+    if getattr(record, name) in (None, ""):  # 0 is not missing but invalid
         changes[name] = UNKNOWN
         filled.append(path)
 
@@ -173,7 +174,7 @@ def _fill_targets(targets: Any, changes: dict[str, Any], filled: list[str]) -> N
 
 
 def _without_gaps(items: Any, kind: type[Any], path: str, names: tuple[str, ...], filled: list[str]) -> Any:
-    """*items* with those texts of them that are missing; those that are no *kind* as they are."""
+    """Return *items* with placeholders for missing texts. Items of another class than *kind* stay unchanged."""
     if not isinstance(items, list | tuple):
         return items
     whole = []
@@ -185,7 +186,7 @@ def _without_gaps(items: Any, kind: type[Any], path: str, names: tuple[str, ...]
 
 
 def _address_instead_of(value: Any) -> str | None:
-    """What stands for the caller's address; None where it may stay, or is none at all."""
+    """Return the replacement of a caller's address; None if the address is usable, or invalid."""
     if value is None or value == "":
         return UNKNOWN_ADDRESS
     if not isinstance(value, str | IPv4Address | IPv6Address):
@@ -207,7 +208,10 @@ def _is_nowhere_or_here(text: str) -> tuple[bool, bool]:
 
 
 def _own_address() -> str:
-    """The address that this host uses for others. To be told, a datagram socket is connected; nothing is sent."""
+    """Return the address of this host on its default route; the dummy address if there is none.
+
+    Connects a datagram socket, which sends nothing, and reads its own address.
+    """
     for family, far in _FAR_AWAY:
         try:
             with _native_socket(family, SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""The life of a client: from its first use to close(), in all its forms, and at interpreter exit.
+"""The life of a client, from its first use to ``close()`` or interpreter exit.
 
 ::
 
@@ -76,7 +76,7 @@ class Lifecycle:
         self.thread = HubThread.current()
         """The thread that constructed the client, and owns it."""
         self.inbox = Inbox()
-        """What other threads hand over."""
+        """The frames that other threads hand over."""
         self.outbox: Outbox | None = None
         self.sender: Sender | None = None
         self._queue_size = queue_size
@@ -97,15 +97,15 @@ class Lifecycle:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def check_accepting(self) -> None:
-        """Raise if the client is closing or closed.
+        """Check that the client is neither closing nor closed.
 
-        :raises ClientClosedError: it is.
+        :raises ClientClosedError: the client is closing or closed.
         """
         if self.state is State.CLOSING or self.state is State.CLOSED:
             raise ClientClosedError(f"the client is {self.state.value}")
 
     def check_thread(self) -> None:
-        """Raise if nothing can be delivered any more.
+        """Check that the client's own thread can deliver records.
 
         :raises ClientClosedError: the thread has ended, or its hub was destroyed.
         """
@@ -113,7 +113,7 @@ class Lifecycle:
             raise ClientClosedError(GONE)
 
     def start(self) -> Sender:
-        """Return the sender, started if it was not, or if something killed it. In the client's own thread.
+        """Return the sender; start it if it does not run. In the client's own thread.
 
         Call :meth:`check_accepting` first.
 
@@ -145,14 +145,14 @@ class Lifecycle:
             self.state = State.RUNNING
         if self.state is not State.CLOSED:
             _running.add(self)
-        self.outbox, self.sender = self._parts["parts"]  # last: start() does not repeat the rest
+        self.outbox, self.sender = self._parts["parts"]  # last: start() skips all of this once they are set
 
     def _make_outbox(self) -> Outbox:
         settings = self.inbox, self._queue_size, self._spool, self._counters, self._notifier
         return Outbox(*settings) if self._trail is None else StampedOutbox(self._trail, *settings)
 
     def wake(self) -> None:
-        """Take what other threads handed over. In the hub."""
+        """Take the frames that other threads handed over. In the hub."""
         if self.state is State.NEW:
             self._make_parts()
         if self.sender is not None and self.outbox is not None:
@@ -162,7 +162,7 @@ class Lifecycle:
             self.outbox.wake.set()
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until all that was accepted is delivered; see :meth:`geventaudit.Client.flush`."""
+        """Wait until all accepted records are delivered; see :meth:`geventaudit.Client.flush`."""
         if not self.thread.is_current():
             try:
                 return self.thread.call(partial(self.flush, timeout), timeout, lambda result: None)
@@ -185,11 +185,11 @@ class Lifecycle:
         return self.outbox is None or self.outbox.stream.settled >= self.outbox.last_accepted
 
     def _is_stuck(self) -> bool:
-        """Return True if nothing will be delivered without the caller's help: a base client's connection broke."""
+        """Return True if the connection of a base client broke: delivery needs another one from the caller."""
         return self._connector.is_broken
 
     def stats(self) -> Stats:
-        """Return the numbers of the client as they are now."""
+        """Return a snapshot of the counters of the client."""
         outbox, sender = self.outbox, self.sender
         if outbox is None or sender is None:
             return self._counters.snapshot(queued=len(self.inbox))
@@ -204,7 +204,7 @@ class Lifecycle:
             degraded=not sender.is_connected and self.state is not State.CLOSED,
         )
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- closing -------------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float | None) -> list[Msg]:
         """Close, and return the messages that were neither delivered nor kept; each is returned once.
@@ -212,21 +212,21 @@ class Lifecycle:
         =========  =========================  ==========================================================================
         state      caller                     close()
         =========  =========================  ==========================================================================
-        NEW        the own thread             closes; drains first what other threads handed over
+        NEW        the own thread             closes; drains first the records that other threads handed over
         RUNNING    a greenlet                 drains until *timeout*, then keeps the rest in the spool or returns it
         RUNNING    the hub, or a worker       closes if all is delivered and there is no spool to wait for; else
                                               ``WouldBlockError``, nothing changed
         CLOSING    a greenlet                 waits until the other greenlet has closed, or *timeout*
         CLOSING    the hub, or a worker       ``WouldBlockError``
-        CLOSING    a signal handler, in the   returns []: the greenlet goes on closing afterwards
+        CLOSING    a signal handler, in the   returns []: the greenlet continues to close afterwards
                    greenlet that closes
-        CLOSED     the own thread             returns what was not returned yet
-        any        another thread             has the above done in the hub; returns [] if that does not answer in time
+        CLOSED     the own thread             returns the messages that were not returned yet
+        any        another thread             runs in the hub as above; returns [] if the hub does not answer in time
         any        any, after the thread has  keeps in the spool or returns everything at once
                    ended or destroyed its
                    hub
         any        interpreter exit           closes all clients, 2 s for all of them; see :func:`close_all`
-        CLOSING    a forked child             is CLOSED there: the parent goes on
+        CLOSING    a forked child             is CLOSED there; the parent continues to close
         =========  =========================  ==========================================================================
         """
         if not self.thread.is_alive():
@@ -236,7 +236,7 @@ class Lifecycle:
                 return self.thread.call(partial(self.close, timeout), timeout, self._undelivered.extend)
             except NoAnswerError:
                 return []
-            except ClientClosedError:  # the thread has ended meanwhile
+            except ClientClosedError:  # the client's own thread has ended meanwhile
                 return self._close_without_hub()
         self._close_in_own_thread(timeout)
         return self._hand_back()
@@ -265,12 +265,12 @@ class Lifecycle:
             self._closed.wait(timeout)
 
     def _hand_back(self) -> list[Msg]:
-        """Return what was not handed back yet. From any thread, each message once."""
+        """Return the messages that were not handed back yet, each once. Thread-safe."""
         messages = []
         while self._undelivered:
             try:
                 messages.append(self._undelivered.popleft())
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread took the last one
                 break
         return messages
 
@@ -280,11 +280,11 @@ class Lifecycle:
             self._drain_accepted(deadline)
 
     def _end_stream(self, deadline: Deadline) -> bool:
-        """Put the last checkpoint of a sealed stream; return False if there is none to put."""
+        """Put the last checkpoint of a sealed stream on the queue. Return False if there is none."""
         return isinstance(self.outbox, StampedOutbox) and self.outbox.end(deadline)
 
     def _drain_accepted(self, deadline: Deadline) -> None:
-        # More than once: a record that waited for room when closing began may still get it.
+        # In a loop: a send() that waited for room when closing began may still be accepted.
         while self.state is State.CLOSING and not self._is_settled() and not self._is_stuck():
             if deadline.has_passed() or self.sender is None:
                 break
@@ -292,9 +292,9 @@ class Lifecycle:
             self.sender.flush(deadline.left())
 
     def _finish(self, seconds: float | None) -> None:
-        """Stop the parts, and keep or hand back what is undelivered, in so many seconds (None: no limit)."""
+        """Stop the parts, and keep or hand back the undelivered records within *seconds*; None for no limit."""
         if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
-            return  # closed at interpreter exit; or this is a forked child's copy of the parent's call
+            return  # closed at interpreter exit, or this is a forked child's copy of the parent's call
         self._end_stream(Deadline(0.0))
         self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
         store = self.outbox.store
@@ -312,7 +312,7 @@ class Lifecycle:
         if interruption is not None:
             raise interruption
         if workers.may_wait():
-            self.sender.join(0.1)  # a greenlet that a factory keeps from ending is not waited for
+            self.sender.join(0.1)  # not for long: a factory can keep the greenlet from ending
 
     def _close_without_hub(self) -> list[Msg]:
         waiter = Waiter()
@@ -351,24 +351,24 @@ class Lifecycle:
     def is_drained_elsewhere(self) -> bool:
         """Return True, at interpreter exit, if the hub of another thread has to close this client."""
         if self.thread.is_alive() and self.thread.hub is None:
-            self.thread = HubThread.current()  # its thread has never used the client, and nothing else can drain it
+            self.thread = HubThread.current()  # its own thread has never used the client, so this thread drains it
         return not self.thread.is_current()
 
     def start_closing(self, deadline: Deadline) -> None:
         """Let the hub of another thread close this client, at interpreter exit. Does not wait."""
         try:
             self.thread.post(gevent.spawn, self.close, deadline.left())
-        except ClientClosedError:  # that thread has ended: give_up_at_exit() sees to the rest
+        except ClientClosedError:  # that thread has ended: give_up_at_exit() closes the client
             pass
 
     def close_now(self, deadline: Deadline) -> None:
         """Close at interpreter exit, in the own thread."""
         self.close(deadline.left())
-        if self.state is State.CLOSING:  # by a greenlet that will never run again
+        if self.state is State.CLOSING:  # in a greenlet that never runs again
             self._finish(0.0)
 
     def give_up_at_exit(self, deadline: Deadline) -> None:
-        """Close at interpreter exit, after the hub of another thread has had its time."""
+        """Close at interpreter exit, when the time of the hub of another thread is over."""
         if self.state is State.CLOSED:
             return
         if not self.thread.is_alive():
@@ -383,8 +383,8 @@ class Lifecycle:
             )
 
     def after_fork_in_child(self) -> None:
-        """Start anew, in a forked child: connection, queue, window and counters are the parent's."""
-        if not self.thread.is_current():  # the forking thread is the only one here
+        """Start anew in a forked child: connection, queue, window and counters are the parent's."""
+        if not self.thread.is_current():  # the forking thread is the only one in the child
             self.thread = HubThread.current()
         outbox, sender = self.outbox, self.sender
         self.outbox = self.sender = None
@@ -403,38 +403,38 @@ class Lifecycle:
             outbox.forget()
         if outbox is not None and outbox.store is not None:
             outbox.store.abandon()
-        self._connector.reset()  # after stop(), which ends it
-        # Last: the sender counts what its connection, which is the parent's, has delivered.
+        self._connector.reset()  # after stop(), which ends the connector
+        # Last: sender.stop() counts the deliveries of the parent's connection.
         self._counters.reset()
         self._notifier.forget()
 
 
 def check_may_wait(call: str) -> None:
-    """Raise if the caller must not wait.
+    """Check that the caller may wait.
 
-    :raises WouldBlockError: it must not.
+    :raises WouldBlockError: the caller runs in the hub, or in a greenlet of the library.
     """
     if not workers.may_wait():
         raise WouldBlockError(
-            f"{call} would have to wait, and in the hub, as in a signal handler of an idle process, nothing may: "
-            "spawn a greenlet for it"
+            f"{call} would have to wait, which is forbidden in the hub (also in a signal handler of an idle process): "
+            "spawn a greenlet for the call"
         )
 
 
 # -- interpreter exit --------------------------------------------------------------------------------------------------
 
-_running: set[Lifecycle] = set()  # those that may hold records: they must not be collected
+_running: set[Lifecycle] = set()  # may hold records: must not be garbage-collected
 
 
 def keep_alive(life: Lifecycle) -> None:
-    """Keep *life* until it is closed, since another thread has handed it a record."""
+    """Hold a reference to *life* until it is closed: another thread has handed over a record."""
     _running.add(life)
 
 
 def close_all() -> None:
-    """Close all clients of this process, 2 s for all of them together: the hook at interpreter exit.
+    """Close all clients of this process, within 2 s for all of them. This is the hook at interpreter exit.
 
-    Clients of other threads are closed by their hubs meanwhile, which may take a second more.
+    The hubs of other threads close their clients meanwhile, which may take a second more.
     """
     deadline = Deadline(_EXIT_SECONDS)
     lives = [each for each in forks.registered() if isinstance(each, Lifecycle) and each.state is not State.CLOSED]
@@ -455,5 +455,5 @@ def close_all() -> None:
 def _at_exit(close: Callable[[Deadline], None], deadline: Deadline) -> None:
     try:
         close(deadline)
-    except Exception:  # the others must have their chance
+    except Exception:  # the other clients must be closed too
         logger().exception("a client could not be closed at interpreter exit: call close() before")

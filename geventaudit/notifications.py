@@ -1,8 +1,8 @@
 """Notifications: events in the life of a client, for the application, without waiting for a reader.
 
-``Channel.put`` waits for a reader, so no greenlet calls it here. Notifications go into a bounded backlog. A reader that
-comes takes from there; readers that wait are served by a callback of the hub, where ``put`` does not wait. No greenlet
-stands between, so none has to be stopped, and notifications can still be read after the client is closed.
+``Channel.put`` waits for a reader, so no greenlet calls it here. Notifications go into a bounded backlog. A new reader
+takes from the backlog. Waiting readers are served by a callback of the hub, where ``put`` does not wait. There is no
+greenlet to stop, and notifications can be read after the client is closed.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from .runtime.clock import monotonic
 __all__ = ["BACKLOG", "Notification", "NotificationChannel", "NotificationKind", "Notifier"]
 
 BACKLOG = 64
-"""Notifications that wait for a reader; of more, the oldest are forgotten and counted."""
+"""The most unread notifications. Beyond that, the oldest are dropped and counted."""
 
 LIMIT_SECONDS = 1.0
-"""Seconds between two notifications of a kind that is rate-limited."""
+"""Seconds between two notifications of a rate-limited kind."""
 
 
 class NotificationKind(StrEnum):
-    """What a notification is about."""
+    """The kind of event that a notification reports."""
 
     CONNECTED = "connected"
     """A connection was made: the first, or another after one was lost."""
     CONNECT_FAILED = "connect failed"
-    """An attempt to connect failed; ``error`` says why. The next follows after the backoff."""
+    """An attempt to connect failed; ``error`` is the reason. The next attempt follows after the backoff."""
     CONNECTION_LOST = "connection lost"
-    """The connection broke; ``error`` says why. Nothing that was accepted is lost by it."""
+    """The connection broke; ``error`` is the reason. No accepted record is lost."""
     BEST_EFFORT = "TCP without require_ack is best effort"
-    """Records count as delivered when the kernel of the agent's host has them, and are lost if the agent ends before it
-    reads them. Once, with the first such connection. Give ``TCP(..., require_ack=True)`` for an agent that
-    acknowledges."""
+    """Records count as delivered when the kernel of the agent's host has them. They are lost if the agent ends before
+    it reads them. Use ``TCP(..., require_ack=True)`` if the agent acknowledges. Notified once, for the first such
+    connection."""
     QUEUE_FULL = "queue full"
-    """``send`` refused a message for want of room. Once a second at the most."""
+    """``send`` refused a message because there was no room. At most once a second."""
     NOT_RECORDED = "not recorded"
-    """The record of something that happened could not be made or sent, where nothing is raised for that (an
-    :class:`~geventaudit.Operation`, an integration); ``error`` says why. Once a second at the most."""
+    """A record could not be made or sent, and no exception says so (an :class:`~geventaudit.Operation`, an
+    integration); ``error`` is the reason. At most once a second."""
     INCOMPLETE = "incomplete"
-    """A record was sent without something that should have been in it; ``error`` says without what, and its cause why.
-    Once a second at the most."""
+    """A record was sent without one of its parts; ``error`` names the part, and its cause is the reason. At most once a
+    second."""
     DROPPED = "dropped"
-    """Messages that were accepted were given up; they are in ``undelivered``."""
+    """Accepted messages were given up; they are in ``undelivered``."""
     SPOOL_FAILED = "spool failed"
-    """The spool cannot be used, or files in it are damaged, removed or cut; ``error`` says so. The client goes on."""
+    """The spool cannot be used, or files in it are damaged, removed or truncated; ``error`` is the reason. The client
+    continues to run."""
     SPOOL_RESTORED = "spool restored"
     """The spool can be used again."""
     CLOSED = "closed"
@@ -61,18 +62,18 @@ class NotificationKind(StrEnum):
 
 
 class Notification(NamedTuple):
-    """One event in the life of a client."""
+    """An event in the life of a client."""
 
     time: datetime
-    """When it happened; aware, UTC."""
+    """The time of the event; aware, UTC."""
     kind: NotificationKind
-    """What it is about."""
+    """The kind of the event."""
     error: BaseException | None = None
-    """What went wrong, where something did."""
+    """The reason of a failure; None for other events."""
     undelivered: tuple[Msg, ...] = ()
-    """The messages that were given up, where some were."""
+    """The messages that were given up."""
     missed: int = 0
-    """How many notifications were forgotten, or folded into this one, since the one before it."""
+    """The number of notifications before this one that were dropped or merged into it."""
 
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ else:
 class NotificationChannel(_Channel):
     """The gevent Channel of a client's notifications.
 
-    Iterating over it yields :class:`Notification` objects, and ends when the client is closed and all were read.
+    Iteration yields :class:`Notification` objects, and ends when the client is closed and all of them were read.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -94,8 +95,8 @@ class NotificationChannel(_Channel):
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next :class:`Notification`, or ``StopIteration`` (the class, as in gevent's queues) at the end.
 
-        :param timeout: seconds to wait for one; None for no limit.
-        :raises gevent.queue.Empty: there was none in that time.
+        :param timeout: seconds to wait for a notification; None for no limit.
+        :raises gevent.queue.Empty: there was no notification in that time.
         """
         item = self._notifier.next_item()
         return super().get(block, timeout) if item is None else item
@@ -108,9 +109,9 @@ class NotificationChannel(_Channel):
 
 
 class Notifier:
-    """Takes notifications at once, keeps the newest until they are read, and writes them to the log.
+    """Keeps the newest notifications until they are read, and writes all of them to the log.
 
-    For one hub. The thread of that hub is the only one that calls it.
+    Not thread-safe: only the thread of the hub calls it.
     """
 
     def __init__(self) -> None:
@@ -134,7 +135,7 @@ class Notifier:
     ) -> None:
         """Keep one notification for the readers, and log it. Never waits, never switches to another greenlet.
 
-        It replaces the newest one that was not read, if that is of the same kind and carries no messages.
+        The newest unread notification is replaced if it has the same kind and carries no messages.
         """
         newest = self._backlog[-1] if self._backlog else None
         if newest is not None and newest.kind is kind and not newest.undelivered:
@@ -151,7 +152,7 @@ class Notifier:
             _log(kind, error)
 
     def notify_rate_limited(self, kind: NotificationKind, error: BaseException) -> None:
-        """Notify at most once a second of what may come with every message. The next one counts those in between."""
+        """Notify at most once a second. The next notification counts the suppressed ones."""
         now = monotonic()
         last, missed = self._limited.get(kind, (-LIMIT_SECONDS, 0))
         if now - last < LIMIT_SECONDS:
@@ -161,18 +162,18 @@ class Notifier:
         self.notify(kind, error, missed=missed)
 
     def notify_once(self, kind: NotificationKind) -> None:
-        """Notify of the first event of this kind only."""
+        """Notify if this is the first event of this kind."""
         if kind not in self._limited:
             self._limited[kind] = (monotonic(), 0)
             self.notify(kind)
 
     def forget(self) -> None:
-        """Forget all notifications, in a forked child: they are the parent's."""
+        """Drop all notifications in a forked child: they are the parent's."""
         self._backlog.clear()
         self._limited.clear()
 
     def end(self) -> None:
-        """Let readers get the rest, then the end."""
+        """End the channel once the readers have read the unread notifications."""
         self._has_ended = True
         self._serve_waiting_readers()
 

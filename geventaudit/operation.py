@@ -1,7 +1,7 @@
-"""One record for one block of code, however it ends: what ``client.operation()`` returns.
+"""Operations: one record for one block of code, as returned by ``client.operation()``.
 
-The code inside is what matters; its audit must not change what becomes of it. So whatever the block returns or raises
-is what its caller gets, and a record that the client refuses is counted and told of, not raised.
+The audit of a block must not change its outcome. Its return value or exception reaches the caller unchanged. A record
+that the client refuses is counted and notified, not raised.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _MAX_MESSAGE = 1000  # characters of an exception's message; some carry whole re
 
 
 class Operation:
-    """One block of code and its record; made by :meth:`geventaudit.Client.operation`.
+    """A block of code and its record; made by :meth:`geventaudit.Client.operation`.
 
-    As a context manager, one record is sent when the block ends: ``OperationResult.SUCCESS``, unless the block said
-    otherwise, or ``OperationResult.FAILURE`` with the exception's type and message, whichever it was: a
-    ``gevent.Timeout``, a kill and ``sys.exit()`` too. The exception goes on unchanged::
+    As a context manager, it sends one record when the block ends. The result is ``OperationResult.SUCCESS``, unless the
+    block has set another one. After an exception, the result is ``OperationResult.FAILURE`` with the type and message
+    of the exception; ``gevent.Timeout``, a kill and ``sys.exit()`` included. The exception propagates unchanged::
 
         with client.operation(template, operation_name="RotateKey") as operation:
             version = rotate(vault)
             operation.add(custom_data={"version": version})
 
-    As a decorator, it does so for each call. A function that has a keyword-only parameter ``operation``, and is called
-    without it, is given the operation of that call. A decorated generator's operation lasts from its first ``next()``
-    to its end; one that its reader leaves early ends with ``GeneratorExit``, which is a failure.
+    As a decorator, it sends one record for each call. A function with a keyword-only parameter ``operation`` gets the
+    operation of the call, unless the caller passes one. The operation of a generator lasts from the first ``next()`` to
+    the end. A generator that is closed early ends with ``GeneratorExit``, which is a failure.
 
-    A record that the client refuses (it breaks the rules, the queue is full, the client is closed) raises nothing: it
-    is counted in ``stats().rejected``, told of on ``notify()`` as ``QUEUE_FULL`` or ``NOT_RECORDED``, and
-    stands in :attr:`error`. Who must not act without a record uses :meth:`~geventaudit.Client.send` before acting.
+    A record that the client refuses (it breaks the rules, the queue is full, the client is closed) raises nothing. The
+    refusal is counted in ``stats().rejected``, notified as ``QUEUE_FULL`` or ``NOT_RECORDED``, and stored in
+    :attr:`error`. Code that must not act without a record calls :meth:`~geventaudit.Client.send` before it acts.
     """
 
     record: Record
-    """The record so far; this block's own, whatever it began from."""
+    """The record so far. Changes to it do not reach the template."""
     error: Exception | None
-    """Why the client refused the record; None before the end, and when it was accepted."""
+    """The error with which the client refused the record; None before the end, and for an accepted record."""
 
     def __init__(self, send: Callable[[Msg], Exception | None], kind: AuditType, template: Record) -> None:
         self._send = send
@@ -62,11 +62,11 @@ class Operation:
     def add(self, **fields: Any) -> None:
         """Set fields of the record, by their names in :class:`~geventaudit.Record`.
 
-        A mapping is added to the mapping that is there (``custom_data``, ``target_resources``, ``caller_identities``);
-        all else takes the place of what was there. With ``operation_result`` a block says how it ended where that is
-        not success; an exception is a failure all the same.
+        A mapping (``custom_data``, ``target_resources``, ``caller_identities``) is merged into the mapping of the
+        record. Any other value replaces the value of the record. Set ``operation_result`` if the block ends without an
+        exception and without success; an exception is always a failure.
 
-        :raises TypeError: for a name that is not a field of a record.
+        :raises TypeError: a name is not a field of a record.
         """
         for name, value in fields.items():
             before = getattr(self.record, name, None)
@@ -91,19 +91,19 @@ class Operation:
         self.error = self._send(Msg(self._kind, self.record))
 
     def __call__(self, function: Callable[_P, _T]) -> Callable[_P, _T]:
-        """*function*, with an operation around each call.
+        """Return *function* with an operation around each call.
 
-        :raises TypeError: for what ends later than its call returns and cannot be waited for here.
+        :raises TypeError: *function* is asynchronous, a class, a static or class method, or not callable.
         """
         if isinstance(function, staticmethod | classmethod):
-            raise TypeError(f"the decorator of an operation stands below @{type(function).__name__}, not above it")
+            raise TypeError(f"put the decorator of an operation below @{type(function).__name__}, not above it")
         if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in _called(function)):
             raise TypeError(f"{show(function)} is asynchronous: asyncio is out of scope")
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"an operation decorates functions, got {show(function)}")
         try:
             parameter = inspect.signature(function).parameters.get("operation")
-        except ValueError:  # some functions written in C do not tell
+        except ValueError:  # some functions written in C have no signature
             parameter = None
         takes_it = parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
 
@@ -134,12 +134,12 @@ class Operation:
 
 
 def _called(function: Any) -> tuple[Any, Any]:
-    """What may tell of which kind *function* is: itself, or the method of an object that can be called."""
+    """Return *function* and the ``__call__`` of its type. Either may be a coroutine or generator function."""
     return function, type(function).__call__
 
 
 def _own(record: Record) -> Record:
-    """A copy that may be changed in place without changing what it was made from."""
+    """Return a copy that can be changed in place without a change to *record*."""
     return record.replace(
         operation_categories=_own_part(record.operation_categories, {}),
         caller_access_levels=_own_part(record.caller_access_levels, {}),
@@ -152,9 +152,9 @@ def _own(record: Record) -> Record:
 
 
 def _own_part(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
-    if depth > MAX_DEPTH:  # the rules refuse it at the end
+    if depth > MAX_DEPTH:  # the rules refuse the record when the block ends
         return value
-    if id(value) in seen:  # it contains itself, or something twice
+    if id(value) in seen:  # the value contains itself, or another value twice
         return seen[id(value)]
     own: Any
     if isinstance(value, dict):
@@ -169,11 +169,11 @@ def _own_part(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
 
 
 def _text_of(error: BaseException) -> str:
-    """The type and message of *error*, as a record may carry them."""
+    """Return the type and message of *error*, of limited length and without surrogates."""
     try:
         message = str(error)
-    except Exception as second:  # an exception's own __str__ is anybody's code
-        message = f"(its message cannot be had: {type(second).__name__})"
+    except Exception as second:  # __str__ may be user code
+        message = f"(its __str__ raised {type(second).__name__})"
     if len(message) > _MAX_MESSAGE:
         message = message[:_MAX_MESSAGE] + "..."
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -65,7 +65,7 @@ class OperationType(StrEnum, metaclass=_Members):
 
 
 class OperationResult(StrEnum, metaclass=_Members):
-    """How it ended."""
+    """The result of the operation."""
 
     UNKNOWN = "UnknownOperationResult"
     """When the end is not known: started and not awaited."""

@@ -1,4 +1,4 @@
-"""What a client has done so far, in numbers."""
+"""The counters of a client, and the snapshot that ``stats()`` returns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Rejection(StrEnum):
     """The reasons for which ``send`` does not accept a message: the keys of :attr:`Stats.rejected`."""
 
     INVALID = "invalid"
-    """It breaks the rules (:class:`~geventaudit.ValidationError`)."""
+    """The message breaks the rules (:class:`~geventaudit.ValidationError`)."""
     QUEUE_FULL = "queue_full"
-    """There was no room (:class:`~geventaudit.QueueFullError`)."""
+    """The queue had no room (:class:`~geventaudit.QueueFullError`)."""
     CLOSED = "closed"
     """The client was closing or closed (:class:`~geventaudit.ClientClosedError`)."""
     BROKEN = "broken"
@@ -30,59 +30,59 @@ class Rejection(StrEnum):
 
 
 class Stats(NamedTuple):
-    """A snapshot of a client's numbers. Records are counted, heartbeats are not, except where it says so.
+    """A snapshot of the counters of a client. A counter counts records unless it names something else.
 
-    ``accepted + adopted == delivered + dropped + recovered + kept + queued + in_flight + spooled`` holds at every
-    moment; without a spool, the three that are its own are 0. Another thread than the client's own does not stop it in
-    order to look: there, records that move meanwhile may be in both places, or in none.
+    ``accepted + adopted == delivered + dropped + recovered + kept + queued + in_flight + spooled`` always holds.
+    Without a spool, ``adopted``, ``kept`` and ``spooled`` are 0. A snapshot in another thread than the client's own
+    takes no lock: a record that moves at that moment may be counted in two places or in none.
     """
 
     accepted: int = 0
-    """Taken by ``send``."""
+    """Accepted by ``send``."""
     written: int = 0
-    """Written to a connection, each time that a record was."""
+    """Written to a connection, counted at each write."""
     delivered: int = 0
-    """Known to be taken by the agent, as far as the kind of connection can know."""
+    """Taken by the agent, as far as the kind of connection can know."""
     resent: int = 0
-    """Written because a connection broke before they were known to be delivered over it."""
+    """Written again because a connection broke before delivery was known."""
     rejected: Mapping[Rejection, int] = {}
-    """Not accepted by ``send``, by :class:`Rejection`."""
+    """Refused by ``send``, by :class:`Rejection`."""
     dropped: int = 0
     """Accepted, or found in the spool, and given up: undelivered at the end, never taken by the agent, or damaged."""
     recovered: int = 0
     """Accepted, and handed back by ``BaseClient.recover``."""
     adopted: int = 0
-    """Found in the spool: from before, or left by a process that is no more."""
+    """Found in the spool of an earlier or dead process."""
     kept: int = 0
-    """Left in the spool when the client closed, for the next one."""
+    """Left in the spool for the next client when this one closed."""
     spool_failures: int = 0
-    """Times that the spool could not be used, or that files in it were damaged, removed or cut."""
+    """Times that the spool could not be used, or that files in it were damaged, removed or truncated."""
     connects: int = 0
     """Connections made."""
     connect_failures: int = 0
-    """Attempts to make one that failed."""
+    """Failed attempts to connect."""
     heartbeats: int = 0
     """Heartbeats written."""
     heartbeats_dropped: int = 0
-    """Heartbeats not known to be delivered when their connection broke; they are not written once more."""
+    """Heartbeats not known to be delivered when their connection broke. They are not written again."""
     queued: int = 0
-    """Waiting to be written now, those that are to be written once more included."""
+    """Waiting to be written now, including those to be written again."""
     in_flight: int = 0
     """Written, and not known to be delivered, now."""
     in_flight_bytes: int = 0
-    """The same in bytes of frames."""
+    """Bytes of the frames in flight now."""
     spooled: int = 0
     """In the spool, or on the way there, and not on the queue, now."""
     connected: bool = False
-    """Whether there is a connection now."""
+    """True while there is a connection."""
     degraded: bool = False
-    """Whether the client is at work and has no connection, now."""
+    """True while the client is in use and has no connection."""
     encoder: str = ENCODER
     """The encoder in use: ``"compiled"``, or ``"pure"`` for the slower one in plain Python."""
 
 
 class _Count:
-    """A number that threads and signal handlers may increase at the same time: the step is one call in C."""
+    """A counter that threads and signal handlers may increase at the same time: one step is one call in C."""
 
     __slots__ = ("_count",)
 
@@ -98,13 +98,13 @@ class _Count:
 
 
 class Counters:
-    """The numbers of a client that only grow. Apart from ``reject``, only the delivery changes them, in the hub."""
+    """The counters of a client that only grow. Except for ``reject``, only the delivery changes them, in the hub."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Set all numbers to 0, also in a forked child."""
+        """Set all counters to 0, also in a forked child."""
         self.written = 0
         self.delivered = 0
         self.resent = 0
@@ -120,7 +120,7 @@ class Counters:
         self._rejected = {reason: _Count() for reason in Rejection}
 
     def reject(self, reason: Rejection) -> None:
-        """Count a refusal. From any thread."""
+        """Count a refusal. Thread-safe."""
         self._rejected[reason].increase()
 
     @property
@@ -138,9 +138,9 @@ class Counters:
         connected: bool = False,
         degraded: bool = False,
     ) -> Stats:
-        """Return all numbers as they are now.
+        """Return a snapshot.
 
-        ``accepted`` is the sum of the places that a record can be in, so that ``send`` has nothing to count.
+        ``accepted`` is the sum over all places of a record, so that ``send`` counts nothing.
         """
         settled = self.delivered + self.unsent
         return Stats(

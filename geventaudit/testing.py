@@ -190,7 +190,7 @@ class AuditAgent:
         return "\n".join(lines)
 
     def _told(self) -> str:
-        """What else may help: names, and refusals on both sides."""
+        """Return further hints: names, and refusals on both sides."""
         lines = []
         names = [each.operation_name for each in self.records]
         if names:

@@ -1,3 +1,3 @@
-"""The version of the library: what heartbeats report and what the wheel is called."""
+"""The version of the library, for heartbeats and the wheel."""
 
 __version__ = "0.1.0"

@@ -81,7 +81,7 @@ def test_unknown_doubled_and_unordered_acks_are_harmless() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"\xc1", msgpack.packb({"nack": "x"}), msgpack.packb([1]), b"\xa1\xff", b"HTTP"])
-def test_what_is_no_ack(answer: bytes) -> None:
+def test_an_invalid_ack_is_refused(answer: bytes) -> None:
     with pytest.raises(FrameError):
         AckWindow(1).feed(answer)
 
@@ -144,7 +144,7 @@ def read_forever(sock: Any) -> None:
         pass
 
 
-def test_an_agent_that_never_acks_is_reported_as_what_it_is(socket_path: str) -> None:
+def test_the_error_names_an_agent_that_never_acks(socket_path: str) -> None:
     with scripted(socket_path, read_forever) as made:
         client = Client(lambda: DomainSocket(socket_path, require_ack=True, ack_timeout=0.1), backoff=QUICK)
         client.send(message(1))
@@ -188,7 +188,7 @@ def test_an_agent_that_answers_nonsense(socket_path: str) -> None:
         client = Client(lambda: DomainSocket(socket_path, require_ack=True), backoff=QUICK)
         client.send(message(1))
         lost = next(each for each in client.notify() if each.kind is NotificationKind.CONNECTION_LOST)
-        assert "what the agent answers is wrong" in str(lost.error)
+        assert "the agent's answer is invalid" in str(lost.error)
         client.close(timeout=0)
 
 

@@ -54,7 +54,7 @@ def test_a_byte_at_a_time_and_many_at_once(agent: Agent, got: list[Received]) ->
         eventually(lambda: len(got) == 51)
 
 
-def test_rule_breakers_are_told_and_the_stream_goes_on(
+def test_refusals_are_reported_and_the_stream_stays_open(
     agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
     with connect(agent) as sock:
@@ -200,7 +200,7 @@ def test_hang_up_closes_connections_that_are_not_accepted_yet(agent: Agent) -> N
     assert agent.counts.connections == 3
 
 
-def test_stop_reads_what_was_sent(agent: Agent, got: list[Received]) -> None:
+def test_stop_reads_sent_messages(agent: Agent, got: list[Received]) -> None:
     with connect(agent) as sock:
         sock.sendall(b"".join(frame(n) for n in range(200)))
 
@@ -224,8 +224,8 @@ def test_restart_on_the_same_address(got: list[Received], folder: Path) -> None:
             connect(agent).close()
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "link that leads nowhere"])
-def test_what_is_no_socket_is_not_taken_for_one(socket_path: str, what: str) -> None:
+@pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
+def test_a_file_in_place_of_the_socket_is_refused_and_kept(socket_path: str, what: str) -> None:
     path = Path(socket_path)
     {"file": path.touch, "folder": path.mkdir}.get(what, lambda: path.symlink_to("/nowhere"))()
     with pytest.raises(OSError, match=f"a {what} is there, and no socket: {path}"):
@@ -286,7 +286,7 @@ def test_the_socket_file(socket_path: str, folder: Path) -> None:
 
 
 def test_starting_twice(agent: Agent) -> None:
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="already running"):
         agent.start()
     agent.stop()
     agent.stop()
@@ -360,7 +360,9 @@ def hang_up_when_told(sock: Any) -> Any:
 @ADDRESSES
 @ACKS
 @pytest.mark.parametrize("is_known", [False, True], ids=["not accepted yet", "accepted"])
-def test_what_was_received_when_it_stops(either: Agent, got: list[Received], acks: bool, is_known: bool) -> None:
+def test_received_messages_are_handed_over_at_stop(
+    either: Agent, got: list[Received], acks: bool, is_known: bool
+) -> None:
     with connect(either) as sock:
         if is_known:
             sock.sendall(chunked(0, acks))
@@ -376,7 +378,9 @@ def test_what_was_received_when_it_stops(either: Agent, got: list[Received], ack
 
 @ADDRESSES
 @ACKS
-def test_what_a_sender_sent_before_it_went_away(either: Agent, got: list[Received], kind: str, acks: bool) -> None:
+def test_messages_of_a_sender_that_hung_up_are_handed_over(
+    either: Agent, got: list[Received], kind: str, acks: bool
+) -> None:
     """More than is read at once from the Unix socket, and nobody is there for an acknowledgement."""
     sent = 0
     with connect(either) as sock:
@@ -395,7 +399,7 @@ def test_what_a_sender_sent_before_it_went_away(either: Agent, got: list[Receive
 
 @ADDRESSES
 @ACKS
-def test_what_comes_while_a_message_is_handed_over(
+def test_messages_that_arrive_during_a_callback_are_handed_over(
     kind: str, socket_path: str, got: list[Received], acks: bool
 ) -> None:
     def take(received: Received) -> None:

@@ -106,7 +106,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_with_one_record_costs_that_record(
+def test_an_invalid_record_costs_only_that_record(
     kind: str, agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
     """Not the connection, nor the others in its frame."""
@@ -416,7 +416,7 @@ def test_an_idle_connection_is_closed(
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent.counts.idle == 2
     assert len(got) == (6 if kind == "tcp" else 5)
-    assert "nothing came for 0.1 seconds" in caplog.text
+    assert "no data for 0.1 seconds" in caplog.text
     assert agent.counts.turned_away == agent.counts.broken_streams == 0
 
 

@@ -214,7 +214,7 @@ def test_a_mounted_file_stays_the_old_socket(folder: Path) -> None:
             DomainSocket(mounted)
 
 
-def test_what_the_readme_tells_services_to_say() -> None:
+def test_the_arguments_in_the_readme_exist() -> None:
     """The keyword arguments in its table exist."""
     readme = (AGENTS / "README.md").read_text()
     for kind, arguments in re.findall(r"`(DomainSocket|TCP)\((.*?)\)`", readme):

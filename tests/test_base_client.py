@@ -95,7 +95,7 @@ def test_reset_sends_the_undelivered_first(agent: Agent, got: list[Received], so
         assert client.stats().resent > 0
 
 
-def test_recover_then_reset_sends_only_what_is_new(agent: Agent, got: list[Received], socket_path: str) -> None:
+def test_reset_after_recover_sends_only_new_messages(agent: Agent, got: list[Received], socket_path: str) -> None:
     agent.stop_reading()
     with BaseClient(DomainSocket(socket_path)) as client:
         client.send(message(1))
@@ -156,7 +156,7 @@ def test_heartbeats_are_never_handed_back(agent: Agent, got: list[Received], soc
         (DomainSocket, "got the class DomainSocket, not an instance: call it"),
     ],
 )
-def test_what_is_no_connection(given: Any, words: str) -> None:
+def test_an_invalid_connection_is_refused(given: Any, words: str) -> None:
     with pytest.raises(TypeError, match=f"^connection must be a Connection, {words}$"):
         BaseClient(given)
     with BaseClient(NoOp()) as client:

@@ -110,7 +110,7 @@ def test_check(folder: Path) -> None:
     assert (status, out, err) == (0, "1 valid, 0 refused\n", "")
 
 
-def test_check_refuses_what_is_too_long_to_be_sent(folder: Path) -> None:
+def test_check_refuses_a_message_that_is_too_long(folder: Path) -> None:
     long = {"Type": "ControlPlane", "Record": mapping(CustomData={"text": "x" * (1 << 20)})}
     status, out, err = run("check", "-", given=lines(long, GOOD))
     assert (status, out) == (1, "1 valid, 1 refused\n")
@@ -253,13 +253,13 @@ def test_mistakes_get_one_line_and_status_2(arguments: list[str], words: str, fo
     assert err.count("\n") == 1
 
 
-def test_a_command_that_names_no_agent_is_told_how(folder: Path) -> None:
+def test_the_error_names_the_options_for_an_address(folder: Path) -> None:
     """The usual socket is not there on a developer's machine."""
     if any(os.path.exists(path) for path in MDSD_SOCKETS):
         pytest.skip("an agent has its socket at the usual path")
     status, out, err = run("send", "-", cwd=folder)
     assert (status, out) == (2, "")
-    assert err.endswith("; say where the agent listens: --unix PATH or --tcp HOST:PORT\n")
+    assert err.endswith("; give the address of the agent: --unix PATH or --tcp HOST:PORT\n")
 
 
 def test_a_file_that_is_not_there_while_the_agent_is(listening: Any, socket_path: str) -> None:
@@ -289,11 +289,11 @@ def test_sending_ends_where_there_is_no_room(socket_path: str, folder: Path) -> 
     assert (status, delivered, refused) == (1, 0, 0)
     assert 2048 < left < 4000
     assert err.count("the queue is full (2048 records)") == 2, "the client's word, and the line's"
-    assert f"stopped at line {left} of {file}: what follows was not sent\n" in err
+    assert f"stopped at line {left} of {file}: the following lines were not sent\n" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sending_that_is_told_to_stop_says_what_it_did(
+def test_send_reports_its_deliveries_after_a_signal(
     listening: Any, socket_path: str, folder: Path, number: int
 ) -> None:
     with command("send", "-", "--unix", socket_path) as sending:
@@ -304,7 +304,7 @@ def test_sending_that_is_told_to_stop_says_what_it_did(
         sending.wait(timeout=30)
         out, err = sending.stdout.read(), sending.stderr.read()
     assert (sending.returncode, out) == (1, b"2 delivered, 0 not delivered, 0 refused\n")
-    assert err == b"stopped at line 2 of -: what follows was not sent\n"
+    assert err == b"stopped at line 2 of -: the following lines were not sent\n"
 
 
 def test_ctrl_c_prints_no_traceback(folder: Path) -> None:
@@ -325,7 +325,7 @@ def test_ctrl_c_prints_no_traceback(folder: Path) -> None:
     assert b"KeyboardInterrupt" not in err
 
 
-def test_nobody_reads_the_output(socket_path: str) -> None:
+def test_a_closed_output_ends_the_command(socket_path: str) -> None:
     read, write = os.pipe()
     with command("listen", "--unix", socket_path, stdout=write) as listening:
         os.close(write)
@@ -472,7 +472,7 @@ def test_follow_waits_for_an_agent_that_is_not_there_yet(socket_path: str, folde
     assert (following.returncode, out) == (0, b"2 delivered, 0 not delivered, 0 refused\n")
 
 
-def test_follow_that_is_told_to_stop_while_it_waits(socket_path: str, folder: Path) -> None:
+def test_follow_counts_the_waiting_line_after_a_signal(socket_path: str, folder: Path) -> None:
     """The line that waited for room is counted too: nothing is called delivered that is not."""
     file = folder / "records.jsonl"
     file.write_bytes(b"")
@@ -682,7 +682,7 @@ def test_the_timeout_holds_for_connecting_too(socket_path: str) -> None:
         filler.connect(socket_path)
         status, _, err = run("send", "-", "--unix", socket_path, "--timeout", "0.2", given=lines(GOOD))
     assert status == 2
-    assert "accepted nobody for 0.2 seconds" in err
+    assert "accepted no connection for 0.2 seconds" in err
 
 
 def test_an_output_that_cannot_show_everything(socket_path: str, folder: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_stopped_agent_is_stuck(kind: str, files: Files) -> None:
             assert "its process is stopped or stuck, or its input is paused" in advice
         else:
             assert "not within 0.5 seconds" in finding
-            assert "the address accepts connections, and no TLS or handshake comes" in advice
+            assert "the address accepts connections, but no TLS or Forward handshake begins" in advice
         for name in ("send", "drain"):
             status, out, err = run_client(name, files, *options, "--require-ack")
             if kind in ("unix", "tcp"):
@@ -313,7 +313,7 @@ def test_a_file_in_the_place_of_the_agent_is_left_alone(files: Files) -> None:
     address = ["--unix", str(path)]
     status, out, err = run_client("doctor", files, *address)
     assert (status, err) == (1, "")
-    assert out.splitlines()[-2].startswith(f"FAILED  {path} is no socket: -rw")
+    assert out.splitlines()[-2].startswith(f"FAILED  {path} is not a socket: -rw")
     assert "Do not remove it unseen" in out.splitlines()[-1]
     for name in ("send", "drain"):
         status, out, err = run_client(name, files, *address)
@@ -445,7 +445,7 @@ def test_listen_writes_json_lines_to_standard_output_and_nothing_else(socket_pat
     assert out.isascii(), "it may be a terminal"
 
 
-def test_nobody_reads_the_json_lines(socket_path: str) -> None:
+def test_a_closed_json_output_ends_the_command(socket_path: str) -> None:
     read, write = os.pipe()
     with command("listen", "--unix", socket_path, "--output", "-", stdout=write) as process:
         os.close(write)

@@ -93,7 +93,7 @@ def live(folder: Path) -> Iterator[Any]:
 # -- list and show -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_process_left(folder: Path) -> None:
+def test_list_shows_the_records_of_a_dead_process(folder: Path) -> None:
     path = folder / "spool"
     fill(path, 30)
     fill(path, 5, first=30)
@@ -163,7 +163,7 @@ def test_all_folders_of_a_template(folder: Path) -> None:
 def test_a_template_that_no_folder_fits(folder: Path) -> None:
     template = str(folder / "audit-{pid}")
     for action in ("list", "show", "drain"):
-        assert run("spool", action, template) == (0, "", f"geventaudit: no folder of this user fits {template}\n")
+        assert run("spool", action, template) == (0, "", f"geventaudit: no folder of this user matches {template}\n")
 
 
 def test_delivered_records_are_not_shown(folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_frame_that_is_no_record_is_named(folder: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_what_is_shown_has_no_control_characters(folder: Path) -> None:
+def test_show_escapes_control_characters(folder: Path) -> None:
     path = folder / "spool"
     client = Client(no_agent, spool=Spool(path))
     client.send(message(operation_name="a\x1b[31m\nb\x9bö"))
@@ -407,7 +407,7 @@ def test_an_agent_that_is_not_there(folder: Path, socket_path: str) -> None:
     assert listed(str(path))[0][0]["undelivered"] == 3
 
 
-def test_what_was_damaged_is_kept_aside(folder: Path, socket_path: str) -> None:
+def test_drain_keeps_damaged_bytes_aside(folder: Path, socket_path: str) -> None:
     path = folder / "spool"
     fill(path, 30)
     segment = max(path.glob("*.seg"), key=lambda each: each.stat().st_size)
@@ -482,7 +482,7 @@ def refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("action", ["list", "show", "drain"])
-def test_what_is_no_spool(folder: Path, action: str) -> None:
+def test_a_path_that_is_not_a_spool_is_refused(folder: Path, action: str) -> None:
     for name, kind, words in [
         ("missing", None, "there is no spool"),
         ("file", b"some text", "is a file; give a folder"),
@@ -491,7 +491,7 @@ def test_what_is_no_spool(folder: Path, action: str) -> None:
             b"SQLite format 3\0 and so on",
             "is a spool of an earlier version (SQLite); drain it",
         ),
-        ("empty", "folder", "is no spool: it has neither a lock file nor segments"),
+        ("empty", "folder", "is not a spool: it has neither a lock file nor segments"),
         ("link", "link", "is a symbolic link; give the folder itself"),
     ]:
         path = folder / name
@@ -508,7 +508,7 @@ def test_what_is_no_spool(folder: Path, action: str) -> None:
     assert list((folder / "empty").iterdir()) == []
     status, out, err = run("spool", action, str(folder / "empty"))
     assert (status, out) == (2, "")
-    assert err == f"geventaudit: {folder}/empty is no spool: it has neither a lock file nor segments\n"
+    assert err == f"geventaudit: {folder}/empty is not a spool: it has neither a lock file nor segments\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
@@ -525,7 +525,7 @@ def test_a_spool_of_another_user(folder: Path) -> None:
     [
         (["nonsense"], "nonsense"),
         (["list"], "PATH"),
-        (["list", "audit-{Pid}"], "argument PATH: path may have no other braces than {pid}'s"),
+        (["list", "audit-{Pid}"], "argument PATH: path must have no braces other than {pid}"),
         (["show", "{pid}/audit"], "path may have one {pid}, in the folder's name"),
         (["list", "/nonexistent/audit-{pid}"], "there is no folder /nonexistent"),
         (["drain", "x", "--unix", "a", "--tcp", "h:1"], "not allowed with"),
@@ -538,7 +538,7 @@ def test_mistakes(arguments: list[str], words: str) -> None:
     assert "\n" not in error
 
 
-def test_nobody_reads_the_output(folder: Path) -> None:
+def test_a_closed_output_ends_the_command(folder: Path) -> None:
     path = folder / "spool"
     fill(path, 1000)
     pipeline = f"{shlex.quote(sys.executable)} -X dev -W error -m geventaudit spool show {path} | head -n 1"

@@ -109,7 +109,7 @@ def test_explained_gaps_are_accepted_on_demand(key: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "arguments", [["none"], ["{trail}", "--key-file", "none"], ["{trail}", "--key-file", "{trail}"]]
 )
-def test_what_cannot_be_read(arguments: list[str], trail: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_arguments_are_refused(arguments: list[str], trail: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *(each.replace("{trail}", trail) for each in arguments)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

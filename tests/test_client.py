@@ -99,7 +99,7 @@ def test_over_tcp(got: list[Received]) -> None:
     assert got[1].message.destination == "TCP"  # type: ignore[union-attr]
 
 
-def test_what_is_sent_is_a_snapshot(agent: Agent, got: list[Received], socket_path: str) -> None:
+def test_send_takes_a_snapshot(agent: Agent, got: list[Received], socket_path: str) -> None:
     data = {"n": 1}
     mine = record(custom_data=data)
     with client_of(socket_path) as client:
@@ -182,7 +182,7 @@ def test_queue_full(socket_path: str) -> None:
     assert client.close() == [], "each message is handed back once"
 
 
-def test_send_waits_for_room_as_long_as_it_is_told(socket_path: str, got: list[Received]) -> None:
+def test_send_waits_for_room_until_its_timeout(socket_path: str, got: list[Received]) -> None:
     with client_of(socket_path, queue_size=1) as client:
         client.send(message(0))
         waiting = [gevent.spawn(client.send, message(n), timeout=30) for n in range(1, 20)]
@@ -532,7 +532,7 @@ def test_connections_of_ones_own_in_trouble(
     assert "could not be closed" in caplog.text
 
 
-def test_a_connection_that_boasts_settles_what_was_written_only() -> None:
+def test_a_connection_that_reports_too_many_deliveries_settles_only_written_ones() -> None:
     with Client(lambda: Broken("boasts")) as client:
         client.send(message(1))
         client.send(message(2))
@@ -561,7 +561,7 @@ def test_heartbeats(agent: Agent, got: list[Received], socket_path: str) -> None
         eventually(lambda: beats() > before + 1)
 
 
-def test_notifications_tell_the_story(agent: Agent, socket_path: str) -> None:
+def test_notifications_report_each_event_in_order(agent: Agent, socket_path: str) -> None:
     story: list[Any] = []
     client = client_of(socket_path)
     reader = gevent.spawn(lambda: story.extend(client.notify()))
@@ -641,7 +641,7 @@ def test_the_sender_greenlet_survives_being_killed(agent: Agent, got: list[Recei
     assert numbers_of(got) == [1, 2]
 
 
-def test_flush_is_about_what_came_before_it(agent: Agent, socket_path: str) -> None:
+def test_flush_waits_for_earlier_messages_only(agent: Agent, socket_path: str) -> None:
     with client_of(socket_path) as client:
         client.send(message(1))
         assert not client.flush(timeout=0)
@@ -666,7 +666,7 @@ def test_close_during_flush_and_close(agent: Agent, socket_path: str) -> None:
     assert sorted(each.get(block=False) for each in closing) == [[], [], [message(1)]]
 
 
-def test_an_interrupted_close_closes_all_the_same(agent: Agent, socket_path: str) -> None:
+def test_an_interrupted_close_closes(agent: Agent, socket_path: str) -> None:
     agent.stop_reading()
     client = client_of(socket_path)
     client.send(message(1))
@@ -749,7 +749,7 @@ def test_whatever_a_hook_raises_is_a_validation_error(raised: Exception) -> None
         assert client.stats().rejected == {"invalid": 1}
 
 
-def test_a_hook_may_change_what_came_as_a_mapping(agent: Agent, got: list[Received], socket_path: str) -> None:
+def test_a_hook_may_change_a_message_given_as_a_mapping(agent: Agent, got: list[Received], socket_path: str) -> None:
     def redact(msg: Msg) -> Msg:
         for identities in msg.record.caller_identities.values():
             for each in identities:
@@ -775,7 +775,7 @@ def test_no_timeout_means_for_ever(socket_path: str, got: list[Received]) -> Non
     assert numbers_of(got) == [1, 2]
 
 
-def test_what_was_delivered_is_known_while_a_write_waits(socket_path: str) -> None:
+def test_deliveries_are_known_during_a_write(socket_path: str) -> None:
     """The sender greenlet sits in a write that the agent does not take; what it took before is delivered."""
     big = message(4, caller_agent="x" * 900_000)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -800,7 +800,7 @@ def test_what_was_delivered_is_known_while_a_write_waits(socket_path: str) -> No
             assert client.close(timeout=0) == [*(message(n) for n in range(delivered, 200)), big]
 
 
-def test_flush_after_close_says_what_became_of_it(socket_path: str) -> None:
+def test_flush_after_close_returns_false_for_undelivered_messages(socket_path: str) -> None:
     client = client_of(socket_path)
     client.send(message(1))
     assert client.close(timeout=0) == [message(1)]
@@ -928,7 +928,7 @@ def test_a_heartbeat_that_goes_down_with_its_connection_is_counted(agent: Agent,
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_factory_that_ends_as_the_client_is_closed_is_not_told_of(fails: bool) -> None:
+def test_a_factory_that_ends_during_close_is_not_notified(fails: bool) -> None:
     """In one turn of the hub, the closing first: nothing comes after the end."""
     go = Event()
 
@@ -951,7 +951,7 @@ def test_a_factory_that_ends_as_the_client_is_closed_is_not_told_of(fails: bool)
 
 
 @pytest.mark.parametrize("timeout", ["1", dt.timedelta(seconds=1), float("nan"), ""])
-def test_what_is_no_timeout_is_refused_before_anything_is_done(agent: Agent, socket_path: str, timeout: Any) -> None:
+def test_an_invalid_timeout_is_refused_first(agent: Agent, socket_path: str, timeout: Any) -> None:
     with client_of(socket_path) as client:
         client.send(message(1))
         for call in (lambda: client.send(message(2), timeout=timeout), lambda: client.flush(timeout),

@@ -71,7 +71,7 @@ def test_a_part_that_was_read_is_not_a_frame_delivered(socket_path: str) -> None
             assert connection.delivered() == 1
 
 
-def test_what_a_closing_agent_left_unread_is_not_delivered(listener: Any, kind: str) -> None:
+def test_frames_unread_at_the_close_are_not_delivered(listener: Any, kind: str) -> None:
     connection, agent = connected(listener)
     with connection:
         if kind == "unix":
@@ -87,7 +87,7 @@ def test_what_a_closing_agent_left_unread_is_not_delivered(listener: Any, kind: 
             connection.wait_broken()
 
 
-def test_what_was_delivered_stays_delivered(listener: Any) -> None:
+def test_delivered_never_falls(listener: Any) -> None:
     connection, agent = connected(listener)
     with connection:
         connection.write([b"abc"])
@@ -122,7 +122,7 @@ def test_hang_up_is_noticed_beyond_the_write_timeout(listener: Any) -> None:
             waiting.get(timeout=10)
 
 
-def test_what_the_agent_says_is_read_away(listener: Any) -> None:
+def test_answers_without_a_meaning_are_read(listener: Any) -> None:
     connection, agent = connected(listener)
     with connection:
         waiting = gevent.spawn(connection.wait_broken)
@@ -177,7 +177,7 @@ def test_closed_under_a_writer(listener: Any) -> None:
             writer.get(timeout=10)
 
 
-def test_nobody_there(socket_path: str) -> None:
+def test_an_address_without_an_agent(socket_path: str) -> None:
     before = descriptors()
     with pytest.raises(ConnectionFailedError, match=f"unix:{socket_path}: could not connect: No such file"):
         DomainSocket(socket_path)
@@ -282,7 +282,7 @@ def test_a_full_backlog_is_waited_for(socket_path: str) -> None:
         listener.listen(0)
         first = DomainSocket(socket_path)  # fills the backlog
         began = time.monotonic()
-        with pytest.raises(ConnectionFailedError, match=r"accepted nobody for 0\.2 seconds"):
+        with pytest.raises(ConnectionFailedError, match=r"accepted no connection for 0\.2 seconds"):
             DomainSocket(socket_path, timeout=0.2)
         assert time.monotonic() - began < 10
         second = gevent.spawn(DomainSocket, socket_path, timeout=10)
@@ -327,7 +327,7 @@ def test_names_resolve_without_stopping_the_hub() -> None:
 
 def test_noop_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "geventaudit"), NoOp() as connection:
-        assert "go nowhere" in caplog.text
+        assert "are discarded" in caplog.text
         assert isinstance(connection, Connection)
         connection.write([b"a", b"b"])
         assert connection.delivered() == 2

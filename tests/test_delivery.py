@@ -81,7 +81,7 @@ def test_numbered_records_through_twenty_restarts(folder: Path, kind: str) -> No
         check_arrivals(receiver, RECORDS, RESTARTS, stats.resent)
 
 
-def test_a_killed_agent_loses_only_what_it_had_read(folder: Path) -> None:
+def test_a_killed_agent_loses_only_records_that_it_had_read(folder: Path) -> None:
     """It is killed while it reads nothing, so it had stored all that it had read: nothing may be lost."""
     with receiving(folder) as receiver:
         receiver.start()

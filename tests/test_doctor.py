@@ -247,23 +247,23 @@ def anybody_may_replace_it(folder: Path) -> Iterator[list[str]]:
 
 
 BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
-    (no_defaults, 1, "FAILED  {folder}/b.sock does not exist", "or say where it listens"),
+    (no_defaults, 1, "FAILED  {folder}/b.sock does not exist", "or give its address"),
     (nothing_there, 1, "FAILED  {folder}/agent.sock does not exist", "start the agent"),
     (folder_missing, 1, "FAILED  {folder}/mdsd does not exist", "mount the folder"),
-    (file_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: -rw", "Do not remove it unseen"),
-    (folder_in_its_place, 1, "FAILED  {folder}/agent.sock is no socket: drwx", "a container runtime makes one"),
-    (file_on_the_way, 1, "FAILED  {folder}/mdsd is no folder", "say where the agent listens"),
-    (no_path, 1, "FAILED  the path of the socket is empty", "say where the agent listens"),
+    (file_in_its_place, 1, "FAILED  {folder}/agent.sock is not a socket: -rw", "Do not remove it unseen"),
+    (folder_in_its_place, 1, "FAILED  {folder}/agent.sock is not a socket: drwx", "a container runtime makes one"),
+    (file_on_the_way, 1, "FAILED  {folder}/mdsd is not a folder", "give the address of the agent"),
+    (no_path, 1, "FAILED  the path of the socket is empty", "give the address of the agent"),
     (dangling_link, 1, "FAILED  {folder}/agent.sock is a link to {folder}/gone.sock, which does not", "the link point"),
-    (long_path, 1, "can have 107 bytes, this one has", "a shorter path"),
+    (long_path, 1, "can have at most 107 bytes, this path has", "a shorter path"),
     (
         left_behind,
         1,
         "FAILED  unix:{folder}/agent.sock: could not connect: Connection refused",
-        "left its socket behind",
+        "left over from a dead agent",
     ),
     (datagrams, 1, "FAILED  unix:{folder}/agent.sock: could not connect: Protocol wrong type", "datagram"),
-    (accepts_nobody, 1, "accepted nobody for 0.3 seconds", "is stopped or stuck"),
+    (accepts_nobody, 1, "accepted no connection for 0.3 seconds", "is stopped or stuck"),
     (reads_nothing, 1, "FAILED  it read nothing in 0.3 s", "its input is paused"),
     (hangs_up_at_once, 1, "FAILED  unix:{folder}/agent.sock: ", "does not take Forward messages"),
     (another_protocol, 1, "FAILED  unix:{folder}/agent.sock: ", "another protocol (HTTP"),
@@ -276,13 +276,13 @@ BROKEN: list[tuple[Callable[[Path], Setup], int, str, str]] = [
     (
         acknowledges_nonsense,
         1,
-        "unix:{folder}/agent.sock: what the agent answers is wrong",
-        "is no acknowledgement",
+        "unix:{folder}/agent.sock: the agent's answer is invalid",
+        "is not an acknowledgement",
     ),
-    (nobody_at_the_port, 1, "FAILED  tcp:127.0.0.1:", "nobody listens there"),
-    (no_such_host, 1, "FAILED  tcp:no-such-host.invalid:24224: could not connect", "look at the name"),
+    (nobody_at_the_port, 1, "FAILED  tcp:127.0.0.1:", "no process listens there"),
+    (no_such_host, 1, "FAILED  tcp:no-such-host.invalid:24224: could not connect", "check the name"),
     (wants_a_key, 1, "the agent asks for a shared key", "TCP(..., shared_key=...)"),
-    (anybody_may_replace_it, 0, "note    {folder}/agent.sock: refused: anybody can write to {folder}", "chmod o-w"),
+    (anybody_may_replace_it, 0, "note    {folder}/agent.sock: refused: all users can write to {folder}", "chmod o-w"),
 ]
 
 
@@ -337,10 +337,10 @@ def test_no_permission(closed: str, folder: Path) -> None:
     if closed == "socket":
         assert f"may not write to {path}: srw" in finding
         assert finding.startswith("FAILED  this user, ")
-        assert "into the group of the socket" in advice
+        assert "to the group of the socket" in advice
     else:
         assert f"may not enter {inner}: d" in finding
-        assert "let the service's user in" in advice
+        assert "give the service's user access" in advice
 
 
 def test_another_user_may_connect_where_the_modes_say_so(folder: Path) -> None:
@@ -380,13 +380,13 @@ def test_the_default_that_exists_is_taken(folder: Path, monkeypatch: pytest.Monk
     with Agent(second, lambda received: None):
         findings = list(examine(timeout=5.0))
     assert [(each.outcome, each.text) for each in findings[1:3]] == [
-        (Outcome.NOTE, f"{first}: not to be found"),
+        (Outcome.NOTE, f"{first}: missing"),
         (Outcome.OK, f"{second}: exists"),
     ]
     assert findings[-1].outcome is Outcome.OK
 
 
-def test_who_stops_listening_to_it_leaves_nothing_open(folder: Path) -> None:
+def test_an_abandoned_examination_leaves_nothing_open(folder: Path) -> None:
     with reads_nothing(folder) as (_, path):
         examination = examine(path, 30.0)
         next(examination)  # the encoder

@@ -217,7 +217,7 @@ def test_good_messages_are_not_left_to_marshmallow(msg: Any) -> None:
     ],
     ids=str,
 )
-def test_what_resembles_something_good(changes: dict[str, Any]) -> None:
+def test_near_misses_of_valid_values(changes: dict[str, Any]) -> None:
     for _ in range(2):
         assert agree(message()) is not None  # so that the good values are in the caches
         agree(message(**changes))
@@ -364,7 +364,7 @@ def sent(msg: Any, **options: Any) -> Any:
 
 
 @given(nearly_good() | mutated_messages() | anything)
-def test_send_raises_what_the_schema_says(msg: Any) -> None:
+def test_send_raises_the_errors_of_the_schema(msg: Any) -> None:
     """Through a client with the plan alone, and one that marshmallow loads each message for."""
     outcomes = []
     for schema in (None, RecordSchema()):

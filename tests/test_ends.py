@@ -199,7 +199,7 @@ def test_a_base_client_gets_further_too(place: Place, recovers: bool) -> None:
     assert set(agent.numbers) == set(range(5))
 
 
-def test_what_was_read_before_an_end_in_order_is_said(place: Place) -> None:
+def test_an_end_in_order_reports_the_frames_read(place: Place) -> None:
     connection = gevent.spawn(place.connect)
     agent = place.accept()
     if place.server is not None:

@@ -64,7 +64,7 @@ def test_an_empty_record_is_acceptable_afterwards() -> None:
         ({"target_resources": {"Disk": [TargetResource("")]}}, "TargetResources.Disk[0].Name"),
     ],
 )
-def test_what_is_missing_is_filled_and_named(changes: dict[str, Any], path: str) -> None:
+def test_missing_fields_are_filled_and_named(changes: dict[str, Any], path: str) -> None:
     incomplete = record(**changes)
     with pytest.raises(ValidationError):
         RULES.load(incomplete)
@@ -114,7 +114,7 @@ def test_filling_twice_keeps_the_first_list() -> None:
         {"custom_data": 7},
     ],
 )
-def test_what_is_wrong_stays_for_the_rules_to_refuse(changes: dict[str, Any]) -> None:
+def test_invalid_fields_stay_unchanged(changes: dict[str, Any]) -> None:
     wrong = record(**changes)
     assert fill_unknown(wrong) is wrong
     with pytest.raises(ValidationError):

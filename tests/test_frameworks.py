@@ -124,7 +124,7 @@ def test_a_user_function_that_raises_costs_its_own_part_only(client: Client, kep
     )
 
 
-def test_flask_login_tells_who_signs_out(client: Client, kept: Kept) -> None:
+def test_flask_login_names_the_user_that_signs_out(client: Client, kept: Kept) -> None:
     login = pytest.importorskip("flask_login", reason="needs flask-login, which the extra [test] brings")
     app = flask.Flask(__name__)
     app.secret_key = "secret"
@@ -153,7 +153,7 @@ def test_flask_login_tells_who_signs_out(client: Client, kept: Kept) -> None:
     assert users == [["ann"], ["ann"], []]
 
 
-def test_flask_tells_what_the_application_does_not_keep(client: Client, kept: Kept) -> None:
+def test_flask_facts_outlive_the_request_context(client: Client, kept: Kept) -> None:
     """Arguments that a preprocessor takes out, users that are proxies, a context that ends twice or with an error."""
     app = flask.Flask(__name__)
     Audit(client, app, user=lambda: flask.g.get("user") and LocalProxy(lambda: flask.g.user))

@@ -181,7 +181,7 @@ def test_a_stream_is_frames_or_a_frame_error(stream: bytes, cuts: list[int]) -> 
 
 @fuzzed
 @given(st.lists(st.tuples(_texts, _numbers | _texts | st.binary(max_size=9)), max_size=5))
-def test_entries_are_what_msgpack_says(pairs: list[tuple[str, Any]]) -> None:
+def test_entries_equal_those_of_msgpack(pairs: list[tuple[str, Any]]) -> None:
     """Another way to read the same bytes, as the oracle."""
     body = dict(pairs)
     data = msgpack.packb(["AsmAuditCP", [[5, body], [[6, {"m": 1}], body]], {"chunk": "c"}])
@@ -192,7 +192,7 @@ def test_entries_are_what_msgpack_says(pairs: list[tuple[str, Any]]) -> None:
 
 @fuzzed
 @given(streams() | st.binary(max_size=100) | _values)
-def test_what_agents_and_clients_say_beside_frames(data: bytes) -> None:
+def test_acks_and_handshakes_of_random_bytes(data: bytes) -> None:
     try:
         list(AckDecoder().feed(data))
     except FrameError as error:

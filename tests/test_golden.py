@@ -74,7 +74,7 @@ def test_frame_of_heartbeat_and_diagnostic(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("entry", [e for e in FRAMES if e["valid"] and "floats" not in e["name"]], ids=names)
-def test_golden_frames_decode_to_what_was_loaded(entry: dict[str, Any]) -> None:
+def test_golden_frames_decode_to_the_loaded_message(entry: dict[str, Any]) -> None:
     _, record = input_of(entry)
     loaded = MsgSchema().load({"Type": entry["type"], "Record": record})
     assert decode(bytes.fromhex(entry["frame_hex"])) == (loaded, entry["unix_time"])

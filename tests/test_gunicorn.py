@@ -194,7 +194,7 @@ def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_pat
 
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
-def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str, folder: Path) -> None:
+def test_a_slow_request_leaves_time_to_keep_undelivered_records(socket_path: str, folder: Path) -> None:
     """It uses most of the graceful timeout, and there is no agent to drain to."""
     options = ("-w", "1", "--graceful-timeout", "6")
     with gunicorn(folder, socket_path, spooling(folder, socket_path, "overflow"), *options) as (server, port):
@@ -218,7 +218,7 @@ def test_a_slow_request_leaves_time_to_keep_what_is_undelivered(socket_path: str
 
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
-def test_what_a_quick_shutdown_interrupts_is_in_the_spool(socket_path: str, folder: Path) -> None:
+def test_a_quick_shutdown_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
     """Ctrl+C reaches the master and the worker; the worker is told twice, and ends in the middle of draining."""
     app = spooling(folder, socket_path, "overflow")
     # One worker, which is ready then: of one that boots, gunicorn forgets that it was told.
@@ -237,7 +237,7 @@ def test_what_a_quick_shutdown_interrupts_is_in_the_spool(socket_path: str, fold
 
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
-def test_an_aborted_worker_keeps_what_is_undelivered(socket_path: str, folder: Path) -> None:
+def test_an_aborted_worker_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
     """It blocks its hub for longer than timeout, while there is no agent; gunicorn kills it a second after that."""
     app = spooling(folder, socket_path, "overflow") + (
         "def application(environ, start_response):\n"
@@ -259,7 +259,7 @@ def test_an_aborted_worker_keeps_what_is_undelivered(socket_path: str, folder: P
     assert "WORKER TIMEOUT" in log
 
 
-def test_without_a_spool_what_is_lost_is_in_the_log(socket_path: str, folder: Path) -> None:
+def test_without_a_spool_lost_records_are_logged(socket_path: str, folder: Path) -> None:
     options = ("-w", "1", "--graceful-timeout", "2")
     with gunicorn(folder, socket_path, "from gunicorn_app import application\n", *options) as (server, port):
         assert all(fetch(port, f"/{number}") for number in range(9))

@@ -48,14 +48,14 @@ def test_it_is_a_schema() -> None:
         {"CustomData": {"a": [1, 1.5, None, True, {"b": "c"}], "big": 1e300}},
     ],
 )
-def test_what_the_rules_accept(changes: dict[str, Any]) -> None:
+def test_messages_that_the_rules_accept(changes: dict[str, Any]) -> None:
     data = message(**changes)
     RULES.load(data)
     JUDGE.validate(data)
 
 
 @given(messages)
-def test_what_the_rules_accept_of_all_that_can_be_sent(msg: Msg) -> None:
+def test_generated_messages_that_the_rules_accept(msg: Msg) -> None:
     """Custom data apart, which JSON has no words for."""
     data = RULES.dump(RULES.load(msg))
     data["Record"]["CustomData"] = {"any": 1}
@@ -104,13 +104,13 @@ REFUSED: list[Any] = [
 
 
 @pytest.mark.parametrize("data", REFUSED, ids=range(len(REFUSED)))
-def test_what_the_rules_refuse(data: Any) -> None:
+def test_messages_that_the_rules_refuse(data: Any) -> None:
     assert RULES.validate(data)
     assert not UNCHECKED.is_valid(data)
 
 
 @pytest.mark.parametrize("address", ["localhost", "1.2.3.4:80", "[::1]", "1.2.3", ""])
-def test_what_is_no_address_where_formats_are_checked(address: str) -> None:
+def test_invalid_addresses_are_refused_by_checked_formats(address: str) -> None:
     assert RULES.validate(message(CallerIpAddress=address))
     assert not JUDGE.is_valid(message(CallerIpAddress=address))
 
@@ -124,7 +124,7 @@ def test_what_is_no_address_where_formats_are_checked(address: str) -> None:
         {"CustomData": {"deep": json.loads("[" * 70 + "]" * 70)}},
     ],
 )
-def test_what_json_schema_cannot_say(changes: dict[str, Any]) -> None:
+def test_rules_that_json_schema_cannot_express(changes: dict[str, Any]) -> None:
     """Said in the module's docstring; if one of them is refused one day, it belongs into the test above."""
     assert RULES.validate(message(**changes))
     assert JUDGE.is_valid(message(**changes))

@@ -114,7 +114,7 @@ def test_a_package_is_one_stretch_of_the_order() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_says_what_it_is_in_a_few_lines(package: str) -> None:
+def test_each_package_describes_itself_in_a_few_lines(package: str) -> None:
     text = ast.get_docstring(ast.parse(path_of(package).read_text()))
     assert text is not None
     assert len(text.splitlines()) <= 10
@@ -169,7 +169,7 @@ def test_dependencies_are_the_three() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").rglob("[!_]*.py")), ids=lambda path: str(path.stem))
-def test_integrations_use_what_is_public(path: Path) -> None:
+def test_integrations_use_public_names_only(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level < 2, "it reaches out of the folder"
@@ -180,7 +180,7 @@ def test_integrations_use_what_is_public(path: Path) -> None:
             assert not any(name.name.startswith("geventaudit") for name in node.names), path
 
 
-def test_nobody_pays_for_integrations_that_are_not_used() -> None:
+def test_unused_integrations_are_not_imported() -> None:
     program = (
         "import sys, geventaudit.cli, geventaudit.agent\n"
         "assert not [name for name in sys.modules if name.startswith('geventaudit.integrations')]\n"
@@ -225,7 +225,7 @@ def test_importing_starts_nothing(module: str) -> None:
     subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=300)
 
 
-def test_what_is_not_used_is_not_loaded() -> None:
+def test_unused_modules_are_not_imported() -> None:
     """A service that is patched, connects and logs has most of them anyway."""
     program = (
         "import sys, geventaudit\n"

@@ -88,7 +88,7 @@ class User(AuditUser):
 """
 
 
-def test_what_is_refused_and_what_is_never_delivered_has_failed(socket_path: str, folder: Path) -> None:
+def test_refused_and_undelivered_records_are_failed_requests(socket_path: str, folder: Path) -> None:
     """There is no agent."""
     (folder / "refused.py").write_text(f"import sys\nsys.path.append({str(EXAMPLE.parent)!r})\n{LOCUSTFILE}")
     status, rows, log = run(folder / "refused.py", f"unix://{socket_path}", "--run-time", "60s")
@@ -103,7 +103,7 @@ def test_what_is_refused_and_what_is_never_delivered_has_failed(socket_path: str
 
 
 @pytest.mark.parametrize("host", ["/run/agent.sock", "tcp://127.0.0.1:many"])
-def test_a_host_that_is_none_is_told_and_ends_the_test(host: str) -> None:
+def test_an_invalid_host_ends_the_load_test(host: str) -> None:
     status, rows, log = run(EXAMPLE, host, "--run-time", "60s")
     assert f"host must be unix:///path or tcp://host:port, got '{host}'" in log
     assert (status, rows) == (2, {}), log

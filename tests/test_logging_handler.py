@@ -47,7 +47,7 @@ def got(socket_path: str) -> Iterator[list[Received]]:
         yield got
 
 
-def test_what_is_audited_is_sent_and_everything_else_passes_by(
+def test_only_log_records_with_an_audit_are_sent(
     socket_path: str, got: list[Received], logger: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
     with client_of(socket_path) as client:
@@ -123,7 +123,7 @@ def test_by_a_configuration(socket_path: str, got: list[Received], logger: loggi
 
 
 @pytest.mark.parametrize(("wrong", "hint"), [("app.client", "ext://app.client in a configuration"), (None, "got None")])
-def test_what_is_no_client_is_refused_at_once(wrong: Any, hint: str) -> None:
+def test_an_invalid_client_is_refused_at_once(wrong: Any, hint: str) -> None:
     """A configuration that forgets ``ext://`` gives the name, which is no client."""
     with pytest.raises(TypeError, match=hint):
         AuditHandler(wrong)

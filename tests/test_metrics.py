@@ -57,7 +57,7 @@ def scraped(text: str) -> dict[str, float]:
     return {family.name: family.samples[0].value for family in families}
 
 
-def test_the_figures_of_a_client_whose_agent_comes_and_goes(socket_path: str, telemetry: Telemetry) -> None:
+def test_the_figures_of_a_client_during_restarts_of_its_agent(socket_path: str, telemetry: Telemetry) -> None:
     client = client_of(socket_path, queue_size=5)
     registry = CollectorRegistry()
     registry.register(AuditCollector(client))
@@ -99,7 +99,7 @@ def test_the_figures_of_a_client_whose_agent_comes_and_goes(socket_path: str, te
     assert now == {"messages_sent": 5, "messages_errors": 2, "messages_dropped": 1}
 
 
-def test_what_was_resent_and_what_is_on_disk(socket_path: str, folder: Path, telemetry: Telemetry) -> None:
+def test_resent_and_spooled_records_have_figures(socket_path: str, folder: Path, telemetry: Telemetry) -> None:
     client = client_of(socket_path, queue_size=2, spool=Spool(folder / "audit.db"))
     instrument(client, telemetry.provider)
     with Agent(socket_path, lambda _: None) as agent:
@@ -142,7 +142,7 @@ def test_of_several_clients_the_sums(socket_path: str, telemetry: Telemetry, cap
         registry.register(AuditCollector(*clients))
 
 
-def test_what_is_no_client_and_no_provider(telemetry: Telemetry) -> None:
+def test_invalid_clients_and_providers_are_refused(telemetry: Telemetry) -> None:
     client: Any = Client(NoOp)
     provider: Any = telemetry.provider
     wrong: list[tuple[Any, str]] = [

@@ -31,7 +31,7 @@ def test_read_later() -> None:
     assert second.kind is Kind.CONNECTED
 
 
-def test_lines_of_the_log_begin_with_the_library_and_say_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_of_the_log_begin_with_the_library_and_end_with_the_next_step(caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier()
     with caplog.at_level(logging.INFO, "geventaudit"):
         for kind in Kind:
@@ -45,7 +45,7 @@ def test_lines_of_the_log_begin_with_the_library_and_say_what_to_do(caplog: pyte
     assert f"geventaudit: {Kind.DROPPED.value}: why" in caplog.messages
 
 
-def test_readers_who_wait_are_served_and_ended() -> None:
+def test_waiting_readers_are_served_and_ended() -> None:
     notifier = Notifier()
     channel = notifier.channel()
     assert isinstance(channel, Channel)

@@ -109,7 +109,7 @@ def test_an_exception_that_cannot_be_shown(client: Client, got: list[Any]) -> No
 
     with pytest.raises(BrokenError), client.operation(record()):
         raise BrokenError
-    assert ends(client, got) == [("CreateUser", "Failure", "BrokenError: (its message cannot be had: RuntimeError)")]
+    assert ends(client, got) == [("CreateUser", "Failure", "BrokenError: (its __str__ raised RuntimeError)")]
 
 
 def test_timeouts_and_kills_of_others_pass_through(client: Client, got: list[Any]) -> None:
@@ -168,7 +168,7 @@ def test_a_template_is_never_changed(client: Client, got: list[Any]) -> None:
     assert got[0].record.caller_access_levels == ["Reader", "Writer"]
 
 
-def test_what_is_inside_a_template_is_never_changed(client: Client, got: list[Any]) -> None:
+def test_the_inside_of_a_template_is_never_changed(client: Client, got: list[Any]) -> None:
     template = record(custom_data={"steps": {"done": [1]}, "counts": defaultdict(int)})
 
     @client.operation(template)
@@ -199,7 +199,7 @@ def test_a_template_that_contains_itself_is_for_the_rules_to_refuse(client: Clie
         assert isinstance(operation.error, ValidationError)
 
 
-def test_what_it_may_begin_from(client: Client, got: list[Any]) -> None:
+def test_the_kinds_of_templates(client: Client, got: list[Any]) -> None:
     fields: dict[str, Any] = {
         "operation_name": "FromFields",
         "operation_categories": ["KeyManagement"],
@@ -222,7 +222,7 @@ def test_what_it_may_begin_from(client: Client, got: list[Any]) -> None:
     assert [each.type for each in got] == ["AsmAuditCP", "AsmAuditDP", "AsmAuditCP"]
 
 
-def test_mistakes_are_told_before_the_block_begins(client: Client) -> None:
+def test_mistakes_are_raised_before_the_block_begins(client: Client) -> None:
     with pytest.raises(TypeError, match="operation_nam"):
         client.operation(record(), operation_nam="typo")
     with pytest.raises(TypeError, match="must be a Record, a Msg or a mapping, got 'x'"):
@@ -314,7 +314,7 @@ def test_methods_and_parameters_of_that_name(client: Client, got: list[Any]) -> 
     assert [each[0] for each in ends(client, got)] == ["Method", "Static", "Static"]
 
 
-def test_what_cannot_be_decorated(client: Client) -> None:
+def test_other_callables_cannot_be_decorated(client: Client) -> None:
     decorate: Any = client.operation(record())
 
     async def coroutine() -> None: ...
@@ -329,7 +329,7 @@ def test_what_cannot_be_decorated(client: Client) -> None:
         with pytest.raises(TypeError, match="asyncio is out of scope"):
             decorate(function)
     for method in (staticmethod(len), classmethod(len)):
-        with pytest.raises(TypeError, match=f"stands below @{type(method).__name__}"):
+        with pytest.raises(TypeError, match=f"below @{type(method).__name__}"):
             decorate(method)
     for thing in (5, DeniedError):
         with pytest.raises(TypeError, match="decorates functions"):
@@ -389,13 +389,13 @@ def test_generators_side_by_side_do_not_mix(client: Client, got: list[Any]) -> N
     }
 
 
-def test_functions_that_do_not_tell_their_parameters(client: Client, got: list[Any]) -> None:
+def test_functions_without_a_signature(client: Client, got: list[Any]) -> None:
     smallest: Any = client.operation(record())(min)
     assert smallest(2, 1) == 1
     assert len(ends(client, got)) == 1
 
 
-def test_objects_whose_calls_are_generators(client: Client, got: list[Any]) -> None:
+def test_callable_objects_that_return_generators(client: Client, got: list[Any]) -> None:
     class Export:
         def __call__(self) -> Iterator[int]:
             yield 1
@@ -489,7 +489,7 @@ def test_a_hook_that_raises_or_leaves_out() -> None:
         assert client.stats().rejected == {"invalid": 1, "left_out": 1}
 
 
-def test_refusals_are_told_of_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_notified_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     with Client(NoOp) as client:
         monkeypatch.setattr("geventaudit.notifications.monotonic", lambda: now[0])

@@ -71,7 +71,7 @@ def test_poison_is_set_aside_and_the_rest_goes_on(socket_path: str, poison: tupl
         assert client.flush(0) is (stats.dropped == 0)
 
 
-def test_an_agent_that_hangs_up_without_reading_blames_nobody(socket_path: str) -> None:
+def test_an_agent_that_hangs_up_without_reading_rejects_no_record(socket_path: str) -> None:
     rounds = 0
 
     def slam(sock: Any) -> None:
@@ -94,7 +94,7 @@ def test_an_agent_that_hangs_up_without_reading_blames_nobody(socket_path: str) 
     assert sorted(set(agent.numbers)) == list(range(50))
 
 
-def test_an_agent_that_reads_some_and_restarts_blames_nobody(socket_path: str) -> None:
+def test_an_agent_that_reads_some_and_restarts_rejects_no_record(socket_path: str) -> None:
     """Each time it takes a few records more before it goes."""
     numbers: list[int] = []
     rounds = 0
@@ -123,7 +123,7 @@ def test_an_agent_that_reads_some_and_restarts_blames_nobody(socket_path: str) -
     assert sorted(set(numbers)) == list(range(60))
 
 
-def test_real_restarts_blame_nobody(folder: Path) -> None:
+def test_real_restarts_reject_no_record(folder: Path) -> None:
     with receiving(folder) as receiver:
         receiver.start()
         client = Client(lambda: DomainSocket(receiver.where), backoff=QUICK)

@@ -21,7 +21,7 @@ _schema = MsgSchema()
 
 
 @given(messages, st.integers(-(2**40), 2**40), st.none() | st.uuids().filter(lambda each: each.int))
-def test_what_the_schema_accepts_comes_back_equal(msg: Any, time: int, service_tree_id: Any) -> None:
+def test_accepted_messages_decode_to_equal_ones(msg: Any, time: int, service_tree_id: Any) -> None:
     loaded = _schema.load(msg)
     frame = encode(loaded, time, service_tree_id)
     decoded, decoded_time = decode(frame)

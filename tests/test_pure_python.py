@@ -55,7 +55,7 @@ def test_the_suite_passes(name: str) -> None:
     assert " passed" in done.stdout
 
 
-def test_close_hands_back_what_was_accepted() -> None:
+def test_close_hands_back_accepted_messages() -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", HANDED_BACK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=PURE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

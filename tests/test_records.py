@@ -93,7 +93,7 @@ def test_they_stay_dataclasses() -> None:
         _ = OperationType.NONE  # type: ignore[attr-defined]
 
 
-def test_replace_refuses_what_the_dataclass_refuses() -> None:
+def test_replace_raises_the_errors_of_dataclasses() -> None:
     for changes in ({"strange": 1}, {"operation_name": "a", "strange": 1}):
         texts = []
         for replace in (Record.replace, dataclasses.replace):

@@ -344,7 +344,7 @@ class StoppingDeque(deque[HandedOver]):
 @pytest.mark.parametrize("closes", [False, True], ids=["send", "close"])
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
 @pytest.mark.parametrize("where", ["before the append", "after the append", "claim", "post"])
-def test_a_thread_that_stops_in_the_middle_keeps_nobody(
+def test_a_thread_that_stops_in_the_middle_blocks_no_other(
     monkeypatch: pytest.MonkeyPatch, where: str, used: bool, closes: bool
 ) -> None:
     """As a plain lock would, for ever, if the handler of a signal sends in the hub's thread."""

@@ -80,7 +80,7 @@ def test_all_errors_at_once_by_wire_path() -> None:
     assert messages["OperationCategories"][1][0].startswith("must be one of UnknownOperationCategory, OCOther, ")
     assert messages["OperationResultDescription"] == ["is required with the result Failure"]
     assert messages["CallerIpAddress"] == [
-        "must not be a loopback address (fill_unknown(record) puts another there), got '127.0.0.1'"
+        "must not be a loopback address (fill_unknown(record) replaces it), got '127.0.0.1'"
     ]
     assert messages["CallerAgent"] == ["is required"]
     assert messages["CallerAccessLevels"] == {1: ["must not be blank"]}
@@ -121,7 +121,7 @@ def test_other_spellings_in_nested_places_and_around_the_record() -> None:
     assert (caught.value.messages["type"], caught.value.messages["record"]) == ([hint("Type")], [hint("Record")])
 
 
-def test_errors_say_what_to_use() -> None:
+def test_errors_name_the_next_step() -> None:
     for address in ("127.0.0.1", "::1", "0.0.0.0"):
         assert "fill_unknown(record)" in messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0]
     given = mapping(CustomData={"day": date(2026, 1, 1)})
@@ -211,7 +211,7 @@ def test_addresses_are_written_in_one_spelling(given: Any, written: str) -> None
 @pytest.mark.parametrize(
     "address", ["1.2.3.4:80", "[::1]", "localhost", "fe80::1%", "1.2.3.4%eth0", "1.2.3.4/8", "::/0", "\u0661.2.3.4"]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     assert messages_of(mapping(CallerIpAddress=address))["CallerIpAddress"][0].startswith("must be an IP address")
 
 
@@ -260,7 +260,7 @@ def test_only_two_types_can_be_sent(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [None, 5, "text", [], [mapping()], b"{}"])
-def test_what_is_no_message_at_all(data: Any) -> None:
+def test_values_that_are_not_messages_are_refused(data: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         MsgSchema().load(data)
     assert str(caught.value).startswith("must be a Msg, or a mapping with Type and Record, got ")
@@ -293,7 +293,7 @@ def test_items_that_are_none(changes: dict[str, Any], problem: str) -> None:
     assert RecordSchema().validate(mapping(**changes)) == caught.value.messages
 
 
-def test_what_is_no_record() -> None:
+def test_a_value_that_is_not_a_record_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"must be a Record or a mapping, got \[\] \(list\)"):
         MsgSchema().load(Msg(AuditType.DATA_PLANE, []))  # type: ignore[arg-type]
 
@@ -343,7 +343,7 @@ def test_validate_gives_messages_without_raising() -> None:
     assert RecordSchema().load([record(), mapping()], many=True) == [record(), record()]
 
 
-def test_defaults_of_a_record_are_what_the_example_leaves_out() -> None:
+def test_the_defaults_of_a_record() -> None:
     bare = Record()
     assert (bare.operation_type, bare.operation_result) == (OperationType.UNKNOWN, OperationResult.UNKNOWN)
     assert bare.operation_name == bare.operation_category_description == ""
@@ -361,7 +361,7 @@ def test_replace_makes_a_template_useful() -> None:
 
 
 @pytest.mark.parametrize("name", ["\u200b", "\ufeff", "\u180e", "\x1c", "\x1f", "\0"])
-def test_what_looks_blank_and_is_not(name: str) -> None:
+def test_names_that_look_blank_are_accepted(name: str) -> None:
     assert RecordSchema().load(mapping(CallerAccessLevels=[name])).caller_access_levels == [name]
 
 
@@ -454,7 +454,7 @@ def test_a_hook_cannot_change_the_callers_mapping() -> None:
 @given(
     st.lists(st.integers(-1, 300).map(str) | st.sampled_from(["01", "", " 1", "1 ", "+1", "1_0", "\u0661"]), max_size=5)
 )
-def test_the_short_way_for_dotted_addresses_says_what_the_long_one_says(octets: list[str]) -> None:
+def test_both_paths_for_dotted_addresses_agree(octets: list[str]) -> None:
     def outcome(way: Callable[[str], Any]) -> Any:
         try:
             return way(".".join(octets))
@@ -497,5 +497,5 @@ def test_a_part_of_a_record_is_refused_with_the_reason(call: str) -> None:
 def test_a_part_of_a_nested_schema_is_refused_with_the_reason(options: dict[str, Any]) -> None:
     from geventaudit.schema.rules import TargetResourceSchema
 
-    with pytest.raises(TypeError, match=r"these differ: .*only, exclude and dump_only leave fields out"):
+    with pytest.raises(TypeError, match=r"these differ: .*only, exclude and dump_only remove fields"):
         TargetResourceSchema(**options)

@@ -215,7 +215,7 @@ def test_too_many_packed_entries() -> None:
 
 
 @pytest.mark.parametrize(("signal", "words"), [(1, "must be logs, got metrics"), (2, "got traces"), (9, "got no logs")])
-def test_what_fluent_bit_sends_besides_logs(
+def test_metrics_and_traces_of_fluent_bit_are_refused(
     signal: int, words: str, agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
     """It costs that frame, and the stream goes on."""

@@ -254,7 +254,7 @@ def test_a_refusal_is_cut() -> None:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def test_json_escapes_what_is_not_plainly_visible() -> None:
+def test_json_escapes_invisible_characters() -> None:
     assert '"Größe": "😀 é"' in json_line(received(message(custom_data={"Größe": "😀 é"})))
     line = json_line(received(message(operation_name=CONTROLS, custom_data={"Größe": "😀 é"})))
     assert line.isprintable()
@@ -298,7 +298,7 @@ def test_json_of_a_moment_is_its_moment() -> None:
     assert dt.datetime.fromisoformat(custom(moment)) == moment
 
 
-def test_what_came_besides_is_in_the_json() -> None:
+def test_extra_keys_and_metadata_are_in_the_json() -> None:
     line = json_line(received(extra={"AuditType": "ControlPlane"}, metadata={"a": 1}, service_tree_id=SERVICE_TREE_ID))
     assert json.loads(line)["Extra"] == {"AuditType": "ControlPlane"}
     assert json.loads(line)["Metadata"] == {"a": 1}

@@ -236,7 +236,7 @@ def test_more_than_the_queue_holds_waits_on_disk(folder: Path, mode: Any) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_left_is_sent_first_by_the_next_client(folder: Path, mode: Any) -> None:
+def test_the_next_client_sends_left_records_first(folder: Path, mode: Any) -> None:
     """At close(), in mode overflow, older records are in memory and newer ones on disk."""
     spool = Spool(folder / "spool", mode=mode)
     with receiving(folder) as receiver:
@@ -259,7 +259,7 @@ def test_what_is_left_is_sent_first_by_the_next_client(folder: Path, mode: Any) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_an_agent_did_not_read_is_kept(folder: Path, mode: Any) -> None:
+def test_unread_records_are_kept(folder: Path, mode: Any) -> None:
     spool = Spool(folder / "spool", mode=mode)
     with receiving(folder) as receiver:
         receiver.start()
@@ -389,8 +389,6 @@ def test_a_full_spool_refuses(folder: Path, mode: Any) -> None:
                 client.send(message(number))
                 accepted += 1
                 gevent.sleep(0)
-                if accepted == 60:  # 50 are on the queue, and there is little room while the folder is being opened
-                    eventually(lambda: list((folder / "spool").glob("*.seg")))
 
         with pytest.raises(QueueFullError, match="spool"):
             send_on()
@@ -425,7 +423,7 @@ def test_the_disk_is_given_back(folder: Path, mode: Any) -> None:
     [
         ({"path": "/"}, "the name of a folder"),
         ({"path": "/var/{pid}/x"}, r"one \{pid\}"),
-        ({"path": "/var/{pdi}"}, r"no other braces than \{pid\}'s, got '/var/\{pdi\}'"),
+        ({"path": "/var/{pdi}"}, r"no braces other than \{pid\}, got '/var/\{pdi\}'"),
         ({"path": "~/x"}, "expanduser"),
         ({"max_bytes": 0}, "max_bytes must be"),
         ({"mode": "sometimes"}, "mode must be"),
@@ -923,7 +921,7 @@ def test_always_without_an_agent_needs_no_other_greenlet(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_was_being_written_when_closing_began(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+def test_records_being_written_when_closing_begins(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     """The folder is removed meanwhile, with its parent: the records are still in memory, and are handed back."""
     gate = Gate(monkeypatch, "append", after=True)
     place = folder / "spools"
@@ -1109,7 +1107,7 @@ def test_a_child_of_a_child(folder: Path, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_child_adopts_what_its_parent_left(folder: Path, mode: Any) -> None:
+def test_a_child_adopts_the_records_of_its_parent(folder: Path, mode: Any) -> None:
     """The parent goes on after the fork, closes, begins anew with the same folder, and is killed."""
     with receiving(folder) as receiver:
         receiver.start()

@@ -241,7 +241,7 @@ def test_acknowledging_or_not() -> None:
 
 def test_an_error_of_the_agent_is_raised_where_it_was_asked() -> None:
     with AuditAgent() as agent:
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="already running"):
             agent.start()
         address = agent.address
     with pytest.raises(RuntimeError, match="does not run any more"):
@@ -329,7 +329,7 @@ def busy(agent: AuditAgent) -> Iterator[None]:
 
 @pytest.mark.parametrize("acks", ["acks", "no acks"])
 @pytest.mark.parametrize("sender", ["client", "clients of its own", "process"])
-def test_what_was_sent_just_before_the_block_ends(acks: str, sender: str) -> None:
+def test_messages_sent_just_before_the_block_ends_are_received(acks: str, sender: str) -> None:
     clients: list[Client] = []
 
     def send(number: int, client: Client) -> None:

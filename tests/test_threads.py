@@ -229,7 +229,7 @@ def test_a_thread_that_waits_for_room_when_the_client_is_closed(socket_path: str
     assert client.stats().rejected == {"closed": 1}
 
 
-def test_what_a_thread_handed_over_is_handed_back_at_close(socket_path: str) -> None:
+def test_records_of_other_threads_are_handed_back_at_close(socket_path: str) -> None:
     """Also when the hub had no time to put it on the queue."""
     client = Client(lambda: DomainSocket(socket_path))
     client.send(message(0))
@@ -238,7 +238,7 @@ def test_what_a_thread_handed_over_is_handed_back_at_close(socket_path: str) -> 
     assert client.close(timeout=0) == [message(0), message(1)]
 
 
-def test_a_hub_that_does_not_run_blocks_nobody() -> None:
+def test_a_hub_that_does_not_run_blocks_no_thread() -> None:
     with Client(NoOp, queue_size=5) as client:
 
         def work() -> str:
@@ -263,7 +263,7 @@ def test_a_base_client_too(socket_path: str) -> None:
         assert got
 
 
-def test_what_a_thread_sent_first_is_not_forgotten(socket_path: str) -> None:
+def test_the_first_record_may_be_that_of_another_thread(socket_path: str) -> None:
     got: list[Any] = []
     with Agent(socket_path, got.append):
         client = Client(lambda: DomainSocket(socket_path))
@@ -373,7 +373,7 @@ def test_a_hub_that_does_not_answer_is_no_success() -> None:
     assert client.stats().accepted == client.stats().delivered + client.stats().dropped
 
 
-def test_calls_from_another_thread_leave_the_loop_its_count_of_what_it_waits_for() -> None:
+def test_calls_from_another_thread_keep_the_reference_count_of_the_loop() -> None:
     """Too low, and a hub that waits for a timer says LoopExit; too high, and it never ends.
 
     The timers run out without the interpreter's lock, at the same time as the other thread calls.
@@ -401,7 +401,7 @@ def test_calls_from_another_thread_leave_the_loop_its_count_of_what_it_waits_for
     assert loop.activecnt == before
 
 
-def test_what_fails_in_the_hub_keeps_nothing_else_from_being_called() -> None:
+def test_a_failed_callback_does_not_stop_the_others() -> None:
     home, called, told = HubThread.current(), [], []
     hub: Any = home.hub
     before, hub.handle_error = hub.handle_error, lambda *problem: told.append(problem[1])
@@ -414,7 +414,7 @@ def test_what_fails_in_the_hub_keeps_nothing_else_from_being_called() -> None:
 
 
 @pytest.mark.parametrize("destroyed", DESTROYED)
-def test_a_client_whose_thread_has_ended_says_so(destroyed: bool) -> None:
+def test_a_client_raises_after_the_end_of_its_thread(destroyed: bool) -> None:
     """The system gives the next thread the number of one that ended, and nobody is there to deliver anything."""
     made: list[Client] = []
 
@@ -443,7 +443,7 @@ def test_a_client_whose_thread_has_ended_says_so(destroyed: bool) -> None:
 
 @pytest.mark.parametrize("destroyed", DESTROYED)
 @pytest.mark.parametrize("how", ["at work", "closing", "new", "overflow", "always"])
-def test_what_a_thread_left_that_has_ended_is_kept_or_handed_back(folder: Path, destroyed: bool, how: str) -> None:
+def test_records_are_kept_or_handed_back_after_the_end_of_the_thread(folder: Path, destroyed: bool, how: str) -> None:
     made: list[Client] = []
 
     def make() -> None:
@@ -485,7 +485,7 @@ def test_what_a_thread_left_that_has_ended_is_kept_or_handed_back(folder: Path, 
 
 @destroys_a_hub
 @pytest.mark.parametrize("kind", ["client", "base", "unused base"])
-def test_a_client_whose_hub_was_destroyed(folder: Path, kind: str) -> None:
+def test_a_client_after_the_end_of_its_hub(folder: Path, kind: str) -> None:
     """In the very thread that did it: what it sends then is refused, and what was undelivered is handed back."""
 
     def use() -> None:
@@ -513,7 +513,7 @@ def test_a_client_whose_hub_was_destroyed(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("destroyed", DESTROYED)
-def test_what_was_delivered_before_its_thread_ended_is_not_handed_back(socket_path: str, destroyed: bool) -> None:
+def test_records_delivered_before_the_thread_ended_are_not_handed_back(socket_path: str, destroyed: bool) -> None:
     made: list[Client] = []
 
     def make() -> None:
@@ -586,7 +586,7 @@ def test_closing_without_a_hub_that_is_interrupted_keeps_count(
 
 
 @destroys_a_hub
-def test_what_closing_kept_when_its_thread_ended_is_kept_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_kept_once_if_the_thread_ends_during_close(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     made: list[Client] = []
 
@@ -749,7 +749,7 @@ def test_the_end_of_the_interpreter_is_heard_of_in_other_threads(folder: Path, w
 
 
 @destroys_a_hub
-def test_whoever_waits_for_a_thread_that_ends_is_told() -> None:
+def test_waiting_calls_raise_when_the_thread_ends() -> None:
     made: list[Client] = []
     may_end: list[bool] = []
 

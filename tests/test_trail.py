@@ -109,7 +109,7 @@ def test_a_stamp_numbers_the_records(agent: Agent, got: list[Received], socket_p
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_what_is_not_accepted_uses_no_number(socket_path: str, got: list[Received], sealed: bool) -> None:
+def test_a_refused_record_uses_no_number(socket_path: str, got: list[Received], sealed: bool) -> None:
     client = client_of(
         socket_path,
         queue_size=3,
@@ -368,7 +368,7 @@ def test_threads_that_send_get_numbers_in_the_hub(
     assert report.streams[0].records == 802
 
 
-def test_what_threads_handed_over_before_close_gets_its_number(socket_path: str, seal: Seal, folder: Path) -> None:
+def test_records_of_other_threads_get_numbers_at_close(socket_path: str, seal: Seal, folder: Path) -> None:
     client = client_of(socket_path, seal=seal, spool=Spool(folder / "spool"))
     thread = threading.Thread(target=lambda: client.send(message(1)))
     if PATCHED:

@@ -236,7 +236,7 @@ def test_neither_a_folder_nor_a_link_is_a_key_file(path: str, tmp_path: Path) ->
             key_file.take(wrong)
 
 
-def test_what_a_killed_process_left_is_replaced(path: str) -> None:
+def test_the_unfinished_file_of_a_killed_process_is_replaced(path: str) -> None:
     Path(path + ".next").write_text("half a k")
     assert key_file.take(path)[1] == 1
     assert key_file.take(path)[1] == 2

@@ -228,7 +228,7 @@ def test_the_order_of_json_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("value", [1.5, 1.0, 1 << 53, -(1 << 53), float("nan"), "\ud800", {"a": 1.5}, [[2.5]]])
-def test_what_no_sealing_client_writes_has_no_canonical_form(value: Any) -> None:
+def test_values_of_unsealed_records_have_no_canonical_form(value: Any) -> None:
     with pytest.raises(NotCanonicalError):
         canonical_bytes({"CustomData": {"x": value}})
 
@@ -294,7 +294,7 @@ def test_values_are_written_as_text_where_json_would_change_them() -> None:
         ({"a": msgpack.Timestamp(1, 1)}, "CustomData.a"),
     ],
 )
-def test_what_json_cannot_carry_is_refused_at_its_path(data: dict[str, Any], path: str) -> None:
+def test_values_that_json_cannot_carry_are_refused_at_their_path(data: dict[str, Any], path: str) -> None:
     with pytest.raises(ValidationError) as caught:
         sealed_form(normal_form(data))
     assert str(caught.value).startswith(path + ": must "), str(caught.value)

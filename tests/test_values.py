@@ -281,7 +281,7 @@ def test_keys_that_cannot_be_printed(key: Any) -> None:
     assert str(caught.value).startswith("v[")
 
 
-def test_everything_wrong_is_told() -> None:
+def test_all_errors_are_reported() -> None:
     with pytest.raises(ValidationError) as caught:
         normal_form({"a": object(), "b": [2**70, {"c": "\ud800"}], "ok": 1})
     assert set(caught.value.messages) == {"a", "b"}
@@ -351,7 +351,7 @@ def test_subclasses_of_values_run_no_code_while_a_frame_is_packed(datetimes: Any
         dt.datetime(2026, 1, 1, tzinfo=UTC),
     ],
 )
-def test_what_stands_for_a_value_is_carried_as_that_value(wrap: str, value: Any) -> None:
+def test_a_proxy_is_carried_as_its_value(wrap: str, value: Any) -> None:
     proxy = proxy_of(wrap)
     plain = normal_form({"v": value})["v"]
     for given in ({"v": proxy(lambda: value)}, {"v": proxy(lambda: proxy(lambda: value))}, proxy(lambda: {"v": value})):
@@ -392,7 +392,7 @@ class Named(str):
 
 
 @pytest.mark.parametrize("wrap", ["werkzeug", "django"])
-def test_what_cannot_be_read_is_refused_at_its_path(wrap: str) -> None:
+def test_unreadable_values_are_refused_at_their_path(wrap: str) -> None:
     value = proxy_of(wrap)(unbound)
     for given in ({"v": [1, value]}, {"v": {"w": {"x": value}}}, {"v": (value,), "ok": 1}):
         with pytest.raises(ValidationError) as caught:
@@ -418,7 +418,7 @@ def test_a_validator_that_raises_is_an_error_at_its_path() -> None:
 
 
 @pytest.mark.parametrize("wrap", ["werkzeug", "django"])
-def test_filling_leaves_what_cannot_be_read_to_the_rules(wrap: str) -> None:
+def test_filling_keeps_unreadable_values(wrap: str) -> None:
     value = proxy_of(wrap)(unbound)
     for field in dataclasses.fields(Record):
         filled = fill_unknown(record(**{field.name: value}))

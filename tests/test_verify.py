@@ -188,7 +188,7 @@ def test_removed_records_are_found(path: Path) -> None:
         assert "missing" in "".join(report.problems())
 
 
-def test_delivered_records_that_are_missing_are_told_from_others(path: Path) -> None:
+def test_missing_delivered_records_are_counted(path: Path) -> None:
     report = verified(path, [body for body in BODIES if stamp_of(body)["seq"] not in (3, 4)])
     assert report.streams[0].delivered_missing == 2
 
@@ -253,7 +253,7 @@ def test_a_cut_tail_is_found_by_a_later_record(path: Path) -> None:
     assert report.missing_streams, "the whole of it is gone"
 
 
-def test_what_follows_an_end_is_found(path: Path) -> None:
+def test_records_after_an_end_are_found(path: Path) -> None:
     made = writer()
     made.checkpoint("open")
     made.checkpoint("end")

@@ -239,7 +239,7 @@ def test_methods_and_names(site: Site) -> None:
         assert site.ask("GET", path)[0] == 404
 
 
-def test_what_is_no_request_is_refused_quietly(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_requests_are_refused_quietly(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     for nonsense in (
         b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
         b"GET\r\n\r\n",
@@ -335,7 +335,7 @@ def test_a_record_arrives_in_full(agent: AuditAgent, site: Site) -> None:
     assert 0 < about["size"] < len(data)
 
 
-def test_refusals_heartbeats_and_what_others_send(agent: AuditAgent, site: Site) -> None:
+def test_refusals_heartbeats_and_messages_of_other_libraries(agent: AuditAgent, site: Site) -> None:
     body = {**mapping(OperationName="", CallerIpAddress="nowhere", OperationResult="Maybe"), "Note": b"\xff", "X": 1.5}
     two = msgpack.packb(["AsmAuditDP", [[1, mapping()], [2, {**mapping(), "pod": "web-1"}]], {}])
     beat = {
@@ -633,7 +633,7 @@ def test_listen_on_other_addresses_prints_a_token(folder: Path) -> None:
         assert site.ask("GET", f"/?token={token}")[0] == 303
 
 
-def test_listen_says_what_is_wrong_with_the_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listen_names_the_problem_of_the_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

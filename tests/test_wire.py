@@ -99,7 +99,7 @@ def test_a_frame_above_the_limit() -> None:
                                      {"caller_identities": None}, {"target_resources": {"T": [None]}},
                                      {"custom_data": {"t": msgpack.Timestamp(1 << 70)}},
                                      {"custom_data": ENDLESS}])  # fmt: skip
-def test_what_no_schema_has_seen_is_a_validation_error(changes: dict[str, Any]) -> None:
+def test_messages_that_were_not_validated_raise_a_validation_error(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="must be a valid message"):
         encode(message(**changes), 0)
 
@@ -221,7 +221,7 @@ def test_values_that_unfold_are_refused_before_they_do() -> None:
             list(frame.unpack())
 
 
-def test_what_send_accepts_can_be_unpacked() -> None:
+def test_the_largest_accepted_records_can_be_unpacked() -> None:
     """By an agent: the most values that custom data can hold, and about as many levels as fit beside them."""
     levels = sorted("".join(three) for three in product(string.printable[:60], repeat=3))
     wide = message(custom_data={"l": [[]] * (MAX_VALUES - 1)}, caller_access_levels=levels)
@@ -233,7 +233,7 @@ def test_what_send_accepts_can_be_unpacked() -> None:
     assert decode(encode(pairs, 0)) == (pairs, 0)
 
 
-def test_what_a_larger_frame_held_comes_back() -> None:
+def test_a_record_of_many_values_can_be_decoded() -> None:
     """Nothing that was accepted may be lost for being much."""
     levels = [f"{n:06x}" for n in range(MAX_ITEMS + 1)]
     much = message(caller_access_levels=levels)
@@ -288,7 +288,7 @@ def test_a_frame_above_the_decoders_limit() -> None:
         (frame_with(entries=[[5, 6]]), "record of entry 0"),
     ],
 )
-def test_what_decode_refuses(frame: bytes, words: str) -> None:
+def test_frames_that_decode_refuses(frame: bytes, words: str) -> None:
     with pytest.raises(FrameError, match=words):
         decode(frame)
 

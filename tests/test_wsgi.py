@@ -545,7 +545,7 @@ def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
     assert trail.record().operation_result_description == ""
 
 
-def test_a_response_that_nobody_closes_before_the_interpreter_ends() -> None:
+def test_a_response_that_is_not_closed_before_the_interpreter_ends() -> None:
     """There is no greenlet any more that could send its record, and nothing to complain about."""
     program = (
         "from geventaudit import Client, NoOp\n"
@@ -579,7 +579,7 @@ def test_it_keeps_to_the_protocol_on_both_sides(trail: Trail) -> None:
 
 @pytest.mark.parametrize("body", [(b"done\n",), [b"one ", b"two"], [], iter([b"one ", b"two"])])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_responses_are_what_they_were(trail: Trail, body: Any, version: str) -> None:
+def test_responses_are_unchanged(trail: Trail, body: Any, version: str) -> None:
     """Byte for byte: lengths, chunks, everything but the time."""
 
     def ask(app: Any) -> bytes:
@@ -670,7 +670,7 @@ def test_excluded_paths(trail: Trail) -> None:
     assert audited.counts == RequestCounts(recorded=2, excluded=2)
 
 
-def test_strict_leaves_what_is_missing_to_the_rules(trail: Trail) -> None:
+def test_strict_fills_no_missing_fields(trail: Trail) -> None:
     audited = AuditMiddleware(answer(), trail.client, strict=True)
     assert call(audited, HTTP_USER_AGENT="x") == ("200 OK", b"done\n")
     assert audited.counts == RequestCounts(lost=1)
@@ -724,7 +724,7 @@ def test_an_application_that_is_none() -> None:
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_client_is_told_of_and_the_application_answers(trail: Trail) -> None:
+def test_the_application_answers_after_the_client_closed(trail: Trail) -> None:
     audited = AuditMiddleware(answer(), trail.client)
     trail.client.close()
     assert [call(audited) for _ in range(3)] == [("200 OK", b"done\n")] * 3
@@ -732,7 +732,7 @@ def test_a_closed_client_is_told_of_and_the_application_answers(trail: Trail) ->
     assert trail.client.stats().rejected == {"closed": 3}
 
 
-def test_what_cannot_be_recorded_is_told_once_a_second() -> None:
+def test_unrecorded_requests_are_notified_once_a_second() -> None:
     with Client(NoOp) as client:
         audited = AuditMiddleware(answer(), client, strict=True)
         channel = client.notify()
@@ -787,7 +787,7 @@ def test_the_application_answers_whatever_the_agent_is(socket_path: str, agent_i
         agent.stop(timeout=0)
 
 
-def test_a_hub_that_never_runs_is_told_of_once(
+def test_a_hub_that_never_runs_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As under servers that know nothing of gevent: nothing here lets the hub run."""
@@ -808,7 +808,7 @@ def test_a_hub_that_never_runs_is_told_of_once(
     client.close()
 
 
-def test_a_hub_that_runs_is_not_told_of(
+def test_a_running_hub_is_not_logged(
     trail: Trail, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub_watch, "PATIENCE", 0.0)
@@ -875,7 +875,7 @@ HOSTILE = [
         ("", "Unknown"),
     ],
 )
-def test_what_a_client_calls_itself(trail: Trail, agent: str, recorded: str) -> None:
+def test_the_user_agent_of_a_client(trail: Trail, agent: str, recorded: str) -> None:
     """WSGI hands bytes over as Latin-1; what is no text, or no line, is escaped."""
     call(AuditMiddleware(answer(), trail.client), HTTP_USER_AGENT=agent)
     assert trail.record().caller_agent == recorded

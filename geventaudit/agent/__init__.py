@@ -1,8 +1,8 @@
-"""The receiving end, for development and tests, and what the command line has for who looks after an agent.
+"""The receiving end, for development and tests, and the doctor, which examines the way to an agent.
 
-It owns what is listened on and what is answered; it uses the client's packages and none of them uses it.
+It owns the listening sockets and the answers to senders. It uses the packages of the client; none of them uses it.
 Read ``arrivals`` (messages), ``shown`` (as text), ``connections``, ``listening``, ``reception`` (the rules), ``server``
-(the agent), ``doctor`` (what keeps messages from an agent).
+(the agent), ``doctor``.
 """
 
 from .arrivals import AgentCounts, Received, Refused

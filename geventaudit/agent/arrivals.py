@@ -12,22 +12,22 @@ __all__ = ["AgentCounts", "Observer", "Received", "Refused"]
 
 
 class Received(NamedTuple):
-    """One message as it arrived."""
+    """A valid message as it arrived."""
 
     message: Message
-    """The message. It keeps the rules."""
+    """The valid message."""
     time: float
     """The time of the event, in seconds since 1970."""
     service_tree_id: str | None
     """The service of the record (``env_ikey``); None without one."""
     extra: Mapping[str, Any] = {}
-    """The keys beside those of the message, such as agents on the way add: ``{"AuditType": "ControlPlane"}``."""
+    """The keys beside those of the message. Agents on the way add some: ``{"AuditType": "ControlPlane"}``."""
     metadata: Mapping[str, Any] = {}
     """The metadata of the entry (Fluent Bit's ``[[time, metadata], record]``)."""
 
 
 class Refused(NamedTuple):
-    """One message that breaks the rules."""
+    """A message that breaks the rules."""
 
     error: Exception
     """The reason: a ``ValidationError`` or a ``FrameError``."""
@@ -36,7 +36,7 @@ class Refused(NamedTuple):
     time: float
     """The time of the event, in seconds since 1970."""
     body: dict[Any, Any]
-    """The body as it came. A map in it whose keys cannot be used is empty."""
+    """The body as it arrived. A map with invalid keys is empty in it."""
 
 
 @dataclass(slots=True)
@@ -70,19 +70,19 @@ class AgentCounts:
 
 
 class Observer(Protocol):
-    """Sees the connections, frames and messages of an agent, as :meth:`~geventaudit.agent.Agent.observe` says.
+    """Observes the connections, frames and messages of an agent; see :meth:`geventaudit.agent.Agent.observe`.
 
     All methods of one connection are called in the greenlet of that connection. They must not wait.
     """
 
     def connected(self, peer: str) -> None:
-        """A connection was accepted."""
+        """Observe a new connection."""
 
     def frame_began(self, size: int) -> None:
-        """The messages of a frame of *size* bytes follow."""
+        """Observe a frame of *size* bytes, before its messages."""
 
     def handed_over(self, message: Received | Refused, size: int) -> None:
-        """A message was handed to the callback of the agent. It takes *size* bytes of its frame, unpacked."""
+        """Observe a message after the callback of the agent. It takes *size* bytes of its frame, unpacked."""
 
     def disconnected(self, reason: str) -> None:
-        """The connection was closed."""
+        """Observe the end of the connection."""

@@ -1,4 +1,4 @@
-"""One connection of the agent: its handshakes, its reads, and its share of the hub's time."""
+"""A connection of the agent: its handshakes, its reads, and its share of the hub's time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FEW_CONNECTIONS = 4
 _MAX_PING_BYTES = 4096
 _LINGER_SECONDS = 2.0
 _LAST_SECONDS = 2.0
-_LAST_ENTRIES = 1000  # more than one read can hold of valid messages in frames of their own
+_LAST_ENTRIES = 1000  # one read holds fewer valid messages in frames of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +48,38 @@ class Settings:
 
 
 class Link:
-    """One connection of the agent."""
+    """A connection of the agent."""
 
     def __init__(self, sock: Any, settings: Settings) -> None:
         sock.settimeout(settings.stall_timeout)
         self.sock = sock
         """The socket; a TLS socket once the TLS handshake has begun."""
         self.received = 0
-        """Bytes that were read."""
+        """Bytes read."""
         self.handled = 0
-        """The bytes of them whose messages were handed over and acknowledged."""
+        """Bytes read whose messages were handed over and acknowledged."""
         self.goal = 0
         """Bytes to be handled before the connection may be closed."""
         self.unfinished = 0
-        """Bytes that are held of a frame that is not complete."""
+        """Bytes held of an incomplete frame."""
         self.takes_acks = True
         """False once nothing can be written to the sender."""
         self.end = "the agent hung up"
-        """Why the connection was closed, once it is."""
+        """The reason for which the connection was closed, once it is."""
         self._settings = settings
 
     def welcome(self) -> bytes:
-        """Do the TLS and Forward handshakes that are configured. Return the bytes that were read behind them.
+        """Do the configured handshakes of TLS and of the Forward protocol. Return the bytes that were read after them.
 
-        :raises HandshakeError: the peer does not keep to them, or does not know the key, or is too slow.
+        :raises HandshakeError: the peer breaks a protocol, does not know the key, or is too slow.
         """
         data = b""
         settings = self._settings
         if settings.ssl is None and settings.shared_key is None:
             return data
-        too_slow = HandshakeError(f"no TLS or handshake in {settings.stall_timeout} seconds")
+        too_slow = HandshakeError(
+            f"the TLS or Forward handshake was not complete after {settings.stall_timeout} seconds"
+        )
         try:
             with gevent.Timeout(settings.stall_timeout, too_slow):
                 if settings.ssl is not None:
@@ -92,7 +94,7 @@ class Link:
                 if settings.shared_key is not None:
                     data = self._shake_hands(AgentSide(_hostname(), settings.shared_key, settings.users))
         except OSError as error:
-            raise HandshakeError(f"no TLS or handshake: {error}") from None
+            raise HandshakeError(f"the TLS or Forward handshake failed: {error}") from None
         return data
 
     def _shake_hands(self, side: AgentSide) -> bytes:
@@ -114,9 +116,9 @@ class Link:
 
         Nothing is read while *reading* is not set.
 
-        :param begun: since when a frame is being read (monotonic seconds); None between frames.
+        :param begun: the start of the current frame in monotonic seconds; None between frames.
         :raises HandshakeError: the frame is not complete within the stall timeout.
-        :raises IdleError: nothing came for the idle timeout.
+        :raises IdleError: nothing arrived within the idle timeout.
         """
         while True:
             reading.wait()
@@ -129,7 +131,7 @@ class Link:
                     raise error
             if not (self._settings.ssl is not None and self.sock.pending()):
                 gsocket.wait_read(self.sock.fileno(), left, error)
-            if reading.is_set():  # it may have been cleared while this waited
+            if reading.is_set():  # may have been cleared during the wait
                 data: bytes = self.sock.recv(_READ_BYTES)
                 return data
 
@@ -144,16 +146,16 @@ class Link:
         return data
 
     def acknowledge(self, ack: bytes) -> bool:
-        """Write an acknowledgement. Return False if the sender takes none any more.
+        """Write an acknowledgement. Return False if the sender has hung up, or if this side has ended writing.
 
-        :raises TimeoutError: the sender does not read them.
+        :raises TimeoutError: the sender does not read its acknowledgements.
         """
         try:
             self._write(ack)
         except TimeoutError:  # an OSError too
             raise
         except OSError:
-            # The sender is gone, or this side ended writing. What was sent before is still there to be read.
+            # The frames that the sender wrote before it hung up can still be read.
             self.takes_acks = False
         return self.takes_acks
 
@@ -175,25 +177,25 @@ class Link:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def unread(self) -> int:
-        """Return how many bytes the socket holds; with TLS, of encrypted data."""
+        """Return the number of bytes that the socket holds; with TLS, of encrypted data."""
         if self.sock.fileno() < 0:
             return 0
         answer = fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
         return int.from_bytes(answer, sys.byteorder)
 
     def is_settled(self) -> bool:
-        """Return True if the goal is reached: by a sender that goes on sending too."""
+        """Return True if the goal is reached, also while the sender continues to send."""
         return self.handled == self.received and (self.handled >= self.goal or not self.unread())
 
     def end_writing(self) -> None:
-        """Send nothing more, so that the sender hangs up. Receive nothing more where the system can refuse it."""
+        """End writing, so that the sender hangs up. On a Unix socket, end reading too."""
         self.takes_acks = False
         if self.sock.fileno() < 0:
             return
-        # The methods of gevent's sockets would end the wait of another greenlet, and that of TLS also stops decrypting.
+        # shutdown() of a gevent socket would end the wait of another greenlet, and with TLS also stop decrypting.
         plain = _socket.socket(fileno=self.sock.fileno())
         try:
-            # Over TCP, received data would still be acknowledged by the kernel after SHUT_RD, and then lost.
+            # Over TCP, the kernel would acknowledge data after SHUT_RD, and lose them.
             plain.shutdown(_socket.SHUT_RDWR if plain.family == _socket.AF_UNIX else _socket.SHUT_WR)
         except OSError:
             pass  # the sender has hung up already
@@ -206,12 +208,12 @@ class IdleError(Exception):
 
 
 class Turn:
-    """The time for which one connection handles messages without letting others run.
+    """The time for which one connection handles messages before other greenlets run.
 
-    A greenlet that is killed while others run goes on for a while all the same: it has read its data, so that a sender
-    that asks for no acknowledgement takes them for delivered.
+    A greenlet that is killed during its pause continues for a while: it has read data, which count as delivered for a
+    sender that asks for no acknowledgement.
 
-    :param connections: how many share the hub's time.
+    :param connections: the number of connections that share the hub's time.
     """
 
     def __init__(self, connections: int) -> None:
@@ -221,13 +223,13 @@ class Turn:
         self._last = _LAST_ENTRIES
         self.killed: gevent.GreenletExit | None = None
         self.has_time = connections <= _FEW_CONNECTIONS
-        """True if so few connections share the time that short good frames need no pause. Then what was read has been
-        handed over before anything else runs."""
+        """True if few connections share the time, so that short valid frames need no pause. Then all read messages are
+        handed over before other greenlets run."""
 
     def end_when_over(self) -> None:
-        """Let others run if the time is over.
+        """Let other greenlets run if the time is over.
 
-        :raises GreenletExit: the greenlet was killed, and has gone on for long enough.
+        :raises GreenletExit: the greenlet was killed, and its time to continue is over.
         """
         if self.killed is not None:
             self._last -= 1
@@ -235,12 +237,12 @@ class Turn:
                 raise self.killed
         elif monotonic() > self._over:
             try:
-                gevent.sleep(_PAUSE_SECONDS)  # with 0 the hub may come back many times before it looks at any socket
+                gevent.sleep(_PAUSE_SECONDS)  # with 0, the hub may return many times before it polls the sockets
             except gevent.GreenletExit as killed:
                 self.killed = killed
             self._over = monotonic() + (self._seconds if self.killed is None else _LAST_SECONDS)
 
 
 def _hostname() -> str:
-    """Return the agent's name: not just the host's, which a client may have taken for its own."""
+    """Return the agent's name in the handshake. The plain name of the host may be that of a client."""
     return f"agent@{std_socket.gethostname()}"

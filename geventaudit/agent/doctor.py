@@ -1,11 +1,11 @@
-"""An examination of the way from this process to its agent, step by step, through the connections of a client.
+"""An examination of the way from this process to its agent, step by step, over the connections of a client.
 
-Each step gives a finding. The first failure ends the examination: the steps after it depend on it. Heartbeats are sent,
-and no records.
+Each step returns a finding. The first failure ends the examination, since later steps depend on earlier ones. Only
+heartbeats are sent, no records.
 
-Over TCP the kernel acknowledges for a process that is stopped, so that nothing written shows that the agent reads. An
-acknowledgement of the Forward protocol does. So does an agent that closes its side after this side has ended writing:
-the end is behind all that was written.
+Over TCP, the kernel acknowledges segments for a stopped process too, so a write does not prove that the agent reads.
+Two things prove it: an acknowledgement of the Forward protocol, and an agent that closes its side after this side has
+ended writing, because the end of the stream comes after all written bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..version import __version__
 __all__ = ["Finding", "Outcome", "examine"]
 
 _MAX_PATH = 107  # bytes of a Unix socket's path on Linux
-_HANG_UP_SECONDS = 0.2  # an agent that refuses a connection, or what it read, is expected to hang up within this
+_HANG_UP_SECONDS = 0.2  # in which an agent hangs up if it refuses a connection or a message
 _WRONG_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 _WRONG_TIME = (9, 10)  # _CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 _C = TypeVar("_C", DomainSocket, TCP)
@@ -56,25 +56,25 @@ _ADVICE_ON_HANGING_UP = (
 
 
 class Outcome(Enum):
-    """How a step went."""
+    """The outcome of a step."""
 
     OK = "ok"
     NOTE = "note"
-    """Nothing that keeps records from arriving, but worth knowing."""
+    """Records arrive, but the finding is worth knowing."""
     FAILED = "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one step: the finding, and advice if something is wrong."""
+    """The result of one step, with advice unless the outcome is OK."""
 
     outcome: Outcome
     text: str
     advice: str = ""
 
 
-class _Failed(Exception):  # noqa: N818  # not an error: a diagnosis
-    """Ends the examination with its last finding."""
+class _Failed(Exception):  # noqa: N818  # a diagnosis, not an error
+    """The last finding of an examination, which ends it."""
 
     def __init__(self, text: str, advice: str) -> None:
         super().__init__(text, advice)
@@ -88,7 +88,7 @@ def examine(
     needs_acks: bool = False,
     **tcp_options: Any,
 ) -> Iterator[Finding]:
-    """Return the findings, each as soon as it is made.
+    """Yield the findings, each as soon as it is made.
 
     :param address: a path, or host and port; None for the path that ``DomainSocket()`` uses.
     :param timeout: seconds for each answer of the agent.
@@ -107,15 +107,15 @@ def examine(
             yield from _default_paths()
         path = usual_path() if address is None else address
         if not path:
-            raise _Failed("the path of the socket is empty", "say where the agent listens: --unix PATH")
+            raise _Failed("the path of the socket is empty", "give the address of the agent: --unix PATH")
         yield from _place(path)
         yield from _unix_agent(
             partial(DomainSocket, path, timeout=timeout, ack_timeout=ack_timeout), timeout, needs_acks
         )
     except _Failed as failed:
         yield failed.finding
-    except OSError as error:  # it was there a moment ago
-        yield Finding(Outcome.FAILED, str(error), "something changed meanwhile: look once more")
+    except OSError as error:  # a file that existed a moment ago has gone
+        yield Finding(Outcome.FAILED, str(error), "the file changed meanwhile: run geventaudit doctor again")
 
 
 def _encoder() -> Finding:
@@ -131,7 +131,7 @@ def _encoder() -> Finding:
 def _default_paths() -> Iterator[Finding]:
     for path in unix.MDSD_SOCKETS:
         there = os.path.exists(path)
-        yield Finding(Outcome.OK if there else Outcome.NOTE, f"{path}: {'exists' if there else 'not to be found'}")
+        yield Finding(Outcome.OK if there else Outcome.NOTE, f"{path}: {'exists' if there else 'missing'}")
 
 
 def _place(path: str) -> Iterator[Finding]:
@@ -139,38 +139,38 @@ def _place(path: str) -> Iterator[Finding]:
         return
     if (length := len(os.fsencode(path))) > _MAX_PATH:
         raise _Failed(
-            f"{path}: the path of a socket can have {_MAX_PATH} bytes, this one has {length}",
-            "let the agent listen at a shorter path",
+            f"{path}: the path of a socket can have at most {_MAX_PATH} bytes, this path has {length}",
+            "configure a shorter path for the agent",
         )
     _enter_folders(path)
     about = _about(path)
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise _Failed(
-            f"{path} is no socket: {about}",
+            f"{path} is not a socket: {about}",
             _advice_on_intruder(path),
         )
     yield Finding(Outcome.OK, f"{path} is a socket: {about}")
     try:
         unix.check_directories(path, path)
     except ConnectionFailedError as error:
-        yield Finding(Outcome.NOTE, str(error), "take the others' right to write away: chmod o-w, or chmod +t")
+        yield Finding(Outcome.NOTE, str(error), "remove the write permission of other users: chmod o-w, or chmod +t")
     if not os.access(path, os.W_OK, effective_ids=True):
         raise _Failed(
             f"{_me()} may not write to {path}: {about}",
-            "put the service's user into the group of the socket, or let the agent make it for others (mode 0666)",
+            "add the service's user to the group of the socket, or let the agent make the socket with mode 0666",
         )
 
 
 def _advice_on_intruder(path: str) -> str:
-    """Return the advice on something that is no socket, in the agent's place. It may be someone's only copy."""
+    """Return the advice on a file or folder in the agent's place. It may be valuable, so do not advise to delete it."""
     if os.path.isdir(path):
         return (
             "a folder is in the agent's place: a container runtime makes one if the file to be mounted is missing. If "
-            "it is empty, remove it by rmdir and start the agent; else find out whose it is"
+            "it is empty, remove it by rmdir and start the agent; otherwise find its owner"
         )
     return (
-        "something else is in the agent's place, and an agent will not start over it. Do not remove it unseen, it may "
-        "be somebody's data: look into it, move it away if nobody needs it there (mv), and start the agent"
+        "another file is in the agent's place, so that an agent cannot start. Do not remove it unseen: look into it, "
+        "move it away (mv) if it is not needed there, and start the agent"
     )
 
 
@@ -184,7 +184,7 @@ def _enter_folders(path: str) -> None:
         if not os.path.lexists(here):
             raise _Failed(
                 f"{here} does not exist",
-                "start the agent, or say where it listens: --unix PATH or --tcp HOST:PORT; in a container, mount the "
+                "start the agent, or give its address: --unix PATH or --tcp HOST:PORT; in a container, mount the "
                 "folder of the agent's socket",
             )
         if not os.path.exists(here) and os.path.islink(here):
@@ -195,11 +195,11 @@ def _enter_folders(path: str) -> None:
         if here == way:
             return
         if not os.path.isdir(here):
-            raise _Failed(f"{here} is no folder", "say where the agent listens: --unix PATH")
+            raise _Failed(f"{here} is not a folder", "give the address of the agent: --unix PATH")
         if not os.access(here, os.X_OK, effective_ids=True):
             raise _Failed(
                 f"{_me()} may not enter {here}: {_about(here)}",
-                "let the service's user in: put it into the folder's group, or chmod o+x",
+                "give the service's user access: add it to the folder's group, or chmod o+x",
             )
 
 
@@ -245,7 +245,7 @@ def _tcp_agent(address: tuple[str, int], connect: partial[TCP], timeout: float, 
         acknowledges = _wait_delivered(connection, timeout)
         if not acknowledges and not _closes_after_the_end(connection, timeout):
             raise _Failed(
-                f"it neither acknowledged nor hung up in {timeout} s after all was sent: it reads nothing",
+                f"it neither acknowledged nor hung up in {timeout} s after the end of the data: it does not read",
                 _advice_on_silence(connection),
             )
         yield Finding(Outcome.OK, "it reads")
@@ -285,7 +285,7 @@ def _advice_on_silence(connection: DomainSocket | TCP) -> str:
 def _is_stopped(process: int) -> bool:
     try:
         with open(f"/proc/{process}/stat") as file:
-            # The state is behind the name, which is in brackets and may hold anything.
+            # The state follows the name, which is in brackets and may hold any character.
             return file.read().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
         return False
@@ -295,14 +295,14 @@ def _is_stopped(process: int) -> bool:
 def _connected(connect: Callable[[], _C], answers: Callable[[], bool] = lambda: False) -> Iterator[_C]:
     """Connect, or fail with advice.
 
-    :param answers: called if connecting took too long. Return True if the address itself can be reached.
+    :param answers: called if connecting took too long. Returns True if the address itself accepts connections.
     """
     try:
         connection = connect()
     except ConnectionFailedError as error:
         advice = _advice_on(error)
         if "not within" in str(error) and answers():
-            advice = f"the address accepts connections, and no TLS or handshake comes: {_NO_HANDSHAKE}"
+            advice = f"the address accepts connections, but no TLS or Forward handshake begins: {_NO_HANDSHAKE}"
         raise _Failed(str(error), advice) from None
     try:
         yield connection
@@ -311,7 +311,7 @@ def _connected(connect: Callable[[], _C], answers: Callable[[], bool] = lambda: 
 
 
 def _answers_a_connection(address: tuple[str, int], timeout: float) -> bool:
-    """Return True if the address accepts a TCP connection, which the kernel does for a process that is stopped."""
+    """Return True if the address accepts a TCP connection. The kernel does so for a stopped process too."""
     try:
         gsocket.create_connection(address, timeout).close()
     except OSError:
@@ -325,21 +325,21 @@ def _advice_on(error: ConnectionFailedError) -> str:
     if code == errno.EACCES:
         return "the file's mode permits it and the system does not: look for SELinux or AppArmor denials in the log"
     advice = _advice_on_unix(code) if str(error).startswith("unix:") else _advice_on_tcp(error.__cause__, str(error))
-    return advice or "look at the address"
+    return advice or "check the address"
 
 
 def _advice_on_unix(code: int | None) -> str:
     if code == errno.ECONNREFUSED:
         return (
-            "nobody listens: an agent that is gone left its socket behind; start it. In a container, mount the folder "
-            "and not the socket itself, or a restarted agent is not seen"
+            "no process listens: the socket is left over from a dead agent; start the agent. In a container, mount the "
+            "folder and not the socket itself, or a restarted agent is not found"
         )
     if code == errno.EPROTOTYPE:
         return "this is a datagram socket; configure the agent for a stream (Fluent Bit's and Fluentd's forward input)"
     if code == errno.ETIMEDOUT:
         return (
-            "it listens and accepts nobody: its process is stopped or stuck, or its input is paused (Fluent Bit logs "
-            "'paused'); look at its log"
+            "it listens and accepts no connection: its process is stopped or stuck, or its input is paused (Fluent Bit "
+            "logs 'paused'); look at its log"
         )
     return ""
 
@@ -353,12 +353,12 @@ def _advice_on_tcp(cause: BaseException | None, text: str) -> str:
         return "compare the shared key, the user name and the password with those in the agent's configuration"
     if "hung up" in text or isinstance(cause, ConnectionResetError | BrokenPipeError):
         return "it hangs up during the handshake: does the agent use a shared key, and TLS, at that port?"
-    if isinstance(cause, ConnectionRefusedError) or "nobody listens" in text or "self-connect" in text:
-        return "nobody listens there: start the agent, and look at the port it is configured for"
+    if isinstance(cause, ConnectionRefusedError) or "self-connect" in text:
+        return "no process listens there: start the agent, and check its configured port"
     if isinstance(cause, std_socket.gaierror):
-        return "look at the name, and at the name service of this host or container"
+        return "check the name, and the name service of this host or container"
     if getattr(cause, "errno", None) in _NO_ROUTE or "not within" in text:
-        return "nothing answers from there: look at the address, at firewalls and network policies"
+        return "no answer from that address: check the address, firewalls and network policies"
     return ""
 
 
@@ -389,10 +389,10 @@ def _listener(connection: DomainSocket) -> str:
 
 
 def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
-    """Send a heartbeat. Return True if it is delivered in time; fail if the agent hangs up or answers nonsense."""
+    """Send a heartbeat. Return True if it is delivered in time; fail if the agent hangs up or its answer is invalid."""
     broken = gevent.spawn(_how_it_breaks, connection)
     try:
-        # A refusal that is on its way is a better reason than the write that it makes fail.
+        # Wait for a refusal first: its text is a better reason than that of a failed write.
         broken.join(min(_HANG_UP_SECONDS, timeout))
         if not broken.ready():
             connection.write([_heartbeat(connection.name)])
@@ -410,9 +410,9 @@ def _wait_delivered(connection: DomainSocket | TCP, timeout: float) -> bool:
 
 
 def _closes_after_the_end(connection: TCP, timeout: float) -> bool:
-    """End writing. Return True if the agent, having read everything, closes its side in time; fail if it resets.
+    """End writing. Return True if the agent reads everything and closes its side in time; fail if it resets.
 
-    This is about the end of the TCP connection, with TLS too: an agent may answer the end by an alert.
+    With TLS too, this is the end of the TCP connection: an agent may answer the end by an alert.
     """
     deadline = Deadline(timeout)
     with gsocket.socket(fileno=os.dup(connection.fileno())) as sock:
@@ -425,12 +425,12 @@ def _closes_after_the_end(connection: TCP, timeout: float) -> bool:
         except TimeoutError:
             pass
         except OSError as error:
-            raise _Failed(f"it hung up with something unread: {error.strerror}", _ADVICE_ON_HANGING_UP) from None
+            raise _Failed(f"it hung up with unread data: {error.strerror}", _ADVICE_ON_HANGING_UP) from None
     return False
 
 
 def _how_it_breaks(connection: DomainSocket | TCP) -> ConnectionFailedError | None:
-    """Return the error of wait_broken(). If it were raised here, gevent would print it."""
+    """Return the error of wait_broken(). gevent would print an exception of this greenlet."""
     try:
         connection.wait_broken()
     except ConnectionFailedError as error:
@@ -445,9 +445,9 @@ def _advice_on_broken(error: ConnectionFailedError) -> str:
         return "give the client the agent's key: --shared-key-file FILE, TCP(..., shared_key=...)"
     if advice := _advice_on_tls(error.__cause__, text):
         return advice
-    if "what the agent answers is wrong" in text:
+    if "the agent's answer is invalid" in text:
         return (
-            "it answers something that is no acknowledgement: does it speak another protocol (HTTP, syslog), or TLS "
+            "its answer is not an acknowledgement: does it speak another protocol (HTTP, syslog), or TLS "
             "(--tls)? If it speaks the Forward protocol, leave require_ack off"
         )
     return _ADVICE_ON_HANGING_UP

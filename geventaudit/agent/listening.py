@@ -35,14 +35,14 @@ def checked_listener(address: object) -> str | tuple[str, int]:
 def listen(address: str | tuple[str, int]) -> Any:
     """Return a socket that listens on *address*. A socket file that a dead agent left behind is replaced.
 
-    :raises OSError: the address cannot be had.
+    :raises OSError: the address cannot be used.
     """
     return _listen_tcp(address) if isinstance(address, tuple) else _listen_unix(address)
 
 
 def accept_all(server: StreamServer) -> None:
     """Accept the connections that are established, without waiting."""
-    for _ in range(_BACKLOG + 1):  # more than that have not been there when this began
+    for _ in range(_BACKLOG + 1):  # the backlog holds no more
         try:
             waiting = server.do_read()
         except OSError as error:  # too many open files, for one
@@ -67,7 +67,7 @@ def _listen_tcp(address: tuple[str, int]) -> Any:
 
 
 def _listen_unix(path: str) -> Any:
-    if not path:  # to the system, this is an address that it makes up
+    if not path:  # the system would choose an address
         raise OSError(errno.ENOENT, "the path of the socket is empty")
     listener = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
     try:
@@ -76,10 +76,10 @@ def _listen_unix(path: str) -> Any:
         except OSError as error:
             if error.errno == errno.EADDRINUSE and not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
                 link = os.path.islink(path) and not os.path.exists(path)
-                what = "link that leads nowhere" if link else "folder" if os.path.isdir(path) else "file"
+                what = "dangling link" if link else "folder" if os.path.isdir(path) else "file"
                 raise OSError(error.errno, f"a {what} is there, and no socket: {path}") from None
             if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
-                # Python's own complaint, about the length of the path, has neither number nor text.
+                # Python's own error for a path that is too long has neither errno nor strerror.
                 number = error.errno or errno.ENAMETOOLONG
                 raise OSError(number, f"{error.strerror or error}: {path}") from None
             os.unlink(path)
@@ -92,7 +92,7 @@ def _listen_unix(path: str) -> Any:
 
 
 def _is_left_behind(path: str) -> bool:
-    """Whether *path* is a socket that nobody listens on."""
+    """Return True if *path* is a socket without a listener."""
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         return False
     probe = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)

@@ -28,8 +28,8 @@ _log = logger("agent")
 _MAX_TOLD = 100
 _MAX_FIELDS = 1000
 
-# Other entries are unpacked and validated in native threads, so that the hub goes on. Of each size one at a time, so
-# that a large one does not wait for huge ones.
+# Other entries are unpacked and validated in native threads, so that the hub is free: one entry at a time for each
+# range of sizes, so that a large one does not wait for huge ones.
 _SMALL_BYTES = 2048
 _INLINE_BYTES = 1 << 15
 _INLINE_VALUES = 500
@@ -42,7 +42,7 @@ _RECORD_TAGS = (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)
 
 
 class Inspector:
-    """The rules for one entry. Keeps no state, so that it can be used by more than one native thread.
+    """The rules for one entry. Has no state, so that several native threads can use it.
 
     :param schema: the rules for records.
     """
@@ -53,9 +53,9 @@ class Inspector:
         self._names = {field.data_key for field in record.schema.load_fields.values()}
 
     def examine(self, tag: str, reader: EntryReader, piece: bytes) -> Received | Refused:
-        """Return the message in a packed entry, or why it is refused.
+        """Return the message in a packed entry, or its refusal.
 
-        :raises FrameError: it is no entry.
+        :raises FrameError: *piece* is not an entry.
         """
         entry = reader.read(piece)
         try:
@@ -66,7 +66,7 @@ class Inspector:
     def _received(self, tag: str, entry: Entry) -> Received:
         if entry.problem:
             raise ValidationError(entry.problem)
-        if len(entry.body) > _MAX_FIELDS:  # a rule would be named for each of them
+        if len(entry.body) > _MAX_FIELDS:  # the schema would report each unknown field
             raise ValidationError(f"must have the fields of a record, has {len(entry.body)} fields")
         service_tree_id = None
         if tag in _RECORD_TAGS:
@@ -101,7 +101,7 @@ def _plain(values: dict[Any, Any], name: str) -> dict[str, Any]:
 
 
 class Reception:
-    """Judges the entries of frames, counts them, and hands them over.
+    """Validates the entries of frames, counts them, and hands them over.
 
     :param on_message, on_refused, schema: as for :class:`~geventaudit.agent.Agent`.
     """
@@ -120,9 +120,9 @@ class Reception:
         self._lanes = [BoundedSemaphore(1) for _ in range(len(_LANE_BYTES) + 1)]
 
     def take(self, frame: Frame, turn: Turn) -> None:
-        """Hand all messages of a frame over.
+        """Hand over all messages of a frame.
 
-        :raises FrameError: at the first entry that is none. Those before it have been handed over.
+        :raises FrameError: an entry is invalid. The entries before it have been handed over.
         """
         self.counts.frames += 1
         if frame.other_signal:
@@ -147,7 +147,7 @@ class Reception:
             _log.warning("refused %d more messages of one frame", refused - _MAX_TOLD)
 
     def _hand_over(self, tag: str, reader: EntryReader, piece: bytes, *, tells: bool) -> bool:
-        """Hand one message over. Return False if it breaks the rules."""
+        """Hand over one message. Return False if it breaks the rules."""
         result = self._examine(tag, reader, piece)
         if isinstance(result, Refused):
             self._refuse(result, len(piece), tells=tells)
@@ -182,14 +182,14 @@ class Reception:
 
 
 def _is_little_work(piece: bytes, reader: EntryReader) -> bool:
-    """Return True if an entry is unpacked and validated in about 3 ms."""
+    """Return True if an entry can be unpacked and validated in about 3 ms."""
     if len(piece) <= _SMALL_BYTES:
         return True
     return len(piece) <= _INLINE_BYTES and reader.count_values(piece) <= _INLINE_VALUES
 
 
 def _caught(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what *function* returns or raises: gevent prints what is raised in a thread."""
+    """Return the result or the exception of *function*. gevent would print an exception of a thread."""
     try:
         return function(*arguments)
     except Exception as error:

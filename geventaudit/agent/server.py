@@ -1,9 +1,9 @@
 """The receiving end, for development and tests: an audit agent over a Unix socket or TCP.
 
-The agent reads all modes of the Forward protocol. A stream that is no Forward stream is closed, with the offset and the
-reason in the log. A message that breaks the rules is refused: it is counted and handed to ``on_refused``, and its
-stream goes on. Keys beside those of a message, which agents on the way add (``AuditType``), are no reason to refuse it:
-they are kept in :attr:`Received.extra`.
+The agent reads all modes of the Forward protocol. It closes a stream that breaks the protocol, and logs the offset and
+the reason. It refuses a message that breaks the rules: the message is counted and handed to ``on_refused``, and the
+stream stays open. Unknown keys beside those of a message, which agents on the way add (``AuditType``), are kept in
+:attr:`Received.extra`.
 
 A frame whose option has a ``chunk`` is acknowledged once all of its messages were handed over, to ``on_message`` or to
 ``on_refused``. Without ``on_refused``, refusals are logged as warnings.
@@ -46,29 +46,27 @@ _PAUSE_SECONDS = 0.001
 _KILL_SECONDS = 5.0
 
 MAX_UNFINISHED_BYTES = 64 << 20
-"""Bytes that all connections together may hold of frames that are not complete. Beyond that, the connection that holds
-most is closed."""
+"""The most bytes of incomplete frames over all connections. Beyond that, the connection with the most is closed."""
 
 
 class Agent:
-    """Listens, decodes, validates, and hands messages on.
+    """An agent that listens, decodes, validates, and hands over messages.
 
     :param address: the path of a Unix socket, or host and port (port 0 picks a free one, see :attr:`address`).
-    :param on_message: called with each valid message, one at a time for each connection. Raising closes that
+    :param on_message: called with each valid message, one at a time for each connection. An exception closes that
         connection without an acknowledgement.
-    :param on_refused: called with each message that broke the rules; without one they are logged. Of one frame, the
-        first 100 are handed over; the others are counted, and how many they were is logged.
-    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. It validates large
-        records in native threads, so that the hub goes on: those of more than 500 values or 32 KiB.
-    :param max_frame_bytes: a longer frame closes its connection, and so does one that unpacks to more.
-    :param ssl: speak TLS by this ``ssl.SSLContext``.
-    :param shared_key: let nobody in who does not know this key, by the Forward protocol's handshake.
-    :param users: passwords by user name, asked for in the handshake.
-    :param max_connections: more are closed at once.
-    :param stall_timeout: seconds that a connection may take for TLS and handshake, and to complete a frame that it has
-        begun.
-    :param idle_timeout: seconds that a connection may send nothing between frames; None for ever.
-    :raises ValueError, TypeError: for parameters that cannot be.
+    :param on_refused: called with each message that breaks the rules; None logs them. Of one frame, the first 100
+        refusals are handed over; the others are counted, and their number is logged.
+    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. Records of more than
+        500 values or 32 KiB are validated in native threads, so that the hub is free.
+    :param max_frame_bytes: the longest frame, also after decompression; a longer one closes its connection.
+    :param ssl: the ``ssl.SSLContext`` for TLS; None for no TLS.
+    :param shared_key: require the Forward protocol's handshake with this key.
+    :param users: passwords by user name, required in the handshake.
+    :param max_connections: the most open connections; further ones are closed at once.
+    :param stall_timeout: seconds that a connection may take for TLS and handshake, and to complete a frame.
+    :param idle_timeout: seconds without data between frames before a connection is closed; None for no limit.
+    :raises ValueError, TypeError: an argument is invalid.
     """
 
     def __init__(
@@ -90,7 +88,9 @@ class Agent:
         if not callable(on_message):
             raise TypeError(f"on_message must be callable, got {show(on_message)}: pass a function of a message")
         if on_refused is not None and not callable(on_refused):
-            raise TypeError(f"on_refused must be callable, got {show(on_refused)}: pass a function of what is refused")
+            raise TypeError(
+                f"on_refused must be callable, got {show(on_refused)}: pass a function of a refused message"
+            )
         check_context(ssl)
         check_seconds("stall_timeout", stall_timeout)
         check_seconds("idle_timeout", idle_timeout, or_none=True)
@@ -119,10 +119,10 @@ class Agent:
     def start(self) -> Self:
         """Listen. A socket file that a dead agent left behind is replaced.
 
-        :raises OSError: the address cannot be had, or another agent listens there.
+        :raises OSError: the address cannot be used, or another agent listens there.
         """
         if self._server is not None:
-            raise RuntimeError("the agent runs already")
+            raise RuntimeError("the agent is already running")
         listener = listen(self.address)
         if isinstance(self.address, tuple):
             self.address = (self.address[0], listener.getsockname()[1])
@@ -134,14 +134,14 @@ class Agent:
         return self
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Stop listening, read and acknowledge what has been received, tell all senders to hang up, and close.
+        """Stop listening, read and acknowledge the received messages, end writing so that senders hang up, and close.
 
         Connections that are established and not accepted yet are read too. On a Unix socket nothing can be sent after
-        that, so this method does not wait for the senders. Over TCP, what a sender writes until it hangs up is read
-        too, and not acknowledged.
+        the end, so this method does not wait for the senders. Over TCP, messages that a sender writes until it hangs
+        up are read too, and not acknowledged.
 
-        :param timeout: the most seconds that all of this takes. With 0, or while reading is stopped, what has been
-            received stays unread, as when an agent dies.
+        :param timeout: the longest duration in seconds. With 0, or while reading is stopped, received messages stay
+            unread, as when an agent dies.
         """
         if self._server is None:
             return
@@ -149,9 +149,9 @@ class Agent:
         self._server = None
         deadline = Deadline(timeout)
         drains = timeout > 0 and self._reading.is_set()
-        self._remove_file()  # nobody can connect to a Unix socket from here on
+        self._remove_file()  # a Unix socket accepts no connections after this
         if drains:
-            # Without a switch between the last accept() and the close, since closing resets who connected in between.
+            # No switch between the last accept() and the close, which would reset connections made in between.
             accept_all(server)
         else:
             run.is_over = True
@@ -167,7 +167,7 @@ class Agent:
         self.hang_up()
 
     def _read_received(self, deadline: Deadline) -> None:
-        """Wait until every byte that the sockets hold now has been read, and its messages handed over."""
+        """Wait until all bytes that the sockets hold now are read, and their messages handed over."""
         links = self._others()
         for link in links.values():
             link.goal = link.received + link.unread()
@@ -178,7 +178,7 @@ class Agent:
             gevent.sleep(_PAUSE_SECONDS)
 
     def _others(self) -> dict[Any, Link]:
-        """Return the connections, without the one whose callback is running."""
+        """Return all connections except the one whose callback is running."""
         return {each: link for each, link in self._connections.items() if each is not gevent.getcurrent()}
 
     def restart(self, timeout: float = 1.0) -> None:
@@ -187,7 +187,7 @@ class Agent:
         self.start()
 
     def hang_up(self) -> None:
-        """Close all connections at once, whatever is unread. From the callback of one of them, all others.
+        """Close all connections at once, also with unread messages. A callback does not close its own connection.
 
         Connections that are established and not accepted yet are closed too.
         """
@@ -197,11 +197,11 @@ class Agent:
         others = list(self._others())
         try:
             gevent.killall(others, timeout=_KILL_SECONDS)
-        except gevent.Timeout:  # raised where a callback of the user's does not end; they were told
+        except gevent.Timeout:  # a callback does not end; its greenlet was killed
             _log.warning("%d connections are still busy with a message", sum(not each.ready() for each in others))
 
     def stop_reading(self) -> None:
-        """Accept, and read nothing any more: what a stuck agent does."""
+        """Stop reading, but accept connections, as a stuck agent does."""
         self._reading.clear()
 
     def resume_reading(self) -> None:
@@ -209,11 +209,11 @@ class Agent:
         self._reading.set()
 
     def stop_acknowledging(self) -> None:
-        """Take what comes and acknowledge nothing; what is taken meanwhile is never acknowledged."""
+        """Stop acknowledging. Messages that arrive meanwhile are handed over, and never acknowledged."""
         self._acknowledging = False
 
     def resume_acknowledging(self) -> None:
-        """Acknowledge again what comes from now on."""
+        """Acknowledge again, from the next frame on."""
         self._acknowledging = True
 
     def observe(self, observer: Observer) -> None:
@@ -252,7 +252,7 @@ class Agent:
         return f"<Agent {self.address} {'running' if self._server else 'stopped'}>"
 
     def _remove_file(self) -> None:
-        """Take the socket file away, if it is still this agent's."""
+        """Remove the socket file if it is still this agent's."""
         if isinstance(self.address, str) and self._inode is not None:
             try:
                 if os.stat(self.address).st_ino == self._inode:
@@ -263,7 +263,7 @@ class Agent:
     # -- one connection ------------------------------------------------------------------------------------------------
 
     def _serve(self, run: _Run, sock: Any, peer: Any) -> None:
-        if run.is_over:  # accepted, and stopped before this began
+        if run.is_over:  # the agent stopped between accept() and this
             sock.close()
             return
         me = gevent.getcurrent()
@@ -305,7 +305,7 @@ class Agent:
         _log.warning("turned a connection away: %s", why)
 
     def _receive(self, link: Link) -> None:
-        """Hand the messages of one connection over, to its end."""
+        """Hand over the messages of one connection until its end."""
         decoder = Decoder(max_frame_bytes=self._max_frame_bytes)
         data = link.welcome()
         begun = monotonic()
@@ -317,9 +317,9 @@ class Agent:
                 self._hold(link, decoder.unfinished)
         except IdleError:
             self._reception.counts.idle += 1
-            link.end = f"nothing came for {self._settings.idle_timeout} seconds"
+            link.end = f"no data for {self._settings.idle_timeout} seconds"
             _log.info("closed a connection: %s", link.end)
-            # Whatever the sender writes until it notices is still read: the system has acknowledged it over TCP.
+            # Read until the sender hangs up: over TCP, the kernel has acknowledged its data.
             link.end_writing()
             while data := link.read_rest():
                 self._take(data, decoder, link)
@@ -327,11 +327,11 @@ class Agent:
             link.end = "the sender hung up"
         if decoder.unfinished:
             self._reception.counts.half_frames += 1
-            link.end = f"the sender hung up in the middle of a frame, {decoder.unfinished} bytes of it came"
+            link.end = f"the sender hung up in the middle of a frame, after {decoder.unfinished} bytes of it"
             _log.info("closed a connection: %s", link.end)
 
     def _take(self, data: bytes, decoder: Decoder, link: Link) -> int:
-        """Hand over and acknowledge the frames that *data* completes. Return how many they are."""
+        """Hand over and acknowledge the frames that *data* completes. Return their number."""
         link.received += len(data)
         self._reception.counts.bytes += len(data)
         finished = 0
@@ -350,7 +350,7 @@ class Agent:
         return finished
 
     def _hold(self, link: Link, unfinished: int) -> None:
-        """Note the bytes that *link* holds. The connection that holds most is closed if all together hold too many."""
+        """Note the bytes that *link* holds. If all connections hold too many, close the one that holds the most."""
         self._unfinished += unfinished - link.unfinished
         link.unfinished = unfinished
         while self._unfinished > MAX_UNFINISHED_BYTES:
@@ -364,6 +364,6 @@ class Agent:
 
 
 class _Run:
-    """The time from one start of an agent to its stop."""
+    """The time from a start of the agent to its stop."""
 
     is_over = False

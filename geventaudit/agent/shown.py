@@ -1,7 +1,7 @@
-"""Messages that arrived, as a line for people and as JSON.
+"""Received messages as a line of text and as JSON.
 
-Whatever came from outside is printed by :func:`printable`, or as JSON by :func:`json_line`: neither moves the cursor,
-colours, begins a line, or reorders text at a terminal.
+All text from outside is printed by :func:`printable`, or as JSON by :func:`json_line`. Neither can move the cursor,
+change colours, begin a line, or reorder text at a terminal.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _MAX_WORD = 200
 _MAX_REASON = 500
 _MAX_WORDS = 10
 
-# Made once: json.dumps() makes one for each call with options.
+# One encoder for all calls: json.dumps() with options makes one for each call.
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 def line_of(received: Received) -> str:
-    """Return a line: when, what, how it ended, who, on what, and the names of extra keys.
+    """Return a line with time, operation, result, caller, targets, and the names of extra keys.
 
-    Texts with blanks, quotes or commas are quoted, so that none can look like another part of the line. Long ones are
-    cut, and so are long lists.
+    A text with blanks, quotes or commas is quoted, so that it cannot look like another part of the line. Long texts and
+    lists are cut.
     """
     message = received.message
     if isinstance(message, Msg):
@@ -70,16 +70,16 @@ def _about_record(message: Msg) -> str:
 
 
 def line_of_refusal(refused: Refused) -> str:
-    """Return the type of a message that was refused and the reason, cut to 1,000 characters."""
-    # Without the type, which some reasons begin with, and without the offset of a FrameError, which is 0 for a message.
+    """Return the type of a refused message and the reason, cut to 1,000 characters."""
+    # Some reasons begin with the type. The offset of a FrameError is 0 for a message.
     reason = str(getattr(refused.error, "reason", refused.error)).removeprefix(f"{refused.tag}: ")
     return f"{show(refused.tag)}: {printable(reason, _MAX_REFUSAL)}"
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Return *text* on one line, with every character escaped that is not plainly visible.
+    """Return *text* on one line, with invisible and unusual characters escaped.
 
-    :param most: characters of *text* to keep; how many are left out is said then.
+    :param most: characters of *text* to keep; a longer text ends with the number of the others.
     """
     left_out = 0 if most is None else max(len(text) - most, 0)
     kept = text[:most]
@@ -94,7 +94,7 @@ def _escaped(character: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Return *text* as a part of a line, in quotes unless it is plain."""
+    """Return *text* as a part of a line, in quotes if necessary."""
     if text.isprintable() and text and not set(text) & {" ", '"', ","}:
         return printable(text, _MAX_WORD)
     return _quoted(text, _MAX_WORD)
@@ -124,18 +124,18 @@ def json_line(received: Received) -> str:
 def dumps(plain: Any) -> str:
     """Return a value of :func:`jsonable` as one line of JSON.
 
-    All beyond ASCII is escaped in a line with any character that is not plainly visible.
+    A line with an invisible character is all ASCII: other characters are escaped.
     """
     text = _encode(plain)
     return text if text.isprintable() else json.dumps(plain).replace("\x7f", "\\u007f")
 
 
 def json_of(received: Received) -> dict[str, Any]:
-    """Return what ``geventaudit send`` takes, with when it happened, whose it is, and what came besides.
+    """Return a message as ``geventaudit send`` reads it, with its time, service, extra keys and metadata.
 
-    ``send`` refuses these beside ``Type`` and ``Record``: what it sends happens now. What JSON cannot carry is text:
-    times in ISO 8601, with nine digits of a second where Python's datetime has too few; bytes in base64. A map with a
-    key that is no text is a list of pairs of key and value.
+    ``send`` accepts ``Type`` and ``Record`` only, and refuses the other keys. Values that JSON cannot carry become
+    text: times in ISO 8601, with nine digits of a second where a datetime has too few; bytes in base64. A map with a
+    key that is not text becomes a list of pairs of key and value.
     """
     message: Any = received.message
     body = record_body(message.record, None)
@@ -151,7 +151,7 @@ def json_of(received: Received) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return *value* with text for all that JSON cannot carry; see :func:`json_of`."""
+    """Return *value* with text in place of values that JSON cannot carry; see :func:`json_of`."""
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
             return {key: jsonable(each) for key, each in value.items()}
@@ -165,7 +165,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Timestamp):
         return _iso_of(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such numbers
+        return str(value)  # JSON has neither NaN nor infinities
     return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 

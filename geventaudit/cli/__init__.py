@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of the output has gone. Keep the interpreter from complaining once more at exit.
+        # The reader of the output has gone. Prevent a second error at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nowhere() -> TextIO:
-    # Stays open until the process ends.
+    # Open until the process ends.
     return open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
 
 
@@ -92,9 +92,9 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         description="Audit trails for gevent services.",
         examples="""\
   geventaudit demo                                 watch records survive an agent that restarts
-  geventaudit listen                               be an agent, and print what arrives
+  geventaudit listen                               run a development agent that prints records
   geventaudit send FILE --tcp 127.0.0.1:24224      send records to it
-  geventaudit doctor --tcp 127.0.0.1:24224         find out why nothing arrives
+  geventaudit doctor --tcp 127.0.0.1:24224         find out why records do not arrive
   geventaudit COMMAND --help                       more examples""",
     )
     parser.set_defaults(run=print_help_of(parser))
@@ -125,8 +125,8 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         listener.add_argument(
             "--output",
             metavar="FILE.jsonl",
-            help='append each record to this file, as a line of JSON; "-" for standard output, which then has nothing '
-            "else. For reading: send and check refuse the Time in it",
+            help='append each record to this file, as a line of JSON; "-" for standard output, without other output. '
+            "For reading: send and check refuse the Time in it",
         )
     )
     add_web_option(listener)
@@ -147,8 +147,8 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
     sender.add_argument(
         "--follow",
         action="store_true",
-        help="do not end at the end of FILE: send the lines that are appended too, and those of a file that replaces "
-        "it; wait as long as the agent is away; SIGINT or SIGTERM ends it",
+        help="continue at the end of FILE: send appended lines, and those of a file that replaces it; wait while the "
+        "agent is away; SIGINT or SIGTERM ends the command",
     )
     sender.add_argument("--service-tree-id", metavar="UUID", type=service_tree_id, help="the service of the records")
     sender.add_argument(

@@ -122,10 +122,10 @@ def add_address(
     path: Callable[[str], str] = socket_path,
     address: Callable[[str], tuple[str, int]] = _peer,
 ) -> argparse.Action:
-    """Add ``--tcp`` and ``--unix``. Return the action of ``--unix``, whose value is a file.
+    """Add ``--tcp`` and ``--unix``. Return the action of ``--unix``, for the completion of file names.
 
     :param verb: the use of the address, as in "send to".
-    :param default: the address that is used without these options, for the help; None for the usual Unix socket.
+    :param default: the address without these options, for the help; None for the usual Unix socket.
     """
     either = parser.add_mutually_exclusive_group()
     tcp, unix = (
@@ -146,7 +146,7 @@ def name_of(address: str | tuple[str, int]) -> str:
 def add_client_options(parser: argparse.ArgumentParser, file: Callable[[argparse.Action], None]) -> None:
     """Add the options of a connection to an agent; :func:`tcp_options` and :func:`factory_of` read them.
 
-    :param file: called with each action whose value is a file.
+    :param file: called with each action that takes a file name.
     """
     group = parser.add_argument_group(_GROUP)
     group.add_argument(
@@ -189,7 +189,7 @@ def add_client_options(parser: argparse.ArgumentParser, file: Callable[[argparse
 def add_agent_options(parser: argparse.ArgumentParser, file: Callable[[argparse.Action], None]) -> None:
     """Add the options of an agent; :func:`agent_options` reads them.
 
-    :param file: called with each action whose value is a file.
+    :param file: called with each action that takes a file name.
     """
     group = parser.add_argument_group(_GROUP)
     file(
@@ -215,13 +215,13 @@ def add_agent_options(parser: argparse.ArgumentParser, file: Callable[[argparse.
     group.add_argument("--no-ack", action="store_true", help="acknowledge nothing")
 
 
-# -- what the options stand for ----------------------------------------------------------------------------------------
+# -- values of the options ---------------------------------------------------------------------------------------------
 
 
 def factory_of(arguments: argparse.Namespace) -> Callable[[], Connection]:
     """Return the factory of connections to the agent.
 
-    Certificates are loaded anew for each connection: a renewed file is used without a restart.
+    Each connection loads the certificates anew, so that a renewed file is used without a restart.
 
     :raises CommandError: the options contradict each other, or a file cannot be used.
     """
@@ -239,18 +239,18 @@ def factory_of(arguments: argparse.Namespace) -> Callable[[], Connection]:
 
 
 def unreachable(error: ConnectionFailedError, arguments: argparse.Namespace) -> CommandError:
-    """Return the error that ends a command whose agent cannot be reached: it names the next step."""
+    """Return the error that ends a command if the agent is unreachable. Its text names the next step."""
     if arguments.tcp:
         where = f" --tcp {name_of(arguments.tcp)}"
     elif arguments.unix:
         where = f" --unix {shlex.quote(arguments.unix)}"
     else:
-        return CommandError(f"{error}; say where the agent listens: --unix PATH or --tcp HOST:PORT")
+        return CommandError(f"{error}; give the address of the agent: --unix PATH or --tcp HOST:PORT")
     return CommandError(f"{error}; to find the reason: geventaudit doctor{where}")
 
 
 def tcp_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters of ``TCP`` for TLS and the handshake: none for a Unix socket.
+    """Return the parameters of ``TCP`` for TLS and the handshake; an empty dict for a Unix socket.
 
     :raises CommandError: the options contradict each other, or a file cannot be used.
     """
@@ -304,7 +304,7 @@ def _secrets(arguments: argparse.Namespace) -> tuple[str | None, str]:
 
 
 def _secret(option: str, path: str) -> str:
-    """Return the text in a file, without the newline at its end. No error shows any of it."""
+    """Return the text of a file without its final newline. No error contains a part of the text."""
     try:
         with open(path, encoding="utf-8") as file:
             secret = file.read().removesuffix("\n").removesuffix("\r")
@@ -353,7 +353,7 @@ def _load_certificate(context: SSLContext, certificate: str, key: str | None) ->
     import ssl
 
     def passphrase() -> str:
-        # Without this function, OpenSSL would ask for it at the terminal, for each connection.
+        # Without this function, OpenSSL would prompt for the passphrase at the terminal, for each connection.
         raise CommandError(f"argument --key: the private key in {key or certificate} is encrypted: decrypt it first")
 
     _check_readable("--cert", certificate)

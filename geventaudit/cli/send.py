@@ -34,10 +34,10 @@ def check(arguments: argparse.Namespace) -> int:
 
     def load(message: Any) -> None:
         try:
-            # Encoding finds a message that is too long.
+            # Encode too, to find a message that is too long.
             encoder.encode(schema.load(message), 0)
         except ValidationError as error:
-            # With the paths that send() shows.
+            # The same paths as in the errors of send().
             raise ValidationError(by_record(error.messages)) from None
 
     tally = _Tally()
@@ -60,7 +60,7 @@ def send(arguments: argparse.Namespace) -> int:
     tally = _Tally()
     try:
         try:
-            # One attempt before anything is read: a person does not wait as a service does.
+            # Try once before reading, to fail at once instead of retrying as a service does.
             factory().close()
         except ConnectionFailedError as error:
             if not arguments.follow:
@@ -72,10 +72,10 @@ def send(arguments: argparse.Namespace) -> int:
             whole = run_until_signal(lambda: tally.each(numbered, send_one, progress), *ends) or arguments.follow
     finally:
         undelivered = len(client.close(arguments.timeout))
-    # With the line that waited for room when the signal came.
+    # Includes the line that waited for room when the signal arrived.
     left = undelivered + tally.begun - tally.good - tally.bad
     if not whole:
-        Progress.say(f"stopped at line {tally.line} of {arguments.file}: what follows was not sent", sys.stderr)
+        Progress.say(f"stopped at line {tally.line} of {arguments.file}: the following lines were not sent", sys.stderr)
     print(f"{tally.good - undelivered} delivered, {left} not delivered, {tally.bad} refused")
     return 1 if tally.bad or left or not whole else 0
 
@@ -92,9 +92,10 @@ class _Tally:
     bad: int = 0
 
     def each(self, numbered: Iterable[tuple[int, bytes]], use: Callable[[Any], object], progress: Progress) -> bool:
-        """Call *use* with each message, and print the lines that it refuses on standard error.
+        """Call *use* with each message, and print each refused line on standard error.
 
-        :returns: False if the queue was full: each line that follows would wait as long, and leave a gap.
+        :returns: False if the queue was full. Then reading stops: the following lines would wait as long, and sending
+            some of them would leave a gap.
         """
         for self.line, line in numbered:
             if line.strip() or len(line) > lines.MAX_LINE_BYTES:
@@ -130,7 +131,7 @@ def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
 
 def _check_readable(path: str) -> None:
     try:
-        # The writer of a pipe would see that it was opened and closed.
+        # Do not open a pipe: its writer would see the close.
         if path != "-" and not stat.S_ISFIFO(os.stat(path).st_mode):
             open(path, "rb").close()
     except OSError as error:
@@ -142,13 +143,13 @@ def _cannot_read(path: str, error: OSError) -> CommandError:
 
 
 def _bytes_read(path: str) -> Progress:
-    """Return the progress of reading a file; without a bar if a person types the lines."""
+    """Return the progress of reading a file; without a bar if the lines are typed at a terminal."""
     if path == "-" and sys.stdin is not None and sys.stdin.isatty():
         return Progress()
     try:
         status = os.stat(path)
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
     except OSError:
-        # Standard input, or a file whose reading will fail.
+        # Standard input, or an unreadable file.
         size = None
     return Progress(size, "B")

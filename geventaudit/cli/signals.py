@@ -1,4 +1,4 @@
-"""Work that a signal can end."""
+"""Work that a signal ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["run_until_signal"]
 
 
 def run_until_signal(work: Callable[[], bool], *signals: int) -> bool | None:
-    """Return the result of *work*, or None if one of *signals* comes first and ends it.
+    """Run *work* in a greenlet and return its result, or None if one of *signals* ends it.
 
-    The signals are watched by the hub. Python's own handler does not run if the signal comes just before the hub waits,
-    and it would raise in any greenlet.
+    The hub watches the signals. Python's own handler would not run for a signal just before the hub waits, and would
+    raise in an arbitrary greenlet.
     """
     trouble: list[Exception] = []
 

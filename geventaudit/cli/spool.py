@@ -38,7 +38,7 @@ _CLOSE_SECONDS = 5.0
 def spool_of(path: str) -> Spool:
     """Return the spool with that path or template.
 
-    :raises argparse.ArgumentTypeError: there cannot be one.
+    :raises argparse.ArgumentTypeError: *path* is invalid.
     """
     try:
         return Spool(path)
@@ -47,7 +47,7 @@ def spool_of(path: str) -> Spool:
 
 
 def list_segments(spool: Spool) -> bool:
-    """Print a JSON line for each folder and each segment. Return False if something is damaged."""
+    """Print a JSON line for each folder and each segment. Return False if there is damage."""
     is_whole = True
     for view in _views(spool):
         summaries = [view.summary(segment) for segment in view.segments]
@@ -77,7 +77,7 @@ def list_segments(spool: Spool) -> bool:
 
 
 def show_records(spool: Spool) -> bool:
-    """Print the undelivered records, oldest first in each folder. Return False if not all can be read."""
+    """Print the undelivered records, oldest first in each folder. Return False if some cannot be read."""
     is_whole = True
     for view in _views(spool):
         damaged = 0
@@ -96,7 +96,7 @@ def show_records(spool: Spool) -> bool:
 
 
 def drain(spool: Spool, factory: Callable[[], Connection], timeout: float) -> bool:
-    """Deliver the records of dead processes, and remove the folders that are empty then.
+    """Deliver the records of dead processes, and remove the emptied folders.
 
     :param factory: makes connections to the agent.
     :param timeout: seconds without a delivery after which to give up.
@@ -120,7 +120,7 @@ def _drain_folder(path: str, factory: Callable[[], Connection], timeout: float) 
     stats = Stats()
     done: bool | None = True
     if count:
-        # Before the client, which would wait for the agent.
+        # Connect once first: the client would wait for the agent.
         factory().close()
         client = Client(factory, spool=Spool(path))
         try:
@@ -139,9 +139,9 @@ def _drain_folder(path: str, factory: Callable[[], Connection], timeout: float) 
 
 
 def _count_undelivered(path: str) -> int:
-    """Lock the folder for a moment, and return how many records are to be delivered.
+    """Lock the folder for a moment, and return the number of undelivered records.
 
-    :raises SpoolError: the folder is in use, or no spool.
+    :raises SpoolError: the folder is in use, or is not a spool.
     """
     with _view(path) as view:
         owner = view.owner
@@ -159,7 +159,7 @@ def _count_undelivered(path: str) -> int:
 
 
 def _deliver(client: Client, timeout: float, progress: Progress) -> bool:
-    """Wait until all is delivered, and return True, or until nothing was delivered for *timeout* seconds."""
+    """Wait until all records are delivered. Return False after *timeout* seconds without a delivery."""
     client.connect(max(timeout, 0.001))
     settled, deadline = 0, Deadline(timeout)
     while True:
@@ -176,12 +176,12 @@ def _deliver(client: Client, timeout: float, progress: Progress) -> bool:
 
 
 def _remove(path: str) -> None:
-    """Remove the folder unless something is left in it."""
+    """Remove the folder unless other files are left in it."""
     folder = Folder(path)
     try:
         folder.open(create=False)
     except (OSError, SpoolError):
-        # Another process uses the folder by now.
+        # Another process uses the folder now.
         return
     problems = folder.problems.copy()
     folder.close(remove_if_empty=not folder.count)
@@ -206,7 +206,7 @@ def _folders(spool: Spool) -> list[str]:
         raise CommandError(f"there is no folder {parent}")
     paths = orphans(spool.absolute_path)
     if not paths:
-        complain(f"no folder of this user fits {spool.absolute_path}")
+        complain(f"no folder of this user matches {spool.absolute_path}")
     return paths
 
 
@@ -223,7 +223,7 @@ def _view(path: str) -> FolderView:
         raise _cannot_open(path, error) from None
     if not view.is_spool:
         view.close()
-        raise SpoolError(f"{path} is no spool: it has neither a lock file nor segments")
+        raise SpoolError(f"{path} is not a spool: it has neither a lock file nor segments")
     return view
 
 
@@ -234,7 +234,7 @@ def _cannot_open(path: str, error: OSError) -> SpoolError:
 
 
 def _complain(view: FolderView, damaged: int) -> bool:
-    """Print what is wrong with a folder, and return True if nothing is."""
+    """Print the problems of a folder. Return True if there are none."""
     for problem in view.problems:
         complain(problem)
     if damaged:
@@ -254,12 +254,12 @@ def _received(frame: bytes) -> Received:
     (entry,) = entries
     message = message_of(frames[0].tag, entry.body)
     if not isinstance(message, Msg):
-        raise FrameError(f"is no record: {type(message).__name__}")
+        raise FrameError(f"is not a record: {type(message).__name__}")
     return Received(message, entry.time, entry.body.get("env_ikey"))
 
 
 def _print(**line: object) -> None:
-    # In ASCII: safe for a terminal, whatever a record says.
+    # In ASCII, so that no text of a record can affect the terminal.
     print(json.dumps(line).replace("\x7f", "\\u007f"))
 
 
@@ -285,7 +285,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     action(
         "list",
         _list,
-        "print a JSON line for each folder and segment, also of a process that is alive; changes nothing",
+        "print a JSON line for each folder and segment, also of a live process; changes nothing",
         """\
   geventaudit spool list /var/lib/app/audit
   geventaudit spool list '/var/lib/app/audit-{pid}'""",
@@ -293,7 +293,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     action(
         "show",
         _show,
-        "print the undelivered records as JSON lines, also of a process that is alive; changes nothing",
+        "print the undelivered records as JSON lines, also of a live process; changes nothing",
         """\
   geventaudit spool show /var/lib/app/audit
   geventaudit spool show '/var/lib/app/audit-{pid}' > undelivered.jsonl""",
@@ -301,7 +301,7 @@ def add_actions(parser: Parser, file: Callable[[argparse.Action], None], folders
     deliver = action(
         "drain",
         _drain,
-        "deliver what a dead process left, oldest first, then remove the folder",
+        "deliver the records of a dead process, oldest first, then remove the folder",
         """\
   geventaudit spool drain /var/lib/app/audit --unix /run/audit/agent.sock
   geventaudit spool drain '/var/lib/app/audit-{pid}' --tcp agent.example.com:24224 --tls --require-ack""",

@@ -30,7 +30,7 @@ def add_web_option(parser: argparse.ArgumentParser) -> None:
 def page_of(arguments: argparse.Namespace, agent: Agent) -> contextlib.AbstractContextManager[object]:
     """Serve the page of an agent that has not started yet, and print its address. Without the option, do nothing.
 
-    :raises CommandError: the address cannot be had.
+    :raises CommandError: the address cannot be used.
     """
     if arguments.web is None:
         return contextlib.nullcontext()

@@ -1,8 +1,8 @@
-"""Where connections come from: a factory that is asked again and again, or the one connection of a base client.
+"""The source of connections: a factory that is called for each, or the one connection of a base client.
 
-After a failed attempt, the next follows when the backoff says so. If the agent's Unix socket could not be reached, the
-client looks at its path meanwhile: an agent that returns makes the file anew, and the client connects at once. A
-watcher of the loop would not do: libev's misses a file that is replaced within a second.
+After a failed attempt, the next follows after the delay of the backoff. If the agent's Unix socket could not be
+reached, the client polls its path meanwhile: an agent that returns makes the file anew, and the client connects at
+once. A watcher of the loop is not reliable: libev's misses a file that is replaced within a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..transport import Connection, check_connection
 __all__ = ["Connector", "FactoryConnector", "GivenConnector"]
 
 _WATCH_SECONDS = 0.05
-# Seconds before each attempt after the path has changed: at 0, 5, 10, 20, 40, 80 ms. The file appears at bind(), a
+# Seconds before each attempt after a change of the path: at 0, 5, 10, 20, 40, 80 ms. The file appears at bind(), a
 # moment before listen().
 _QUICK = (0.0, 0.005, 0.005, 0.01, 0.02, 0.04)
 
@@ -34,7 +34,7 @@ _Fingerprint: TypeAlias = tuple[int, int, int] | None
 
 
 class Connector(Protocol):
-    """What the sender needs to get connections."""
+    """The source of the sender's connections."""
 
     rejects: bool
     """True if a record that makes the agent hang up may be given up."""
@@ -43,18 +43,18 @@ class Connector(Protocol):
 
     @property
     def is_broken(self) -> bool:
-        """True if there will be no connection without the caller's help."""
+        """True if the next connection has to come from the caller."""
 
     def connect(self) -> Connection:
-        """Return the next open connection; wait for it if need be."""
+        """Return the next open connection. Wait until there is one."""
 
     def reset(self) -> None:
-        """Forget everything that belongs to the parent, in a forked child."""
+        """Drop all state of the parent in a forked child."""
 
     def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
         """Note that the connection broke, after *delivered* frames and *lived* seconds.
 
-        :returns: True if there will be another one without the caller's help.
+        :returns: False if the next connection has to come from the caller.
         """
 
 
@@ -91,7 +91,7 @@ class FactoryConnector:
         while True:
             self._wait()
             made = self._attempt()
-            if self.is_over:  # the kill of this greenlet is on its way
+            if self.is_over:  # a kill of this greenlet is pending
                 if not isinstance(made, BaseException):
                     made.close()
                 raise gevent.GreenletExit
@@ -138,10 +138,9 @@ class FactoryConnector:
                 return
 
     def _attempt(self) -> Connection | BaseException:
-        """Call the factory, in a greenlet of its own.
+        """Call the factory in its own greenlet.
 
-        An exception that is raised there is a failed attempt, even a GreenletExit; one that is raised here is meant for
-        the sender.
+        All exceptions there, also a GreenletExit, are failed attempts. An exception here is for the sender.
         """
         is_wanted = True
 
@@ -167,14 +166,14 @@ class FactoryConnector:
 
 
 class GivenConnector:
-    """The one connection of a :class:`~geventaudit.BaseClient`, whose failures are the caller's to handle."""
+    """The one connection of a :class:`~geventaudit.BaseClient`. The caller handles its failures."""
 
     rejects = False
 
     def __init__(self, connection: Connection, notifier: Notifier) -> None:
         self.is_over = False
         self.error: ConnectionFailedError | None = None
-        """The reason for which the connection broke; None while it is in order."""
+        """The reason for which the connection broke; None while it is open."""
         self.given: Connection | None = connection
         """The connection that the sender has not taken yet."""
         self._notifier = notifier
@@ -186,14 +185,16 @@ class GivenConnector:
         return self.error is not None
 
     def reset(self) -> None:
-        """Forget the connection, in a forked child: it is the parent's."""
+        """Drop the connection in a forked child: it is the parent's."""
         self.is_over = False
         self.given = None
-        self.error = ConnectionFailedError("the connection is the parent process's; reset() gives this one its own")
+        self.error = ConnectionFailedError(
+            "the connection belongs to the parent process; give this process its own by reset()"
+        )
         self._is_given = Event()
 
     def give(self, connection: Connection) -> Connection | None:
-        """Let *connection* be the next, and return the one that it replaces, if that was not used."""
+        """Make *connection* the next one, and return the unused connection that it replaces, or None."""
         replaced, self.given = self.given, connection
         self.error = None
         self._is_given.set()
@@ -226,7 +227,7 @@ def _notify_connected(notifier: Notifier, connection: Connection) -> None:
 
 
 def _fingerprint(path: str | None) -> _Fingerprint:
-    """Return what changes when an agent makes its socket anew; None if there is no file."""
+    """Return device, inode and change time of the file, which change with a new socket; None if there is no file."""
     try:
         status = os.stat(path or "")
     except OSError:

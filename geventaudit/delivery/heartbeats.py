@@ -1,4 +1,4 @@
-"""Heartbeats: the messages by which an agent knows that a client lives."""
+"""Heartbeats: messages that show the agent that a client is alive."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Heartbeats:
         return None if self._due is None else max(self._due - monotonic(), 0.0)
 
     def make(self, destination: str) -> bytes:
-        """Return the frame of a heartbeat over a connection of that name."""
+        """Return the frame of a heartbeat. *destination* is the name of the connection."""
         self._due = monotonic() + self._interval
         beat = Heartbeat(
             service_id=self._encoder.service_tree_id or "",

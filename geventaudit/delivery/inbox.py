@@ -1,8 +1,8 @@
 """Frames that other native threads hand over to a client's hub, without a lock.
 
 A thread appends an entry and wakes the hub; the hub moves entries to the queue. The client closes the inbox before it
-empties it for the last time. So a thread looks at ``is_closed`` after its append: if it can still claim its own entry,
-the record is refused; if it cannot, the hub has the record.
+takes the entries for the last time. So a thread checks ``is_closed`` after its append. If it can still claim its own
+entry, the record is refused; if not, the hub has the record.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["HandedOver", "Inbox"]
 
 
 class HandedOver:
-    """One frame, and whose it is."""
+    """A frame, and the claim on it."""
 
     __slots__ = ("_claims", "frame")
 
@@ -26,7 +26,7 @@ class HandedOver:
 
     def claim(self, claimant: str) -> bool:
         """Return True if *claimant* is the first to claim this entry. The same claimant may ask again."""
-        # setdefault is atomic, since key and value are text.
+        # setdefault is atomic, since the key is text.
         return self._claims.setdefault("owner", claimant) == claimant
 
     def is_claimed_by(self, claimant: str) -> bool:
@@ -45,7 +45,7 @@ class Inbox:
         return len(self.entries)
 
     def put(self, frame: bytes) -> HandedOver:
-        """Hand over *frame*, and return its entry. From any thread.
+        """Hand over *frame*, and return its entry. Thread-safe.
 
         :raises ClientClosedError: the inbox was closed, and nothing was accepted.
         """
@@ -56,21 +56,21 @@ class Inbox:
         return entry
 
     def withdraw(self, entry: HandedOver) -> bool:
-        """Take *entry* back; return False if the client has its frame already. For the thread that put it."""
+        """Take *entry* back. Return False if the client has its frame already. For the thread of :meth:`put`."""
         if not entry.claim("thread"):
             return False
         self.remove(entry)
         return True
 
     def remove(self, entry: HandedOver) -> None:
-        """Remove *entry*, if it is still there. Entries are equal only to themselves."""
+        """Remove *entry* if it is still there. An entry equals only itself."""
         try:
             self.entries.remove(entry)
         except ValueError:
             pass
 
     def claim_all(self) -> list[bytes]:
-        """Return the frames of all entries. For the client, which has closed the inbox and removes them afterwards."""
+        """Return the frames of all entries. For the client, after it has closed the inbox; it removes them later."""
         return [entry.frame for entry in copied(self.entries) if entry.claim("hub")]
 
     def take_all(self) -> list[bytes]:

@@ -13,7 +13,7 @@
 state                     place                                                               leaves by
 ========================  ==================================================================  ==========================
 handed over by a thread   :attr:`Outbox.inbox`; while it is not empty, the hub's own frames   the sender moves it to the
-                          go behind it                                                        queue, up to the bound
+                          follow it                                                           queue, up to the bound
 queued                    :attr:`Outbox.queue`, a gevent ``Queue``                            the sender takes a batch
 to send                   :attr:`Outbox.window`, behind the cursor                            the sender writes it
 in flight                 :attr:`Outbox.window`, before the cursor, from just before the      delivery pops it; a broken
@@ -22,9 +22,9 @@ in flight                 :attr:`Outbox.window`, before the cursor, from just be
 given up                  ``_given_up``, while the client closes                              the spool, or close()
 ========================  ==================================================================  ==========================
 
-``send()`` may be entered again at any bytecode, by a signal handler or by ``__del__``. So frames are copied first and
-removed after: an interruption may duplicate a record, and never loses one. A deque that changes under a loop raises, so
-loops go over a copy.
+A signal handler or ``__del__`` may call ``send()`` again at any bytecode. So frames are copied first and removed after:
+an interruption may duplicate a record, and never loses one. A deque that changes during an iteration raises, so loops
+iterate over a copy.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox", "new_turn"]
 
 MAX_BATCH_BYTES = 1 << 16
-"""Frames are joined up to this many bytes (one frame more may begin below it) and written at once."""
+"""Bytes of joined frames in one write. The last frame may exceed them."""
 
 MAX_WINDOW_BYTES = 8 << 20
-"""No more is written while this many bytes are in flight. Bounds the memory that waits for acknowledgements."""
+"""Bytes in flight at which writing stops. Limits the memory of frames that wait for acknowledgements."""
 
 _MAX_BATCH_RECORDS = 256
 
@@ -72,9 +72,9 @@ _HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, whic
 class Outbox:
     """The undelivered frames of one client in one process. Constructed and used in the hub's thread.
 
-    :param inbox: what other threads hand over.
-    :param queue_size: records that may be queued.
-    :param spool: the settings of the disk behind the queue; None for none.
+    :param inbox: the frames that other threads hand over.
+    :param queue_size: the most queued records.
+    :param spool: the settings of the disk behind the queue; None for no disk.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Outbox:
         self.queue: Queue[bytes] = Queue(queue_size)
         self.window: deque[Entry] = deque()
         self.cursor = 0
-        """How many entries of the window, from the left, are in flight."""
+        """The number of entries of the window, from the left, that are in flight."""
         self.in_flight_bytes = 0
         self.stream = Stream()
         """The numbers of this run's records."""
@@ -95,9 +95,9 @@ class Outbox:
         self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
         self._refusal: Exception | None = None
         self.is_plain = spool is None
-        """True if nothing but the queue decides whether a record is accepted."""
-        self._to_resend = 0  # how many entries behind the cursor were written before
-        self._ahead: int | None = None  # where the first entry stood before bring_forward()
+        """True if acceptance depends only on the queue."""
+        self._to_resend = 0  # entries after the cursor that were written before
+        self._ahead: int | None = None  # the place of the first entry before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
         self._given_up: list[Entry] | None = None
         self._is_moving = False
@@ -111,14 +111,13 @@ class Outbox:
     # -- in ------------------------------------------------------------------------------------------------------------
 
     def accept(self, frame: bytes, timeout: float | None) -> None:
-        """Accept *frame*, or raise; *timeout* seconds may pass until there is room (None: no limit).
+        """Accept *frame*, or raise. In the hub, and in a worker, nothing waits.
 
-        In the hub, and in a worker, nothing waits.
-
+        :param timeout: seconds to wait for room; None for no limit.
         :raises QueueFullError: there is no room; a SpoolError if the disk fails.
-        :raises Exception: the refusal that :meth:`refuse` was given, also during the wait.
+        :raises Exception: the refusal given to :meth:`refuse`, also during the wait.
         """
-        # The sender is woken first: whatever fails afterwards, nothing was accepted.
+        # Wake the sender first: if this fails, nothing was accepted.
         if self.wake.is_armed:
             self.wake.set()
         if self.is_plain and not self.inbox.entries:  # the common case, without further calls
@@ -132,7 +131,7 @@ class Outbox:
         pending = self._put_or_wait(frame, timeout)
         if pending is None or self.store is None or not self.store.is_always:
             return
-        # Without a call of a Python function: a record that is on its way must not be refused for lack of stack.
+        # Without calls of Python functions: a record on its way must not be refused for lack of stack.
         records = self.store.pending
         while True:
             event = records.written.event
@@ -140,14 +139,14 @@ class Outbox:
                 break
             try:
                 event.wait()
-            except (MemoryError, RecursionError):  # a signal handler's, mostly
+            except (MemoryError, RecursionError):  # mostly of a signal handler
                 if records.withdraw(pending):
                     raise
         if pending.error is not None:
             raise type(pending.error)(str(pending.error)) from pending.error
 
     def _put_or_wait(self, frame: bytes, timeout: float | None) -> Pending | None:
-        """Put *frame* behind all others, or wait until there is room; see :meth:`accept` and :meth:`_put`."""
+        """Put *frame* after all others, or wait until there is room; see :meth:`accept` and :meth:`_put`."""
         if self._refusal is not None:
             raise self._refused(self._refusal)
         try:
@@ -158,15 +157,15 @@ class Outbox:
             return self._put_when_there_is_room(frame, timeout)
 
     def _put(self, frame: bytes) -> Pending | None:
-        """Put one of the hub's own frames behind all others. The order of the records is final then.
+        """Put one of the hub's own frames after all others, which makes the order of the records final.
 
-        :returns: the record if it goes to the spool; in mode ``always``, the caller has to wait for it.
+        :returns: the pending record if it goes to the spool; in mode ``always``, the caller has to wait for it.
         :raises gevent.queue.Full: there is no room.
         """
         if self.inbox.entries and self.store is not None:
-            self.move_inbox()  # without an agent, the sender does not, and the disk may have room
+            self.move_inbox()  # without an agent, the sender does not move it, and the disk may have room
         if self.inbox.entries:
-            queued = self.queue.qsize() if self.store is None else 0  # with a spool, the rest goes to disk
+            queued = self.queue.qsize() if self.store is None else 0  # with a spool, the other frames go to disk
             if len(self.inbox) + queued >= (self.queue.maxsize or 0):
                 raise Full
             self.inbox.put(frame)
@@ -206,13 +205,13 @@ class Outbox:
                 if store is None:
                     raise
         if store.is_always and not may_wait():
-            raise SpoolError("the record has to be on disk before send() returns, and here nothing may wait")
+            raise SpoolError("the record has to be on disk before send() returns, and waiting is forbidden here")
         return store.add(frame)
 
     def _put_when_there_is_room(self, frame: bytes, timeout: float | None) -> Pending | None:
-        """Let one greenlet after the other wait, in the order in which they came, so that none waits for ever.
+        """Wait for room. Greenlets wait one after the other, in the order of their calls, so that each gets its turn.
 
-        Not with ``Queue.put(timeout=...)``: a frame could get onto the queue after the client was closed.
+        ``Queue.put(timeout=...)`` could put a frame onto the queue after the client was closed.
         """
         deadline = Deadline(timeout)
         has_turn = False
@@ -272,7 +271,7 @@ class Outbox:
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def next_batch(self, max_bytes: int, most: int | None = None) -> list[bytes]:
-        """Return the next frames to write, about *max_bytes* and at most *most*; they are in flight then."""
+        """Return the next frames to write, about *max_bytes* and at most *most*, and mark them as in flight."""
         if self.cursor == len(self.window):
             self._fill(max_bytes)
         entries = copied(self.window, self.cursor, min(len(self.window), self.cursor + (most or _MAX_BATCH_RECORDS)))
@@ -304,7 +303,7 @@ class Outbox:
         self._room.set()
 
     def waiting(self, at_least: int) -> int:
-        """Return how many records can be written, from the window; take up to *at_least* into it."""
+        """Return the number of records in the window that can be written; fill the window up to *at_least*."""
         while len(self.window) - self.cursor < at_least:
             before = len(self.window)
             self._fill(1)
@@ -313,18 +312,18 @@ class Outbox:
         return len(self.window) - self.cursor
 
     def bring_forward(self, place: int) -> None:
-        """Let the record at *place* behind the next one be the next. Nothing is in flight."""
+        """Make the record at *place* after the next one the next one. Nothing is in flight."""
         self.window.appendleft(self.window[place])
         del self.window[place + 1]
         self._ahead = place
 
     def add_heartbeat(self) -> None:
-        """Note that a heartbeat is in flight, behind all others that are."""
+        """Note that a heartbeat is in flight, after all other frames in flight."""
         self.window.insert(self.cursor, _HEARTBEAT)
         self.cursor += 1
 
     def settle(self, amount: int) -> int:
-        """Remove the oldest *amount* entries in flight, which are delivered; return how many are records."""
+        """Remove the oldest *amount* entries in flight, which are delivered. Return the number of records."""
         delivered = copied(self.window, 0, amount)
         if not delivered:
             return 0
@@ -337,7 +336,7 @@ class Outbox:
         return records
 
     def reject_first(self, reason: str) -> bytes:
-        """Remove the oldest record in flight, which is given up, and return its frame."""
+        """Give up the oldest record in flight, and return its frame."""
         stream, number, frame = self.window[0]
         self._counters.dropped += 1
         stream.dropped += 1
@@ -351,7 +350,7 @@ class Outbox:
         return frame
 
     def rewind(self) -> int:
-        """Set the cursor back: all in flight is to be sent again, in the old order. Return the heartbeats dropped."""
+        """Move the cursor back, so that all frames in flight are sent again in order. Return the dropped heartbeats."""
         heartbeats = 0
         if self.cursor:
             in_flight = [entry for entry in self._entries_in_flight() if entry is not _HEARTBEAT]
@@ -367,7 +366,7 @@ class Outbox:
         self._ahead = None
         return heartbeats
 
-    # -- all of it -----------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------------------
 
     @property
     def first_in_flight(self) -> Entry | None:
@@ -401,7 +400,7 @@ class Outbox:
         return self.stream.taken + self.queue.qsize() + behind + len(self.inbox)
 
     def add_flush(self, flush: tuple[int, Event]) -> None:
-        """Set the event when all records up to the number are settled."""
+        """Add a pending flush: its event is set when all records up to its number are settled."""
         self._flushes.append(flush)
 
     def remove_flush(self, flush: tuple[int, Event]) -> None:
@@ -409,7 +408,7 @@ class Outbox:
         self._flushes.remove(flush)
 
     def end_flushes(self) -> None:
-        """Let all pending flushes end."""
+        """End all pending flushes."""
         for _, event in list(self._flushes):
             event.set()
 
@@ -448,9 +447,9 @@ class Outbox:
         self._after_settling()
 
     def give_up(self, seconds: float | None) -> tuple[list[bytes], BaseException | None]:
-        """Remove all frames, and keep them in the spool. From any thread, if the hub was destroyed.
+        """Remove all frames, and keep them in the spool. Thread-safe if the hub was destroyed.
 
-        :param seconds: the time that the disk may take, a second at least; None for no limit.
+        :param seconds: the time for the disk, at least a second; None for no limit.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
         # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
@@ -476,7 +475,7 @@ def new_turn() -> RLock:
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
-    """Note that *entries* of a stream are settled, and return how many are records."""
+    """Note that *entries* of a stream are settled, and return the number of records among them."""
     if stream is _HEARTBEAT[0]:
         return 0
     numbers = [number for _, number, _ in entries]
@@ -496,5 +495,5 @@ def _up_to(frames: list[bytes], max_bytes: int) -> tuple[list[bytes], int]:
 
 
 def _remove(pop: Callable[[], object], amount: int) -> None:
-    """Call *pop* so many times, in one call in C: a signal handler cannot raise in the middle."""
+    """Call *pop* *amount* times in one call in C, which no exception of a signal handler can interrupt."""
     deque(islice(iter(pop, None), amount), maxlen=0)

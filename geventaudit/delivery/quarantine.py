@@ -1,13 +1,13 @@
-"""The quarantine: finds the record that makes the agent hang up, and never mistakes a dying agent for one.
+"""The quarantine: finds a record that makes the agent hang up, and never blames a record for a dying agent.
 
-Pure: no I/O and no clock; the sender reports events and asks for the next step.
+Pure: no I/O and no clock. The sender reports events and requests the next step.
 
 A record is rejected only on evidence: the agent hung up on it three times in a row, then took another *record* and hung
-up on this one over the same connection. An agent that dies on every record, whatever the reason, takes no other record
-first, so it never costs one.
+up on this one over the same connection. An agent that dies on every record takes no other record first, so no record is
+lost to it.
 
 =========  =====================================  =====================================  ==============================
-phase      what is sent                           leaves to                              when
+phase      sends                                  leaves to                              when
 =========  =====================================  =====================================  ==============================
 NORMAL     batches; after a hang-up, the records  PROBE                                  three hang-ups in a row on the
            that were in flight go one by one                                             same first record, the suspect
@@ -24,16 +24,15 @@ reads and dies has not taken it. A heartbeat proves nothing.
 
 A connection is stalled when a record that was sent alone is not delivered within ``STALL_SECONDS``, in any phase. Then
 batches are sent: only a write that does not end can show that the agent is stuck. A stalled connection rejects no
-record. The suspect stays the suspect if nothing is delivered, and is cleared if something is. After each
-stall the quarantine waits twice as long, up to ``MAX_STALL_SECONDS``, so that an agent that is slow to hang up on a
-record is found out too.
+record. The suspect is cleared if a record is delivered; else it remains the suspect. After each stall the quarantine
+waits twice as long, up to ``MAX_STALL_SECONDS``, so that it also finds a record on which the agent hangs up slowly.
 
 An agent may end every connection after a message (Fluentd's ``deny_keepalive``, proxies). On the wire it looks like an
-agent that hangs up on every record. After ``ENDS`` connections in a row that ended so, in order and with everything
-read, and with no failed attempt to connect in between, an end in order counts as delivery
-(:attr:`Quarantine.trusts_ends`). Records go one by one then, and more and more at once the longer that goes well, until
-a connection stays open after a delivery. A record that the agent hangs up on is found out before, if another is there
-that the agent takes.
+agent that hangs up on every record. After ``ENDS`` such connections in a row, which ended in order and with all records
+read, and without a failed attempt to connect in between, an end in order counts as delivery
+(:attr:`Quarantine.trusts_ends`). Then records are sent one by one, and more at once after each success, until a
+connection stays open after a delivery. The quarantine finds a record on which the agent hangs up before that, if there
+is another record that the agent takes.
 
 A cleared suspect arrives after the record that was sent before it in PROBE. So does a record that was tried in PROBE
 and not delivered. No other record arrives late.
@@ -53,24 +52,24 @@ TAKEN_SECONDS = 0.2
 """Seconds that a connection must stay open after a record was delivered, for the record to count as taken."""
 
 ALONE = 16
-"""Records that go one by one before 2, 4, 8, ... are sent at once."""
+"""Records that are sent one by one before 2, 4, 8, ... are sent at once."""
 
 ENDS = 5
-"""Connections in a row that ended in order, with everything read, after which such an end counts as delivery. More than
-a suspect and the record behind it need to be found out, if both are poison."""
+"""Connections in a row that ended in order, with all records read, after which such an end counts as delivery. More
+than the rejection of a suspect and of the record after it takes, if both are poison."""
 
 STALL_SECONDS = 5.0
 """Seconds without a delivery after which records are sent in batches again."""
 
 MAX_STALL_SECONDS = 80.0
-"""The longest such time. Longer than the 60 seconds within which an agent must acknowledge."""
+"""The longest such time. Longer than the 60 seconds that an agent has to acknowledge."""
 
 
-_MOST = 1024  # records at once, while records go one by one
+_MOST = 1024  # records at once, while records are sent one by one
 
 
 class Phase(Enum):
-    """What the quarantine does."""
+    """The phase of the quarantine; see the module."""
 
     NORMAL = "normal"
     PROBE = "probe"
@@ -78,7 +77,7 @@ class Phase(Enum):
 
 
 class Step(Enum):
-    """What may be written next."""
+    """The permitted next write."""
 
     BATCH = "batch"
     """As many records as fit."""
@@ -87,9 +86,9 @@ class Step(Enum):
     SOME = "some"
     """The next :attr:`Quarantine.some` records."""
     PROBE = "probe"
-    """The record at :attr:`Quarantine.probe` behind the next one, alone."""
+    """The record at :attr:`Quarantine.probe` after the next one, alone."""
     NOTHING = "nothing"
-    """Nothing before the record in flight is delivered, or taken."""
+    """Nothing until the record in flight is delivered, or taken."""
 
 
 class Disconnect(NamedTuple):
@@ -102,8 +101,8 @@ class Disconnect(NamedTuple):
     delivered: int
     """The frames that were delivered over this connection."""
     agent_had_read: bool
-    """True if the agent hung up and is known to have read some of the first record in flight. To have read only earlier
-    records is not enough: that would blame the suspect for an agent that died before."""
+    """True if the agent hung up and is known to have read a part of the first record in flight. A read of earlier
+    records only is not enough: the suspect would be blamed for an agent that died before."""
     read: int = 0
     """The frames that the agent had read over this connection when it ended the connection in order; 0 if unknown."""
 
@@ -114,24 +113,24 @@ class Quarantine:
     def __init__(self) -> None:
         self.phase = Phase.NORMAL
         self.serial_remaining = 0
-        """Records that are to be delivered one by one, the one in flight included."""
+        """Records to be delivered one by one, including the one in flight."""
         self.failed_connections = 0
         """Connections in a row over which nothing was delivered."""
         self.suspect: object | None = None
         self.strikes = 0
         """Hang-ups in a row on the suspect."""
         self.probe = 1
-        """The record behind the suspect that is sent ahead of it; 1 is the following one, 0 the suspect itself."""
-        self._is_written = False  # in this phase and over this connection, a record was written alone
-        self._delivered_at: float | None = None  # when the probe was delivered
-        # When the wait for a delivery began. None after a write, until the next step: a write may take long.
+        """The place of the record that is sent ahead of the suspect: 1 is the next one, 0 the suspect itself."""
+        self._is_written = False  # a record was written alone, in this phase and over this connection
+        self._delivered_at: float | None = None  # the time of the probe's delivery
+        # The start of the wait for a delivery. None after a write, until the next step: a write may take long.
         self._waits_since: float | None = None
         self._stall_seconds = STALL_SECONDS
         self._is_stalled = False
-        self._in_a_row = 0  # records that were delivered over this connection, while records go one by one
+        self._in_a_row = 0  # records delivered over this connection, while records are sent one by one
         self.trusts_ends = False
-        """True if an end in order counts as delivery of all that the agent had read."""
-        self._ends = 0  # connections in a row that ended in order, over which nothing else was delivered
+        """True if an end in order counts as delivery of all frames that the agent had read."""
+        self._ends = 0  # connections in a row that ended in order, without another delivery
         self._most = _MOST  # records at once, while ends are trusted
         self._failed_attempts = 0
 
@@ -150,17 +149,17 @@ class Quarantine:
 
     @property
     def some(self) -> int:
-        """How many of the records that were in flight are sent at once: more and more, the more were delivered."""
+        """The number of records that are sent at once. It doubles with every ``ALONE`` deliveries in a row."""
         return min(1 << min(self._in_a_row // ALONE, 10), self._most)
 
     def on_connect(self, now: float, failed_attempts: int = 0) -> None:
         """Note a new connection.
 
         :param now: monotonic seconds.
-        :param failed_attempts: attempts to connect that ever failed. An agent that was away has died, and not just
+        :param failed_attempts: all failed attempts to connect so far. An agent that was away has died, and not only
             ended a connection.
         """
-        if self.phase is Phase.TRIAL:  # the proof holds for the connection that took the other record
+        if self.phase is Phase.TRIAL:  # the proof is valid only over the connection that took the other record
             self.phase = Phase.PROBE
         if failed_attempts != self._failed_attempts:
             self._failed_attempts = failed_attempts
@@ -190,12 +189,12 @@ class Quarantine:
             return Step.NOTHING
         if self.phase is Phase.TRIAL:
             return Step.ONE
-        # The round includes the suspect: it may be good by now, and all others poison.
+        # The round includes the suspect: it may be accepted by now, and all others may be poison.
         self.probe %= max(waiting, 1)
         return Step.PROBE if self.probe else Step.ONE
 
     def seconds_to_wait(self, now: float) -> float | None:
-        """Return the seconds after which :meth:`next_step` may say something else by itself; None for never."""
+        """Return the seconds after which :meth:`next_step` may change without an event; None for never."""
         if self._delivered_at is not None:
             return max(self._delivered_at + TAKEN_SECONDS - now, 0.0)
         if self.is_quiet or self._waits_since is None:
@@ -217,7 +216,7 @@ class Quarantine:
             self._delivered_at = now
             return
         if self._is_stalled:
-            # Batches went out behind the record that was alone, so which records were delivered is not known here.
+            # Batches followed the single record, so it is not known here which records were delivered.
             self.forget_records()
             self._distrust_ends()
             return
@@ -245,14 +244,14 @@ class Quarantine:
                 return True
             self.phase = Phase.PROBE
         elif self.phase is Phase.PROBE:
-            # A probe that was delivered has left the window: the record at the same place is another one then.
+            # A delivered probe has left the window, so the same place has another record.
             self.probe += bool(event.in_flight)
         else:
             self._count(event, hung_up_on)
         return False
 
     def forget_records(self) -> None:
-        """Suspect no record: those in flight are others now, or which of them were delivered is not known."""
+        """Clear all suspicion: other records are in flight now, or the delivered ones are not known."""
         self.clear()
         self.serial_remaining = 0
 
@@ -262,7 +261,7 @@ class Quarantine:
         self._most = _MOST
 
     def _is_usual_end(self, event: Disconnect) -> bool:
-        """Return True if the agent ends every connection after a message, and this says nothing about a record."""
+        """Return True if the agent ends every connection after a message, so that this end is no evidence."""
         if not self.trusts_ends:
             if self._ends < ENDS:
                 return False
@@ -277,14 +276,14 @@ class Quarantine:
         return True
 
     def clear(self) -> None:
-        """Forget the suspect."""
+        """Clear the suspect."""
         self.phase, self.suspect, self.strikes, self.probe = Phase.NORMAL, None, 0, 1
         self._is_written = self._is_stalled = False
         self._delivered_at = None
 
     def _reject(self) -> None:
-        # The next record may be poison as well. The records that were tried before the one that was taken are not
-        # tried again: a row of poison would cost a number of connections that grows with its square.
+        # The next record may be poison too. The records tried before the taken one are not tried again: the number of
+        # connections would grow with the square of the poison records.
         probe = max(self.probe - 1, 1)
         self.clear()
         self.probe = probe
@@ -293,8 +292,8 @@ class Quarantine:
     def _count(self, event: Disconnect, hung_up_on: object | None) -> None:
         if event.delivered:
             return
-        # Without a hang-up, too: the kernel does not say how much of a larger write the agent took, and an agent that
-        # takes a little over each connection would never get further.
+        # Also without a hang-up: the kernel does not report how much of a large write the agent took, and an agent that
+        # takes only a little over each connection would make no progress.
         if hung_up_on is not None or self.serial_remaining or self.failed_connections >= STRIKES:
             self.serial_remaining = max(self.serial_remaining, event.in_flight)
         if hung_up_on is None:

@@ -1,9 +1,9 @@
 """The sender: the greenlet that takes frames from the outbox and writes them to a connection.
 
-A frame is in flight before it is written, and leaves the outbox only when the connection says that it is delivered.
-When a connection breaks, all that was in flight goes first over the next one, in the old order. So nothing is lost
-between outbox and agent, as far as the connection can know (see :mod:`geventaudit.transport.connection`), the order of
-first arrivals is kept, and a few frames may arrive twice.
+A frame is in flight before it is written, and leaves the outbox only when the connection reports its delivery. When a
+connection breaks, all frames in flight are written first over the next one, in their order. So no frame is lost between
+outbox and agent, as far as the connection can know (see :mod:`geventaudit.transport.connection`), the order of first
+arrivals is kept, and a few frames may arrive twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .quarantine import STRIKES, Disconnect, Phase, Quarantine, Step
 
 __all__ = ["Sender"]
 
-# Seconds until the sender asks again whether the agent has taken the frames in flight; the kernel gives no event.
+# Seconds between two checks that the agent has taken the frames in flight; the kernel gives no event.
 _FIRST_LOOK = 0.001
 _LAST_LOOK = 0.05
 
@@ -33,8 +33,8 @@ _LAST_LOOK = 0.05
 class Sender:
     """The sender greenlet of one client in one process. Constructed and used in the hub's thread.
 
-    :param connector: makes connections, and is called back when one is lost.
-    :param heartbeats: makes heartbeats, and says when one is due.
+    :param connector: makes connections, and is notified when one is lost.
+    :param heartbeats: makes heartbeats, and decides when one is due.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Sender:
         self._is_stopped = False
         self._connection: Connection | None = None
         self._watcher: workers.Worker | None = None
-        self._error: BaseException | None = None  # the watcher's news of the connection
-        self._delivered = 0  # frames that were delivered over this connection
+        self._error: BaseException | None = None  # the end of the connection, from the watcher
+        self._delivered = 0  # frames delivered over this connection
         self._is_settling = False
 
     # -- the client's side ---------------------------------------------------------------------------------------------
 
     def ensure_running(self) -> None:
-        """Start the greenlets, or start them again after something killed them."""
+        """Start the greenlets if they do not run."""
         if not self.worker.greenlet and not self._is_stopped:
             self.worker.ensure_running()
         if self._outbox.store is not None:
@@ -71,7 +71,7 @@ class Sender:
         return self._connection is not None
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until all that was accepted so far is delivered; return False if it was not, for whatever reason."""
+        """Wait until all records accepted so far are delivered. Return False if some are not."""
         target, given_up = self._outbox.last_accepted, self._given_up()
         deadline = Deadline(timeout)
         flush = (target, Event())
@@ -87,11 +87,11 @@ class Sender:
         return self._outbox.stream.settled >= target and self._given_up() == given_up
 
     def _given_up(self) -> int:
-        """Return how many records of this run were not delivered, and will not be."""
+        """Return the number of records of this run that will never be delivered."""
         return self._outbox.stream.dropped + self._counters.recovered + self._counters.kept
 
     def look(self) -> None:
-        """Note deliveries. The greenlet cannot while it waits in a write."""
+        """Note deliveries. The sender greenlet cannot do so during a write."""
         # A signal handler in a worker may have interrupted the sender at any point.
         if not isinstance(gevent.getcurrent(), workers.Worker):
             self._look()
@@ -100,19 +100,19 @@ class Sender:
         if self._connection is not None:
             try:
                 self._settle(self._connection)
-            except Exception as error:  # a user's connection that fails is a broken one
+            except Exception as error:  # a user-defined connection that fails counts as broken
                 self._error = error
                 self._outbox.wake.set()
 
     def renew(self) -> None:
-        """Part with the present connection, if there is one, and ask for the next."""
+        """Close the current connection, if there is one, and request the next."""
         if self._connection is not None:
             self._error = ConnectionFailedError("the connection was replaced")
-            self._connection.close()  # ends a write that waits
+            self._connection.close()  # ends a waiting write
             self._outbox.wake.set()
 
     def stop(self, reason: Exception) -> None:
-        """End the greenlet and the connection for good; *reason* is for the records that wait for room."""
+        """End the greenlet and the connection. Records that wait for room are refused with *reason*."""
         self._is_stopped = True
         self._connector.is_over = True
         self._outbox.refuse(reason)
@@ -122,7 +122,7 @@ class Sender:
         self._outbox.end_flushes()
 
     def stop_without_hub(self) -> None:
-        """Do what :meth:`stop` does if the hub was destroyed: no greenlet runs, and none has to be woken."""
+        """Stop after the hub was destroyed, when no greenlet runs and none has to be woken."""
         self._is_stopped = True
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -141,7 +141,7 @@ class Sender:
 
     def _run(self) -> None:
         while not self._is_stopped:
-            # A kill that comes here has nothing to clean up: stop() has seen to the rest.
+            # A kill at this line needs no cleanup: stop() has done it.
             self._connection = self._connector.connect()
             since = monotonic()
             lost: BaseException | None = None
@@ -151,12 +151,12 @@ class Sender:
                     self._start(self._connection)
                     self._serve(self._connection)
             except (Exception, gevent.Timeout) as error:
-                # A Timeout is a BaseException: one that a factory started and forgot may go off here.
+                # A Timeout is a BaseException: one that a factory did not cancel may be raised here.
                 lost, connection = self._error or error, self._connection
                 self._close()
                 self._judge(connection, lost)
             except BaseException as error:
-                lost = error  # something killed the greenlet; the next use of the client starts it again
+                lost = error  # the greenlet was killed; the next use of the client starts it again
                 raise
             finally:
                 self._drop_connection()
@@ -176,7 +176,7 @@ class Sender:
         self.connected_or_over.set()
 
     def _watch(self, connection: Connection) -> None:
-        """Notice that the agent hung up, in a greenlet of its own, also while there is nothing to send."""
+        """Wait for the end of the connection, also while there is nothing to send. Runs in its own greenlet."""
         try:
             connection.wait_broken()
             error: BaseException = ConnectionFailedError(f"{show(connection)}: broke without a reason")
@@ -218,7 +218,7 @@ class Sender:
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _next_batch(self) -> list[bytes]:
-        """Return the next frames to write; they are in flight then."""
+        """Return the next frames to write, which are then in flight."""
         outbox, quarantine = self._outbox, self.quarantine
         if outbox.in_flight_bytes >= MAX_WINDOW_BYTES:
             return []
@@ -231,7 +231,7 @@ class Sender:
         step = quarantine.next_step(outbox.in_flight, waiting, monotonic())
         if step is Step.NOTHING or not waiting:
             return []
-        if quarantine.phase is Phase.TRIAL:  # an agent that has hung up by now has not hung up on the suspect
+        if quarantine.phase is Phase.TRIAL:  # a hang-up before the write is not one on the suspect
             gevent.sleep(_FIRST_LOOK)
             forks.check()
             if self._error is not None or self._is_stopped:
@@ -244,7 +244,7 @@ class Sender:
         return batch
 
     def _settle(self, connection: Connection, frames_read: int = 0) -> bool:
-        """Note the deliveries that the connection, or its end, knows of; return True if there are new ones."""
+        """Note the deliveries that the connection, or its end, reports. Return True if there are new ones."""
         if self._is_settling:  # a signal handler that looks, in the middle of this
             return False
         self._is_settling = True
@@ -262,7 +262,7 @@ class Sender:
             self._is_settling = False
 
     def _judge(self, connection: Connection | None, error: BaseException) -> None:
-        """Let the quarantine judge why the connection broke; settle what it takes for read, give up what it rejects."""
+        """Report the end of the connection to the quarantine. Give up the record that it rejects, if any."""
         if self._is_stopped or connection is None:
             return
         outbox, quarantine = self._outbox, self.quarantine
@@ -276,7 +276,7 @@ class Sender:
             self._settle(connection, read)
 
     def _close(self) -> None:
-        """Close the connection, which may find acknowledgements in its socket, and note the deliveries."""
+        """Close the connection, which may read acknowledgements from its socket, and note the deliveries."""
         self._look()
         if self._connection is not None:
             try:
@@ -287,7 +287,7 @@ class Sender:
             self._connection = None
 
     def _drop_connection(self) -> None:
-        """Let go of the connection, and set the outbox back. May be called at any time."""
+        """Close the connection, and rewind the outbox. May be called at any time."""
         self._close()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
@@ -295,5 +295,5 @@ class Sender:
         if not self._is_stopped:
             self.connected_or_over.clear()
         heartbeats = self._outbox.rewind()
-        if not self._is_stopped:  # the last heartbeat of a closed client is no loss
+        if not self._is_stopped:  # the last heartbeat of a closed client does not count as dropped
             self._counters.heartbeats_dropped += heartbeats

@@ -1,12 +1,11 @@
-"""Messages to frames. Pure: no I/O, no clock; the one place that packs MessagePack.
+"""Encoding of messages to frames. Pure: no I/O, no clock. No other module packs MessagePack.
 
 A frame is one message in the *Forward* mode of the Fluent protocol::
 
     [tag, [[unix seconds, body]], {"TimeFormat": "DateTime"}]
 
-The tag is the value of the :class:`~geventaudit.AuditType`; the body is a map with its keys in the order that the
-reference implementation of the audit protocol writes. That order, and every spelling in a body, is recorded in
-``tests/golden``.
+The tag is the value of the :class:`~geventaudit.AuditType`. The body is a map; its keys are in the order of the
+reference implementation of the audit protocol. ``tests/golden`` records that order and every spelling in a body.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ DEFAULT_MAX_FRAME_BYTES = 1 << 20
 """1 MiB. Fluent Bit closes the connection on a frame above 6,144,000 bytes."""
 
 Datetimes: TypeAlias = Literal["extension", "text"]
-"""How times in custom data are written: MessagePack's timestamp extension (as the reference does), or ISO 8601 text."""
+"""The form of times in custom data: MessagePack's timestamp extension (as in the reference), or ISO 8601 text."""
 
-# The errors of records that no schema has seen. Those of msgpack have no common base; the last three are of its
-# pure-Python form.
+# The errors of records that were not validated. msgpack's errors have no common base; the last three come from its
+# pure-Python version.
 _INVALID = (
     TypeError,
     ValueError,
@@ -63,7 +62,7 @@ _INVALID = (
 )
 
 _Packer = msgpack.Packer
-# The buffer grows when a value needs more. msgpack's default of 256 KiB is a system call for some allocators.
+# The buffer grows if necessary. msgpack's default of 256 KiB costs a system call with some allocators.
 _BUFFER_BYTES = 4096
 
 _OPTION = {"TimeFormat": "DateTime"}
@@ -74,12 +73,13 @@ _MICROSECOND = timedelta(microseconds=1)
 class Encoder:
     """An encoder of messages to frames. Immutable, so threads and nested calls may share one.
 
-    :param service_tree_id: written as ``env_ikey`` into every record; left out when None.
+    :param service_tree_id: written as ``env_ikey`` into every record; None leaves it out.
     :param datetimes: see :data:`Datetimes`.
     :param json_safe: replace or refuse custom data that JSON cannot carry; see :mod:`geventaudit.schema.json_safe`.
     :param is_sealed: True to write the canonical form that a seal covers; see :mod:`geventaudit.schema.sealed`.
-    :param max_frame_bytes: a longer frame is refused.
-    :raises ValidationError: when the service tree id is no UUID, or the nil UUID.
+    :param max_frame_bytes: the longest frame; a longer one is refused.
+    :raises ValidationError: the service tree id is not a UUID, or is the nil UUID.
+    :raises ValueError, TypeError: another argument is invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Encoder:
         self.service_tree_id = None if service_tree_id is None else service_tree_uuid(service_tree_id)
         self.max_frame_bytes = max_frame_bytes
         self.native: frozenset[type] = frozenset({datetime}) if datetimes == "extension" else frozenset()
-        """Types in custom data that are written as MessagePack has them, by no hook."""
+        """Types in custom data that MessagePack packs natively, without a hook."""
         self.json_safe = json_safe
         self.is_sealed = is_sealed
         self._default = _as_extension if datetimes == "extension" else _as_text
@@ -112,7 +112,7 @@ class Encoder:
         runs. So no Packer is shared between calls: a Packer that is entered twice, or used again after an exception,
         writes garbled frames. A new Packer costs about 0.15 microseconds.
 
-        :raises Exception: whatever msgpack or the hook raises.
+        :raises Exception: msgpack or the hook raised.
         """
         packed: bytes = _Packer(default=self._default, buf_size=_BUFFER_BYTES).pack(value)
         return packed
@@ -120,8 +120,8 @@ class Encoder:
     def pack_custom_data(self, data: dict[str, Any]) -> bytes:
         """Return custom data in normal form as MessagePack. Thread-safe and re-entrant.
 
-        :raises Exception: see :meth:`pack`; a ``ValidationError`` for what JSON cannot carry, with ``json_safe``, or
-            for values that a sealed record cannot hold.
+        :raises Exception: see :meth:`pack`.
+        :raises ValidationError: JSON (with ``json_safe``) or a sealed record cannot carry a value.
         """
         return self.pack(self._form_of(data))
 
@@ -131,11 +131,11 @@ class Encoder:
         return json_safe_form(data) if self.json_safe else data
 
     def encode(self, message: Message, unix_time: float) -> bytes:
-        """The frame of *message*, a record in the normal form that its schema loads (or one that needs none).
+        """Return the frame of *message*. Its record must be in the normal form that its schema loads.
 
-        :param unix_time: when it happened, in seconds since 1970; fractions are dropped, as the wire has none.
-        :raises ValidationError: when it cannot be packed, or the frame is longer than ``max_frame_bytes``. Messages
-            that the schema accepted fail for their length only.
+        :param unix_time: the time of the event in seconds since 1970; the frame holds whole seconds.
+        :raises ValidationError: *message* cannot be packed, or the frame is longer than ``max_frame_bytes``. Validated
+            messages fail only for their length.
         """
         try:
             tag, body = self._parts(message)
@@ -168,7 +168,7 @@ class Encoder:
 
 
 def record_body(record: Record, service_tree_id: str | None, *, is_sealed: bool = False) -> dict[str, Any]:
-    """The body of a record, its keys in the order of the wire; targets are sorted if it *is_sealed*."""
+    """Return the body of a record, its keys in the order of the wire. *is_sealed* sorts the targets too."""
     body: dict[str, Any] = {} if service_tree_id is None else {"env_ikey": service_tree_id}
     body["CallerIpAddress"] = canonical_address(str(record.caller_ip_address))[0]
     body["CallerIdentities"] = {
@@ -202,7 +202,10 @@ def record_body(record: Record, service_tree_id: str | None, *, is_sealed: bool 
 
 
 def _as_extension(value: Any) -> Any:
-    """What MessagePack does not pack by itself: an aware datetime, exactly (floats would round it)."""
+    """Return an aware datetime as a MessagePack timestamp, exactly (a float would round it).
+
+    :raises TypeError: *value* is something else.
+    """
     if isinstance(value, datetime) and value.utcoffset() is not None:
         seconds, microseconds = divmod((value - _EPOCH) // _MICROSECOND, 1_000_000)
         return msgpack.Timestamp(seconds, microseconds * 1000)
@@ -224,7 +227,7 @@ def encode(
     json_safe: bool = False,
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
 ) -> bytes:
-    """One frame. For many, make one :class:`Encoder`.
+    """Return the frame of *message*. For many messages, use one :class:`Encoder`.
 
     :raises ValidationError: see :meth:`Encoder.encode`.
     """
@@ -233,7 +236,7 @@ def encode(
 
 
 def pack(value: Any) -> bytes:
-    """Any value, for what is said beside frames."""
+    """Return any value as MessagePack, for messages of the protocol that are not frames."""
     packed: bytes = msgpack.packb(value)
     return packed
 
@@ -242,12 +245,12 @@ _TEXT_HEADERS = [msgpack.packb("x" * size)[: -size or None] for size in range(64
 
 
 def text_packer(before: bytes, *, empty: bool, blank: bool) -> Callable[[str], bytes]:
-    """What packs a ``str`` behind *before*: mostly in a third of the time, since no Packer is made for it.
+    """Return a function that returns *before* and a packed ``str``. Short texts take a third of a Packer's time.
 
-    What it raises: ``UnicodeEncodeError`` where UTF-8 cannot write the text, ``ValueError`` where it may not be so.
+    The function raises ``UnicodeEncodeError`` for lone surrogates, and ``ValueError`` for a forbidden text.
 
-    :param empty: whether a text may be empty.
-    :param blank: whether it may be empty or nothing but space.
+    :param empty: True to allow an empty text.
+    :param blank: True to allow a text that is empty or all white space.
     """
     headers = [before + header for header in _TEXT_HEADERS]
 
@@ -261,13 +264,13 @@ def text_packer(before: bytes, *, empty: bool, blank: bool) -> Callable[[str], b
 
 
 def array_header(size: int) -> bytes:
-    """What stands before *size* values that make an array."""
+    """Return the header of an array of *size* values."""
     header: bytes = msgpack.Packer().pack_array_header(size)
     return header
 
 
 def map_header(size: int) -> bytes:
-    """What stands before *size* keys, each with its value, that make a map."""
+    """Return the header of a map of *size* keys, each with its value."""
     header: bytes = msgpack.Packer().pack_map_header(size)
     return header
 
@@ -275,11 +278,11 @@ def map_header(size: int) -> bytes:
 class Packed(dict[Any, bytes]):
     """A bounded cache of packed values. Thread-safe and re-entrant.
 
-    Most texts of an audit trail repeat. A full cache keeps its entries until many lookups in a row missed, and is
-    cleared then: replacing one entry for each miss would cost as much as packing. Threads that miss one value at the
-    same time each pack that value.
+    Most texts of an audit trail repeat. A full cache keeps its entries until many lookups missed, and is then cleared:
+    replacing an entry at each miss would cost as much as packing. Threads that miss the same value at the same time
+    each pack the value.
 
-    :param pack: packs a missing value. A lookup raises what *pack* raises.
+    :param pack: packs a missing value. Its exceptions propagate from the lookup.
     """
 
     MOST = 1024
@@ -291,11 +294,11 @@ class Packed(dict[Any, bytes]):
 
     def __init__(self, pack: Callable[[Any], bytes]) -> None:
         self._pack = pack
-        self._left = self.PATIENCE  # misses before a full cache is cleared; a race may lose one, which does no harm
+        self._left = self.PATIENCE  # misses before a full cache is cleared; a race may lose a step, which is harmless
 
     def __missing__(self, value: Any) -> bytes:
         packed = self._pack(value)
-        # The size decides, and no counter beside it: a nested call or another thread may come between any two steps.
+        # By the size, without a separate counter: a nested call or another thread may run between any two steps.
         if len(self) < self.MOST:
             if len(packed) <= self.LONGEST:
                 self[value] = packed
@@ -310,7 +313,7 @@ class Packed(dict[Any, bytes]):
 _TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
 _ENTRY_START = _TAG_END + 1  # behind the header of the array of one entry
 OPTION_BYTES = len(msgpack.packb(_OPTION))
-"""The length of the options, which end every frame."""
+"""The length of the options at the end of every frame."""
 _ENTRY_END = -OPTION_BYTES
 
 
@@ -320,13 +323,16 @@ def tag_bytes(frame: bytes) -> bytes:
 
 
 def envelope(kind: AuditType) -> tuple[bytes, bytes]:
-    """What stands before the time, and behind the body, in every frame of *kind*."""
+    """Return the bytes before the time, and those after the body, in every frame of *kind*."""
     frame = pack((kind.value, ((0, None),), _OPTION))
     return frame[: _ENTRY_START + len(array_header(2))], frame[_ENTRY_END:]
 
 
 def bundle(frames: Sequence[bytes], chunk: str) -> bytes:
-    """One message with the entries of *frames* (made here, of one tag), which the agent is to acknowledge."""
+    """Return one frame with the entries of *frames* and a ``chunk``, which the agent must acknowledge.
+
+    :param frames: frames of this module, all of one tag.
+    """
     packer = msgpack.Packer(autoreset=False)
     packer.pack_array_header(len(frames))
     return b"".join(

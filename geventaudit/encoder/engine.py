@@ -1,7 +1,7 @@
-"""The encoder in use: the compiled one, or the one in plain Python.
+"""The encoder in use: compiled, or plain Python.
 
-The latter where there is no compiled one (no compiler at installation, PyPy), and if ``PURE_PYTHON`` is set in the
-environment, as for gevent.
+Plain Python is used without the compiled module (no compiler at installation, PyPy), and if ``PURE_PYTHON`` is set in
+the environment, as in gevent.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The plan, executed in plain Python: closures that check a value and return its MessagePack.
+"""Execution of the plan in plain Python, by closures that check a value and return its MessagePack.
 
-A closure raises if it is not sure; ``Walker.frame_of`` returns None then. Values that stand beside each other are read,
-checked and looked up by functions in C, such as ``map``. Packed texts and members are cached, since most of them repeat
-in an audit trail. All containers are copied before they are read: another thread may change them meanwhile.
+A closure raises if it cannot decide; then ``Walker.frame_of`` returns None. Sibling values are read, checked and looked
+up by functions in C, such as ``map``. Packed texts and members are cached, since most of them repeat in an audit trail.
+All containers are copied before they are read: another thread may change them meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Write: TypeAlias = Callable[[Any], bytes]
 
 
 class _UnsureError(Exception):
-    """Let marshmallow decide."""
+    """The walker cannot decide: marshmallow must."""
 
 
 class Walker:
@@ -56,7 +56,7 @@ def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float
 
     def write(message: Any, unix_time: float) -> bytes | None:
         kind, record = read_message(message)
-        # By the type: the text "AsmAuditCP" equals a member, and names no type.
+        # By the type: the text "AsmAuditCP" equals a member, but is not a name of a type.
         if type(kind) is not AuditType:
             kind = names[kind] if type(kind) is str else None
         values = read_record(record)
@@ -97,9 +97,9 @@ def _reader(node: NestedNode) -> Callable[[Any], tuple[Any, ...]]:
 def _writers(
     node: NestedNode, encoder: encoding.Encoder
 ) -> tuple[set[tuple[type, ...]], Callable[[tuple[type, ...]], None], list[Write]]:
-    """Return the known types of all values together, a function that adds to them, and functions that write a value."""
+    """Return the known combinations of types, a function that checks and adds one, and functions that write a value."""
     kinds, writes = zip(*(_writer(part.node, encoder) for part in node.parts), strict=True)
-    good: set[tuple[type, ...]] = set()  # bounded, since only few types are good
+    good: set[tuple[type, ...]] = set()  # bounded, since few types are allowed
 
     def check(given: tuple[type, ...]) -> None:
         for each, allowed in zip(given, kinds, strict=True):
@@ -111,7 +111,7 @@ def _writers(
 
 
 def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
-    """Return the types that a value may have, to be checked before, and a function that returns its MessagePack."""
+    """Return the allowed types, which the caller checks, and a function that returns the MessagePack of a value."""
     if isinstance(node, TextNode):
         pack = encoding.text_packer(node.before, empty=node.may_be_empty, blank=node.may_be_blank)
         return frozenset({str}), encoding.Packed(pack).__getitem__
@@ -128,7 +128,7 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
 
 
 def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
-    """Write a list of texts or members."""
+    """Return the types and the writer of a list of texts or members."""
     inner_kinds, write = _writer(node.inner, encoder)
     order, headers = node.order, encoding.Packed(lambda size: node.before + encoding.array_header(size))
 
@@ -147,7 +147,7 @@ def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type],
 
 
 def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
-    """Write a mapping of lists of objects, in one function, since calls are dear."""
+    """Return the types and the writer of a mapping of lists of objects. One function, since calls are expensive."""
     key_kinds, write_key = _writer(node.key, encoder)
     order, may_be_empty, nested = node.order, node.items.may_be_empty, node.items.inner
     read, (good, check, writes) = _reader(nested), _writers(nested, encoder)

@@ -1,11 +1,10 @@
 """The plan: the layout of a frame and the rules of its values, as plain data, derived once from the stock schema.
 
-A tree of nodes, one for each value that is checked and written. ``before`` are the constant bytes that stand before the
-value: its key, and the header of the map that begins there. :mod:`.fallback` and ``_fast.pyx`` execute the plan. Both
-accept only values of the exact types that records have. They return a frame, or None to let marshmallow decide.
+The plan is a tree of nodes, one for each value that is checked and written. ``before`` holds the constant bytes in
+front of the value: its key, and the header of a map that begins there. :mod:`.fallback` and ``_fast.pyx`` execute the
+plan. Both accept only values of the exact types of records. They return a frame, or None to let marshmallow decide.
 
-A rule is added to the schema first. If a node cannot say it, the node's executors return None for the values in
-question.
+Add a new rule to the schema first. If a node cannot express the rule, its executors must return None for such values.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = ["REQUIRED", "Node", "Part", "Plan", "plan_of", "stock_schema"]
 REQUIRED: Any = object()
 """The default of a part that a mapping must have."""
 
-# One record with something in every place: its body on the wire shows the layout of all bodies.
+# A record with a value in every field: its body on the wire shows the layout of all bodies.
 _EXAMPLE = Record(
     operation_categories=[OperationCategory.UNKNOWN],
     caller_ip_address="192.0.2.1",
@@ -60,7 +59,7 @@ class AddressNode(NamedTuple):
 
 
 class ItemsNode(NamedTuple):
-    """A list or tuple; with an *order* a set too: members by their number, texts by their bytes, each once."""
+    """A list or tuple; with an *order* also a set: members sorted by number, texts by bytes, without duplicates."""
 
     before: bytes
     inner: Any
@@ -69,7 +68,7 @@ class ItemsNode(NamedTuple):
 
 
 class GroupsNode(NamedTuple):
-    """A mapping that is not empty; with an *order*, by the number of its keys, which are members, or by its keys."""
+    """A mapping that is not empty; with an *order*, sorted by the number of its member keys, or by its text keys."""
 
     before: bytes
     key: Any
@@ -78,7 +77,7 @@ class GroupsNode(NamedTuple):
 
 
 class CustomNode(NamedTuple):
-    """Custom data; left out if it is empty. *native* types are written as MessagePack has them, by no hook."""
+    """Custom data; left out if empty. MessagePack packs *native* types without a hook."""
 
     before: bytes
     max_depth: int
@@ -88,7 +87,7 @@ class CustomNode(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One value of an object or a mapping."""
+    """A value of an object or a mapping."""
 
     name: str
     key: str
@@ -118,13 +117,13 @@ class Plan(NamedTuple):
     without_custom: bytes
     tail: bytes
     needs: tuple[tuple[int, int, bytes], ...]
-    """Positions of a description, and of the part that needs it if these bytes are in that part."""
+    """The position of a description, that of the part that may require it, and the bytes of that part that do."""
     max_bytes: int
 
 
 @cache
 def stock_schema() -> MsgSchema:
-    """Return the schema of the protocol's rules; always the same one, which nothing changes."""
+    """Return the schema of the protocol's rules; always the same one, never changed."""
     return MsgSchema()
 
 
@@ -148,7 +147,7 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
             (names.index(description), names.index(name), encoding.pack(value.value))
             for description, (name, value) in NEEDS_DESCRIPTION.items()
         ),
-        # A value takes a byte at least: no shorter frame holds more values than custom data may.
+        # A value takes at least one byte: a frame within this limit cannot hold too many values of custom data.
         max_bytes=min(encoder.max_frame_bytes, MAX_VALUES),
     )
 
@@ -169,7 +168,7 @@ def _record_node(native: frozenset[type], is_json_safe: bool, is_sealed: bool) -
 
 
 def _by_key(groups: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the groups of a sealed record, by the code points of their keys."""
+    """Return the groups of a sealed record, sorted by the code points of their keys."""
     return sorted(groups.items())
 
 

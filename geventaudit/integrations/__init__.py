@@ -1,4 +1,4 @@
-"""geventaudit where gevent services live: one module for each framework or tool, imported only by who uses it.
+"""Integrations: one module for each framework or tool. geventaudit itself imports none of them.
 
-Each needs nothing of geventaudit but its public surface, and at most the extra of its own name.
+Each uses only the public names of geventaudit, and needs at most the extra of its own name.
 """

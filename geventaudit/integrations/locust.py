@@ -11,10 +11,10 @@
 
     locust -f locustfile.py --host unix:///run/agent.sock
 
-Each user is one client with one connection: one process of the service that is simulated. Locust's statistics and web
-page have two rows for each operation name: ``send``, the time that :meth:`LocustClient.send` took, and ``deliver``, the
-time from its call until the agent had taken the record (to within 20 ms under load). Importing this imports Locust,
-which monkey-patches the process.
+Each user is a client with one connection, and simulates one process of the service. Locust's statistics and web page
+have two rows for each operation name: ``send`` is the duration of :meth:`LocustClient.send`, and ``deliver`` is the
+time from its call to the delivery (to within 20 ms under load). This module imports Locust, which monkey-patches the
+process.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from geventaudit import TCP, AuditError, Client, Connection, ConnectionFailedErr
 
 __all__ = ["AuditUser", "LocustClient"]
 
-_LOOK_SECONDS = 0.02  # how often to see what was delivered while more is sent
+_LOOK_SECONDS = 0.02  # between two looks at the deliveries under load
 
 
 class LocustClient(Client):
-    """A client whose sends and deliveries are requests in Locust's statistics.
+    """A client that reports sends and deliveries as requests to Locust's statistics.
 
-    :param user: whose requests they are.
-    :param options: those of :class:`geventaudit.Client`. Records that are found in a spool blur ``deliver``.
+    :param user: the user of the requests.
+    :param options: the options of :class:`geventaudit.Client`. Records from a spool distort ``deliver``.
     """
 
     def __init__(self, user: AuditUser, **options: Any) -> None:
         super().__init__(user.connection, **options)
         self._user = user
-        self._pending: deque[tuple[str, float]] = deque()  # (name, when it was accepted), in the order of acceptance
-        self._counted = 0  # records that were put there
-        self._delivered = 0  # records that were reported so
+        self._pending: deque[tuple[str, float]] = deque()  # (name, start of send), in the order of acceptance
+        self._counted = 0  # records put into _pending
+        self._delivered = 0  # records reported as delivered
         self._dropped = 0
         self._watcher: gevent.Greenlet[..., None] | None = None
 
     def send(self, msg: Msg | Mapping[str, Any], *, timeout: float | None = 0.0) -> None:
-        """As :meth:`geventaudit.Client.send`, but what it refuses is a failed request, as with other clients of Locust.
+        """Send *msg* as :meth:`geventaudit.Client.send` does, and report a refusal as a failed request.
 
-        None of geventaudit's errors is raised, so a task goes on.
+        An :class:`~geventaudit.AuditError` is not raised, so that the task continues, as with other clients of Locust.
         """
         name = _operation_name(msg)
         start = time.perf_counter()
@@ -71,19 +71,19 @@ class LocustClient(Client):
             self._report("send", name, start, error)
             return
         self._report("send", name, start)
-        if self.stats().accepted > self._counted:  # not so when before_send left it out
+        if self.stats().accepted > self._counted:  # False if before_send left the message out
             self._counted += 1
             self._pending.append((name, start))
             if not self._watcher:
                 self._watcher = gevent.spawn(self._watch)
 
     def close(self, timeout: float | None = 20.0) -> list[Msg]:
-        """As :meth:`geventaudit.Client.close`; what was not delivered is a failed ``deliver``."""
+        """Close as :meth:`geventaudit.Client.close` does, and report undelivered records as failed ``deliver``."""
         try:
             return super().close(timeout)
         finally:
             self._look()
-            self._pending.clear()  # what is left there is kept in a spool
+            self._pending.clear()  # the other records are kept in a spool
 
     def _watch(self) -> None:
         while self._pending:
@@ -91,7 +91,7 @@ class LocustClient(Client):
             self._look()
 
     def _look(self) -> None:
-        """Report what was settled since the last look: records are, in the order of their acceptance."""
+        """Report the records settled since the last look. Records are settled in the order of their acceptance."""
         stats = self.stats()
         while self._pending and self._delivered < stats.delivered:
             self._delivered += 1
@@ -113,12 +113,11 @@ class LocustClient(Client):
 
 
 class AuditUser(User):
-    """A user whose ``self.client`` is a :class:`LocustClient` to the agent at ``host``.
+    """A user with a :class:`LocustClient` for the agent at ``host`` as ``self.client``.
 
     ``host``, or Locust's ``--host`` and the field on its page, is ``unix:///path`` or ``tcp://host:port``; None is the
-    usual socket of mdsd. An ``on_stop`` of your own must call this one's.
-
-    Locust ends the test when ``host`` is neither.
+    usual socket of mdsd. Locust ends the test if ``host`` is invalid. An overriding ``on_stop`` must call
+    ``super().on_stop()``.
     """
 
     abstract = True
@@ -127,7 +126,7 @@ class AuditUser(User):
     """Options of :class:`geventaudit.Client`: ``{"queue_size": 100_000}``."""
 
     close_timeout: ClassVar[float] = 5.0
-    """Seconds that a user who stops waits for the deliveries; what is not delivered by then has failed."""
+    """Seconds that ``on_stop`` waits for deliveries; records not delivered by then have failed."""
 
     client: LocustClient
 
@@ -146,7 +145,7 @@ class AuditUser(User):
         return where
 
     def connection(self) -> Connection:
-        """The client's factory: an open connection to ``host``. Override it for acknowledgements, TLS or a key."""
+        """Return an open connection to ``host``, as the client's factory. Override it for acknowledgements or TLS."""
         return TCP(self._where) if isinstance(self._where, tuple) else DomainSocket(self._where)
 
     def on_stop(self) -> None:
@@ -155,20 +154,20 @@ class AuditUser(User):
 
 
 def _parse(host: str) -> str | tuple[str, int] | None:
-    """A path, or a host and port; None where it is neither."""
+    """Return a path, or a host and port; None if *host* is neither."""
     try:
         url = urlsplit(host)
         if url.scheme == "unix" and url.path and not url.netloc:
             return url.path
         if url.scheme == "tcp" and url.hostname and url.port and not url.path.strip("/"):
             return url.hostname, url.port
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         pass
     return None
 
 
 def _operation_name(msg: Any) -> str:
-    """Of a message or a mapping, whatever it is."""
+    """Return the operation name of a message or a mapping, valid or not."""
     try:
         name = msg.record.operation_name if isinstance(msg, Msg) else msg["Record"]["OperationName"]
     except (AttributeError, KeyError, TypeError):

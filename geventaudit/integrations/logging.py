@@ -1,4 +1,4 @@
-"""Audit records by way of the standard library's logging.
+"""Audit records through the standard library's logging.
 
 ::
 
@@ -6,7 +6,7 @@
     logging.getLogger("app").addHandler(handler)
     logger.info("user created", extra={"audit": Msg(AuditType.CONTROL_PLANE, record)})
 
-The log record goes on to the other handlers as always.
+Other handlers get the log record as usual.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = ["AuditHandler"]
 
 
 class AuditHandler(logging.Handler):
-    """Sends what a log record has as ``audit``: a :class:`~geventaudit.Msg`, or a mapping by wire names.
+    """A handler that sends the ``audit`` of log records: a :class:`~geventaudit.Msg`, or a mapping by wire names.
 
-    Log records below the level of their logger never come here: they are not sent, and nothing says so. So set the
-    level of a logger that is audited.
+    A logger drops log records below its level before any handler, without a trace. So set the level of each logger that
+    is used for auditing.
 
-    Log records without it (or with None) pass by. One that the client refuses, for whatever reason, goes to
-    :meth:`~logging.Handler.handleError` (a traceback on stderr, unless ``logging.raiseExceptions`` is off or a subclass
-    does otherwise); ``client.stats().rejected`` counts it too.
+    Log records without ``audit`` (or with None) are ignored. If the client refuses a message, the log record goes to
+    :meth:`~logging.Handler.handleError`: a traceback on stderr, unless ``logging.raiseExceptions`` is off or a subclass
+    overrides it. ``client.stats().rejected`` counts it too.
 
-    :param client: stays the caller's to close.
-    :param level: log records below it pass by.
-    :raises TypeError: *client* is none. A name in a configuration has to be written ``ext://package.module.client``.
+    :param client: the client. The caller closes it.
+    :param level: log records below this level are ignored.
+    :raises TypeError: *client* is not a client. In a configuration, write a name as ``ext://package.module.client``.
     """
 
     def __init__(self, client: AuditClient, level: int | str = logging.NOTSET) -> None:
@@ -43,8 +43,8 @@ class AuditHandler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         """Do the same as :meth:`logging.Handler.handle`, without its lock: ``send`` needs none.
 
-        Two threads could wait for each other with it: one that has it and waits for the client's thread, and the
-        client's thread, which logs.
+        The lock could cause a deadlock: one thread has the lock and waits for the client's thread, which logs and waits
+        for the lock.
         """
         passed = self.filter(record)
         if passed:
@@ -52,7 +52,7 @@ class AuditHandler(logging.Handler):
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send ``record.audit``, where there is one."""
+        """Send ``record.audit`` if it exists."""
         message = getattr(record, "audit", None)
         if message is None:
             return

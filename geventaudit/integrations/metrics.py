@@ -1,4 +1,4 @@
-"""What is published about clients: one list of names and meanings, whoever publishes them.
+"""The metrics of clients: one list of names and meanings for OpenTelemetry and Prometheus.
 
 The names of the counters are those of Microsoft's OTEL Audit for Go v1.0.0, so that dashboards serve both. Two are
 counted otherwise. There, ``messages_sent`` are writes that did not fail, those of heartbeats too; here they are

@@ -1,4 +1,4 @@
-"""A client's figures as OpenTelemetry metrics, and the trace that a record belongs to. Extra: ``opentelemetry``.
+"""OpenTelemetry metrics of a client, and trace ids in records. Extra: ``opentelemetry``.
 
 ::
 
@@ -25,22 +25,22 @@ __all__ = ["add_trace_context", "instrument"]
 
 _Clients = list[AuditClient]
 
-# A meter has an instrument once: whoever asks for it again is given the first, and its callbacks are ignored.
+# A meter makes an instrument once. It returns the same instrument for a second request, and ignores its callbacks.
 _published: WeakKeyDictionary[MeterProvider, _Clients] = WeakKeyDictionary()
 
-# Before the application sets its global provider, OpenTelemetry has a stand-in in its place, and makes the stand-in's
-# instruments again at the one that is set. These are its clients, whichever of the two it is now.
+# Before the application sets its global provider, OpenTelemetry uses a proxy, and makes the proxy's instruments again
+# with the provider that is set. These are the clients of the global provider, proxy or not.
 _published_globally: _Clients = []
 
 
 def instrument(client: AuditClient, meter_provider: MeterProvider | None = None) -> None:
-    """Publish the client's figures: those of :mod:`geventaudit.integrations.metrics`, asked for at each collection.
+    """Publish the metrics of :mod:`geventaudit.integrations.metrics`, read from the client at each collection.
 
-    Of several clients with the same provider, the sums are published. A client is published, closed or not, for as long
-    as its provider exists: a sum that forgot one would fall.
+    For several clients with the same provider, the sums are published. A closed client stays in the sums while its
+    provider exists, since counters must not fall.
 
-    :param meter_provider: None for the global one.
-    :raises TypeError: for parameters that cannot be.
+    :param meter_provider: the provider; None for the global one.
+    :raises TypeError: an argument is invalid.
     """
     if not isinstance(client, AuditClient):
         hint = ": write instrument(client, meter_provider)" if isinstance(client, MeterProvider) else ""
@@ -80,18 +80,19 @@ _CUSTOM_DATA = RecordSchema().fields["custom_data"]
 
 
 def add_trace_context(msg: Msg) -> Msg:
-    """For ``Client(before_send=...)``: put the current span into the record's ``custom_data``.
+    """Add the current span to the record's ``custom_data``. For ``Client(before_send=...)``.
 
-    As ``trace_id`` and ``span_id``, in hexadecimal, as W3C and OpenTelemetry's logs write them. Without a current span,
-    or where the record has fields of these names, those stay as they are.
+    The keys are ``trace_id`` and ``span_id``, the values hexadecimal, as in W3C and in OpenTelemetry's logs. Without a
+    current span, nothing is added. Existing values of these keys stay unchanged.
     """
     span = trace.get_current_span().get_span_context()
     if not span.is_valid or not isinstance(msg.record, Record):
-        return msg  # what is no record is for validation to refuse
-    custom_data = {} if msg.record.custom_data is None else msg.record.custom_data  # from null on the wire, or a caller
+        return msg  # validation refuses a record of another type
+    # None is null on the wire, or the value of a caller.
+    custom_data = {} if msg.record.custom_data is None else msg.record.custom_data
     if not isinstance(custom_data, Mapping):
         return msg
-    if type(custom_data) is not dict:  # such as a MultiDict, of which ** takes one value for each key
+    if type(custom_data) is not dict:  # such as a MultiDict: ** would take one value for each key
         try:
             custom_data = _CUSTOM_DATA.deserialize(custom_data)
         except ValidationError:

@@ -44,7 +44,7 @@ class AuditCollector(Collector):
         self._clients = list(dict.fromkeys(clients))
 
     def describe(self) -> Iterable[Metric]:
-        """What a registry compares names by; without it, one that is not the default takes two collectors."""
+        """Yield the metrics. A registry compares their names, to refuse a second collector."""
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:

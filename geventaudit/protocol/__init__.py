@@ -1,5 +1,5 @@
-"""The answers of the other side of the Forward protocol, and the bytes beside frames. Pure: no I/O, no clock.
+"""The Forward protocol, except the encoding of frames. Pure: no I/O, no clock.
 
-It owns the way in from bytes, acknowledgements, refusals and the handshake.
+It owns decoding, acknowledgements, refusals and the handshake.
 Read ``unpacking``, ``inflation``, ``messages``, ``decoding``, ``acks``, ``refusals``, ``handshake``.
 """

@@ -1,9 +1,8 @@
 """Acknowledgements of the Forward protocol, for the messages of one connection. Pure: no I/O, no clock.
 
-Frames of one tag that are written together share one message, with a ``chunk`` in its option that is used once; the
-agent answers ``{"ack": chunk}`` when it has taken them. Delivered are the frames that are acknowledged from the first
-on without a gap. Acknowledgements that are unknown, doubled or out of order change nothing else. An agent that sends
-more than ``MAX_STRANGERS`` of them in a row is refused.
+Frames of one tag that are written together share one message with a unique ``chunk`` in its option. The agent answers
+``{"ack": chunk}`` when it has taken them. Frames are delivered when all frames up to them are acknowledged. Unknown and
+repeated acknowledgements have no effect. An agent that sends more than ``MAX_STRANGERS`` of them in a row is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .decoding import AckDecoder
 __all__ = ["MAX_STRANGERS", "AckWindow", "ack_of"]
 
 MAX_STRANGERS = 10_000
-"""Acknowledgements in a row that name nothing that waits for one."""
+"""The most unknown or repeated acknowledgements in a row."""
 
 
 class AckWindow:
@@ -34,11 +33,11 @@ class AckWindow:
         self._count = 0
         self._open: deque[tuple[str, int, float]] = deque()  # chunk, frames, when written
         self._waiting: set[str] = set()  # chunks that are not acknowledged
-        self._early: set[str] = set()  # acknowledged before one that was written before it
-        self._strangers = 0  # acknowledgements of other chunks, since the last of a chunk that waited
+        self._early: set[str] = set()  # acknowledged before an earlier chunk
+        self._strangers = 0  # unknown or repeated acknowledgements since the last valid one
         self._decoder = AckDecoder()
         self.delivered = 0
-        """Frames acknowledged, from the first on without a gap."""
+        """Frames acknowledged from the first one on, without a gap."""
         self.acknowledged = 0
         """Messages acknowledged."""
 
@@ -62,7 +61,7 @@ class AckWindow:
     def feed(self, data: bytes) -> None:
         """Take bytes that the agent sent. Acknowledgements before an error count.
 
-        :raises FrameError: *data* is not an acknowledgement, or too many of them were of no chunk that waits.
+        :raises FrameError: *data* is not an acknowledgement, or too many in a row were unknown or repeated.
         """
         try:
             for chunk in self._decoder.feed(data):
@@ -82,13 +81,13 @@ class AckWindow:
             return
         self._strangers += 1
         if self._strangers > MAX_STRANGERS:
-            raise FrameError(f"{MAX_STRANGERS} acknowledgements in a row of chunks that do not wait for one")
+            raise FrameError(f"{MAX_STRANGERS} unknown or repeated acknowledgements in a row")
 
     def waiting_since(self) -> float | None:
-        """When the oldest message that is not acknowledged was written; None when all are."""
+        """Return the time at which the oldest unacknowledged message was written; None if all are acknowledged."""
         return self._open[0][2] if self._open else None
 
 
 def ack_of(chunk: str) -> bytes:
-    """Return the answer of an agent to a frame with that ``chunk``."""
+    """Return the agent's acknowledgement of a frame with that ``chunk``."""
     return pack({"ack": chunk})

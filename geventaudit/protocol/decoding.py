@@ -1,14 +1,13 @@
 """Frames to messages. Pure: no I/O, no clock.
 
-A receiver may meet each mode of the Forward protocol, options of any kind, and frames in pieces: :class:`Decoder` takes
-a stream as it comes.
+:class:`Decoder` takes a stream in pieces of any size, in each mode of the Forward protocol, with any options.
 
 =============  ========================================================================================================
 mode           frame
 =============  ========================================================================================================
 Message        ``[tag, time, record]`` or ``[tag, time, record, option]``
 Forward        ``[tag, [entry, ...]]`` or ``[tag, [entry, ...], option]``
-PackedForward  ``[tag, packed]`` or ``[tag, packed, option]``: text or bytes, which are entries, one behind the other;
+PackedForward  ``[tag, packed]`` or ``[tag, packed, option]``: text or bytes that hold entries, one after the other;
                compressed with gzip if the option has ``{"compressed": "gzip"}``
 =============  ========================================================================================================
 
@@ -45,35 +44,35 @@ _MODES = "an array (Forward), packed entries as bytes or text (PackedForward), o
 
 
 class Entry(NamedTuple):
-    """One event of a frame."""
+    """An entry of a frame."""
 
     time: float
-    """When it happened, in seconds since 1970."""
+    """The time of the event, in seconds since 1970."""
     body: dict[Any, Any]
-    """The record as it came."""
+    """The record as it arrived."""
     metadata: dict[Any, Any] = {}  # noqa: RUF012  # never changed
-    """What the sender says beside the record: that of ``[[time, metadata], record]``."""
+    """The metadata of ``[[time, metadata], record]``."""
     problem: str = ""
-    """Why the record cannot be used, or "". The stream is not affected."""
+    """The reason for which the record cannot be used, or "". The stream is not affected."""
 
 
 class Frame(NamedTuple):
-    """One whole frame. Its entries stay packed until they are asked for."""
+    """A whole frame. Its entries stay packed until they are read."""
 
     tag: str
     """The type of its messages."""
     packed: bytes
-    """Its events, one behind the other; compressed if the option says so."""
+    """Its entries, one after the other; compressed if the option says so."""
     option: dict[Any, Any]
     """The option of the sender; empty without one."""
     offset: int
-    """Where it began in its stream, in bytes."""
+    """The start of the frame in its stream, in bytes."""
     max_bytes: int
-    """The most bytes that its entries may have when they are no longer compressed."""
+    """The most bytes of its entries after decompression."""
 
     @property
     def chunk(self) -> str | None:
-        """The token that the sender wants back as ``{"ack": chunk}``, or None."""
+        """The token for the acknowledgement ``{"ack": chunk}``, or None."""
         return self.option.get("chunk")
 
     @property
@@ -83,40 +82,40 @@ class Frame(NamedTuple):
 
     @property
     def other_signal(self) -> str:
-        """What the entries are if they are not logs: Fluent Bit sends metrics and traces in such frames too."""
+        """The kind of the entries, "" for logs. Fluent Bit sends metrics and traces in such frames too."""
         signal = self.option.get("fluent_signal", 0)
         return "" if signal == 0 else {1: "metrics", 2: "traces"}.get(signal, "no logs")
 
     @property
     def entries(self) -> list[Entry]:
-        """All its events, in their order.
+        """All entries, in their order.
 
-        :raises FrameError: one of them is none.
+        :raises FrameError: an entry is invalid.
         """
         return list(self.unpack())
 
     def unpack(self, reader: EntryReader | None = None) -> Iterator[Entry]:
-        """Yield its events one by one.
+        """Yield the entries.
 
-        :param reader: with other limits than those for strangers.
-        :raises FrameError: at the first that is none. Agents keep those before it, send no acknowledgement, and close
+        :param reader: a reader with other limits than those for frames of others.
+        :raises FrameError: an entry is invalid. Agents keep the entries before it, send no acknowledgement, and close
             the connection.
         """
         reader = reader or EntryReader(self)
         return (reader.read(piece) for piece in self.pieces() if piece)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield its events one by one, packed, and ``b""`` now and then, where the caller may let others run.
+        """Yield the packed entries, and ``b""`` between steps of the work, where the caller may let others run.
 
-        :raises FrameError: the bytes are not packed values, or not gzip, or too many of either. Nothing of a frame is
-            yielded whose gzip is damaged.
+        :raises FrameError: the bytes are not MessagePack, not gzip, or too many. A frame with damaged gzip yields no
+            entry.
         """
         if not self.is_compressed:
             return self._split([self.packed])
         return self._inflated()
 
     def _inflated(self) -> Iterator[bytes]:
-        # Twice: the sum at the end of the data has to be right before anything is taken from them.
+        # Twice: the checksum at the end must be right before any entry is used.
         for _ in inflate(self.packed, self.max_bytes, self.offset):
             yield b""
         yield from self._split(inflate(self.packed, self.max_bytes, self.offset))
@@ -143,15 +142,15 @@ class Frame(NamedTuple):
 
 
 class EntryReader:
-    """Unpacks the events of one frame.
+    """Unpacks the entries of one frame.
 
-    :param is_own: True for a frame of this library, which may hold whatever was accepted once.
+    :param is_own: True for a frame of this library, to which the limits of ``send`` apply.
     """
 
     def __init__(self, frame: Frame, *, is_own: bool = False) -> None:
         self._offset = frame.offset
         self._index = -1
-        # In the Message mode, Fluent Bit has the metadata in the option.
+        # In Message mode, Fluent Bit puts the metadata into the option.
         metadata = frame.option.get("metadata")
         self._metadata = metadata if isinstance(metadata, dict) else {}
         length = len(frame.packed)
@@ -161,9 +160,9 @@ class EntryReader:
             self._reader = ValueReader(frame.max_bytes, frame.offset)
 
     def read(self, piece: bytes) -> Entry:
-        """Return the event that :meth:`Frame.pieces` yielded as *piece*.
+        """Return the entry that :meth:`Frame.pieces` yielded as *piece*.
 
-        :raises FrameError: it is none.
+        :raises FrameError: *piece* is not an entry.
         """
         self._index += 1
         value = self._reader.read(piece)
@@ -183,9 +182,9 @@ class EntryReader:
         return Entry(seconds, body, metadata or {}, self._reader.problem)
 
     def count_values(self, piece: bytes) -> int:
-        """Return how many values a packed event holds in arrays and maps, nested ones included.
+        """Return the number of values in the arrays and maps of a packed entry, nested ones included.
 
-        :raises FrameError: it holds too many.
+        :raises FrameError: there are too many.
         """
         self._reader.read(piece)
         return self._reader.values
@@ -195,14 +194,13 @@ class EntryReader:
 
 
 class Decoder:
-    """Takes the bytes of a stream as they come and gives the frames that are complete.
+    """Splits a stream of bytes into frames.
 
-    :param max_frame_bytes: the most that one unfinished frame may hold, and the most that compressed entries may unpack
-        to.
+    :param max_frame_bytes: the most bytes of one incomplete frame, and of compressed entries after decompression.
     """
 
     def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
-        # Half a frame is kept as the bytes that it is, with the ends of its parts.
+        # An incomplete frame is kept as bytes, with the ends of its parts.
         self._scanner = Scanner(max_frame_bytes)
         self._pending = bytearray()
         self._start = 0
@@ -213,14 +211,13 @@ class Decoder:
 
     @property
     def unfinished(self) -> int:
-        """Bytes of the frame that is not complete yet; 0 between frames."""
+        """Bytes of the incomplete frame; 0 between frames."""
         return self.received - self._start
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that *data* completes; iterate to the end before feeding more.
+        """Yield the frames that *data* completes. Iterate to the end before the next call.
 
-        :raises FrameError: at the first thing that is not a frame. The stream is lost then: where the next frame would
-            begin cannot be known.
+        :raises FrameError: the stream is not valid. It cannot be continued: the start of the next frame is unknown.
         """
         self.received += len(data)
         self._pending += data
@@ -244,14 +241,14 @@ class Decoder:
     def _scan(self) -> None:
         """Find the ends of the parts of the next frame.
 
-        :raises OutOfData: it is not complete. The next call goes on.
+        :raises OutOfData: the frame is incomplete. The next call continues.
         """
         scanner, parts = self._scanner, self._parts
         if not parts.size:
             self._scan_header()
         while len(parts.ends) <= parts.size:
             if len(parts.ends) == 2 and parts.count is None:
-                # Nothing is changed before the bytes for it are there.
+                # Both calls raise OutOfData before anything is changed.
                 is_forward = is_array(self._byte_at(scanner.position))
                 parts.count = self._scan_entries_header() if is_forward else -1
                 parts.left = parts.count if is_forward else 1
@@ -288,32 +285,32 @@ class Decoder:
 
 
 class _Parts:
-    """How far a frame has been scanned. Positions are bytes of the stream."""
+    """The scanned parts of a frame. Positions are bytes of the stream."""
 
     def __init__(self) -> None:
         self.size = 0
-        """Its elements; 0 before its header."""
+        """The number of elements; 0 before the header."""
         self.ends: list[int] = []
-        """The ends of its header and of its elements."""
+        """The ends of the header and of the elements."""
         self.count: int | None = None
-        """Its entries; -1 if its second element is no array; None before that element."""
+        """The number of entries; -1 if the second element is not an array; None before that element."""
         self.entries = 0
-        """Where its first entry begins; 0 if its second element is no array."""
+        """The start of the first entry; 0 if the second element is not an array."""
         self.left = 1
         """Values up to the end of the next element."""
 
 
 class AckDecoder:
-    """Takes the bytes that an agent answers and gives the chunks that it acknowledges."""
+    """Splits the bytes that an agent sends into acknowledgements."""
 
     def __init__(self) -> None:
         self._unpacker = unpacker(4096, 64)
         self._received = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """The chunks acknowledged in *data*.
+        """Yield the chunks that *data* acknowledges.
 
-        :raises FrameError: it is anything else than acknowledgements.
+        :raises FrameError: *data* holds something other than acknowledgements.
         """
         try:
             self._unpacker.feed(data)
@@ -330,11 +327,11 @@ class AckDecoder:
 
 
 def unpack_first(data: bytes, max_bytes: int = 65536) -> tuple[Any, int] | None:
-    """The first value in *data* and how many bytes it takes; None while it is not complete.
+    """Return the first value in *data* and its number of bytes; None if the value is incomplete.
 
-    For what is said before the first frame.
+    For the handshake, before the first frame.
 
-    :raises FrameError: it is not MessagePack, or longer than *max_bytes*.
+    :raises FrameError: *data* is not MessagePack, or longer than *max_bytes*.
     """
     first = unpacker(max_bytes, 64, text_errors="surrogateescape")
     try:
@@ -395,7 +392,7 @@ def _option_of(packed: bytes, offset: int) -> dict[Any, Any]:
     reader = ValueReader(len(packed), offset)
     option = reader.read(packed)
     if reader.problem:
-        raise FrameError(f"the option is wrong: {reader.problem}", offset)
+        raise FrameError(f"the option is invalid: {reader.problem}", offset)
     if not isinstance(option, dict | None):
         raise FrameError(f"the option must be a map, got {show(option)}", offset)
     if option is None:
@@ -424,12 +421,12 @@ def _seconds_of(time: Any) -> float | None:
 
 
 def decode(frame: bytes) -> tuple[Message, int]:
-    """The one message in *frame*, and its time in seconds since 1970: what
-    :func:`~geventaudit.encoder.encoding.encode` was given.
+    """Return the message in *frame* and its time in seconds since 1970.
 
-    The message is not validated; :class:`~geventaudit.MsgSchema` does that.
+    This is the inverse of :func:`~geventaudit.encoder.encoding.encode`. The message is not validated;
+    :class:`~geventaudit.MsgSchema` does that.
 
-    :raises FrameError: when it is anything else than one whole frame with one message.
+    :raises FrameError: *frame* is not one whole frame with one message.
     """
     decoder = Decoder(max_frame_bytes=max(len(frame), 1))
     frames = list(decoder.feed(frame))
@@ -442,11 +439,11 @@ def decode(frame: bytes) -> tuple[Message, int]:
 
 
 def decoded(frames: Iterable[bytes]) -> list[Msg]:
-    """Return the messages in *frames*, which were accepted once. A frame that cannot be decoded is logged."""
+    """Return the messages in *frames*, which ``send`` accepted. A frame that cannot be decoded is logged."""
     messages = []
     for frame in frames:
         try:
             messages.append(cast(Msg, decode(frame)[0]))
-        except Exception as error:  # it must not cost the others
+        except Exception as error:  # the other frames must be returned
             logger().error("a frame of %d bytes cannot be decoded, and is not handed back: %s", len(frame), error)
     return messages

@@ -6,10 +6,10 @@
     client  ["PING", host name, salt, sha512(salt + host name + nonce + key), user, sha512(auth + user + password)]
     agent   ["PONG", true or false, reason, host name, sha512(salt + host name + nonce + key)]
 
-Without a user name, the user is empty, and the last digest is made for it: an agent that has users refuses that.
+Without a user name, the user is an empty text with its digest: an agent that has users refuses it.
 
-The digests are in hexadecimal and compared in constant time. No key, password or digest is ever part of an error, and
-what keeps them has no repr of its own that would show them.
+The digests are in hexadecimal and compared in constant time. No error and no repr contains a key, a password or a
+digest.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["AgentSide", "ClientSide", "HandshakeError", "check_secret"]
 
 
 class HandshakeError(Exception):
-    """The other side does not keep to the protocol, or does not know the key. The text never holds a secret."""
+    """The other side breaks the protocol, or does not know the key. The text never contains a secret."""
 
 
 def check_secret(name: str, value: object) -> None:
-    """Raise if *value* is not a key, user name or password. The value itself stays out of the error.
+    """Check that *value* can be a key, user name or password. No error contains the value.
 
     :raises TypeError, ValueError: *value* is not text, or UTF-8 cannot write it.
     """
@@ -40,7 +40,7 @@ def check_secret(name: str, value: object) -> None:
 
 
 def _digest(*parts: bytes) -> str:
-    from hashlib import sha512  # loads OpenSSL, which takes a tenth of importing this library; few share a key
+    from hashlib import sha512  # loads OpenSSL, a tenth of the import time of this library
 
     return sha512(b"".join(parts)).hexdigest()
 
@@ -52,7 +52,7 @@ def _same(one: object, other: str) -> bool:
 
 
 def _bytes(value: object, name: str) -> bytes:
-    """Text or bytes as bytes: implementations differ in what they pack nonces and salts as."""
+    """Return text or bytes as bytes. Implementations pack nonces and salts as either."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -61,7 +61,7 @@ def _bytes(value: object, name: str) -> bytes:
 
 
 class ClientSide:
-    """The part of the client."""
+    """The client's side of the handshake."""
 
     def __init__(self, hostname: str, shared_key: str, username: str, password: str) -> None:
         self._hostname = hostname
@@ -77,10 +77,10 @@ class ClientSide:
         :raises HandshakeError: *helo* is not a HELO.
         """
         if not (isinstance(helo, list) and len(helo) == 2 and helo[0] == "HELO" and isinstance(helo[1], dict)):
-            raise HandshakeError("the agent's first words are no HELO")
+            raise HandshakeError("the agent's first message is not a HELO")
         self._nonce = _bytes(helo[1].get("nonce", b""), "nonce")
         auth = _bytes(helo[1].get("auth") or b"", "salt for users")
-        # The salt says nothing about whether the agent has users: Fluent Bit always sends one.
+        # A salt does not mean that the agent has users: Fluent Bit always sends one.
         return pack(
             [
                 "PING",
@@ -98,7 +98,7 @@ class ClientSide:
         :raises HandshakeError: the agent refuses this side, or does not know the key.
         """
         if not (isinstance(pong, list) and len(pong) == 5 and pong[0] == "PONG"):
-            raise HandshakeError("the agent answers no PONG")
+            raise HandshakeError("the agent's answer to the PING is not a PONG")
         _, accepted, reason, hostname, digest = pong
         if accepted is not True:
             words = reason if isinstance(reason, str) and reason.isprintable() else "without a reason"
@@ -106,16 +106,16 @@ class ClientSide:
             raise HandshakeError(f"the agent refuses: {words[:200]}{hint if 'password' in words else ''}")
         name = _bytes(hostname, "host name")
         if name == self._hostname.encode():
-            raise HandshakeError("the agent calls itself by this side's name; it may be sending back what it was sent")
+            raise HandshakeError("the agent has the name of this client; it may only send back the received bytes")
         expected = _digest(self._salt.encode(), name, self._nonce, self._key)
         if not _same(digest, expected):
             raise HandshakeError("the agent does not know the shared key")
 
 
 class AgentSide:
-    """The part of the agent.
+    """The agent's side of the handshake.
 
-    :param users: passwords by user name; None asks for no user.
+    :param users: passwords by user name; None requires no user.
     """
 
     def __init__(self, hostname: str, shared_key: str, users: Mapping[str, str] | None) -> None:
@@ -126,13 +126,16 @@ class AgentSide:
         self._auth = b"" if users is None else os.urandom(16)
 
     def helo(self) -> bytes:
-        """The first words."""
+        """Return the HELO, which begins the handshake."""
         return pack(["HELO", {"nonce": self._nonce, "auth": self._auth, "keepalive": True}])
 
     def pong(self, ping: Any) -> tuple[bytes, str]:
-        """The answer to a client's PING, and why it is refused (empty when it is not)."""
+        """Return the PONG for a client's PING, and the reason of a refusal, "" if the client is accepted.
+
+        :raises HandshakeError: *ping* is not a PING.
+        """
         if not (isinstance(ping, list) and len(ping) == 6 and ping[0] == "PING" and isinstance(ping[1], str)):
-            raise HandshakeError("the answer to HELO is no PING")
+            raise HandshakeError("the answer to the HELO is not a PING")
         _, hostname, salt, digest, username, password = ping
         salted = _bytes(salt, "salt")
         reason = ""

@@ -14,20 +14,20 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 def inflate(data: bytes, max_bytes: int, offset: int) -> Iterator[bytes]:
-    """Yield what *data* unpacks to, at most 16 KiB a step; some steps are empty.
+    """Yield the decompressed *data*, at most 16 KiB a step; some steps are empty.
 
-    *data* are one or more members of gzip, one behind the other, as Fluentd makes them by appending to a chunk. The sum
-    of a member is checked at its end: only who comes to the end of this iterator knows that all of it is right.
+    *data* is one or more gzip members, one after the other, as Fluentd makes them by appending to a chunk. The checksum
+    of a member is checked at its end, so only the end of this iterator proves that all of *data* is intact.
 
     :param max_bytes: the most bytes of all steps together.
-    :param offset: of the frame in its stream, for the errors.
-    :raises FrameError: the data are not gzip, cut short, or too long.
+    :param offset: the offset of the frame in its stream, for the errors.
+    :raises FrameError: *data* is not gzip, cut short, or too long.
     """
     total = position = 0
     member = zlib.decompressobj(_GZIP)
     is_begun = False
     while position < len(data) or member.unconsumed_tail:
-        # In slices: zlib copies all that it was given and did not use.
+        # In slices: zlib copies its unused input.
         given = member.unconsumed_tail or data[position : position + _STEP_BYTES]
         if not member.unconsumed_tail:
             position += len(given)

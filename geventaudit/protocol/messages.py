@@ -38,9 +38,9 @@ HEARTBEAT_FIELDS = {
 
 
 def message_of(tag: str, body: Mapping[Any, Any]) -> Message:
-    """The message that a tag and a body stand for, not validated.
+    """Return the message with that tag and body, not validated.
 
-    :raises FrameError: for a tag of no audit type, and for a body that does not have the shape of its message.
+    :raises FrameError: *tag* is not an audit type, or *body* does not have the shape of its message.
     """
     if tag not in _TAGS:
         raise FrameError(f"the type must be one of {', '.join(AuditType)}")
@@ -94,7 +94,7 @@ def _record_of(body: Mapping[Any, Any]) -> Record:
 
 
 def _with_datetimes(value: Any) -> Any:
-    """Unpacked custom data with its timestamps as datetimes, where a datetime can say the same."""
+    """Return unpacked custom data with its timestamps as datetimes, if a datetime can hold them exactly."""
     if isinstance(value, dict):
         return {key: _with_datetimes(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -14,7 +14,7 @@ MAX_WORDS = 16
 """Bytes that :func:`refusal_of` looks at."""
 
 TLS_PROBE = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
-"""An empty ClientHello: a TLS server answers with an alert, and an agent without TLS hangs up, since it is no frame."""
+"""An empty ClientHello. A TLS server answers with an alert. An agent without TLS hangs up, since it is not a frame."""
 
 _HELO = re.compile(rb"[\x90-\x9f\xdc\xdd].{0,6}HELO", re.DOTALL)
 _TLS = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02|\x16\x03[\x00-\x04]")
@@ -22,7 +22,7 @@ _HTTP = b"HTTP/"
 
 
 def refusal_of(words: bytes) -> str | None:
-    """Return the reason for which the agent refuses this side, by its first bytes; None if they are no refusal."""
+    """Return the agent's reason to refuse this side, by its first bytes; None if they are not a refusal."""
     if _HELO.match(words):
         return "the agent asks for a shared key (TCP(..., shared_key=...))"
     if answers_in_tls(words):

@@ -1,7 +1,7 @@
 """MessagePack to values, within limits. Pure: no I/O, no clock.
 
-Received bytes are scanned first, which finds where values end and unpacks nothing. Only then are they unpacked, one
-value at a time, since a value may take one byte in a frame and a hundred in memory.
+Received bytes are first scanned for the ends of values, without unpacking. Then values are unpacked one at a time,
+since a value may take one byte in a frame and a hundred bytes in memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 MAX_ITEMS = 3 * MAX_VALUES
-"""Values that one entry of a frame may hold, nested ones included. No record of 1 MiB comes to so many."""
+"""The most values in one entry of a frame, nested ones included. No record of 1 MiB has as many."""
 
-_ROOM = 1 << 20  # bytes of a buffer beyond the longest frame: for one read more
+_ROOM = 1 << 20  # bytes of a buffer beyond the longest frame, for one more read
 
-# Integers and floats can be chosen so that a dict of N of them takes N * N steps, which Python's hashes of text and
-# bytes prevent. So many of them take less than 20 ms.
+# An attacker can choose integers and floats so that a dict of N keys takes N * N steps. (Hashes of text and bytes are
+# random.) A dict with this number of them takes less than 20 ms.
 _MAX_NUMBERS = 4096
 _TEXTS = frozenset({str})
 _KEYS = frozenset({str, bytes, bool, int, float, type(None)})
@@ -48,7 +48,7 @@ def unpacker(max_bytes: int, max_items: int, limits: _Limits | None = None, text
 
     :param max_items: the most items of one array, and twice the most items of one map.
     :param limits: hooks for arrays and maps.
-    :param text_errors: what to do with text that is not UTF-8, as for ``bytes.decode()``.
+    :param text_errors: the handling of text that is not UTF-8, as for ``bytes.decode()``.
     """
     return msgpack.Unpacker(
         raw=False,
@@ -60,7 +60,7 @@ def unpacker(max_bytes: int, max_items: int, limits: _Limits | None = None, text
         max_str_len=max_bytes,
         max_bin_len=max_bytes,
         max_ext_len=max_bytes,
-        max_array_len=min(max_bytes, max_items),  # room is made for as many as a header announces
+        max_array_len=min(max_bytes, max_items),  # msgpack allocates as many items as a header announces
         max_map_len=min(max_bytes, max_items // 2),
         list_hook=limits and limits.array,
         object_pairs_hook=limits and limits.map,
@@ -78,7 +78,7 @@ def is_array(first: int) -> bool:
 
 
 def kind_of(first: int) -> str:
-    """Return what a value with that first byte is, for errors."""
+    """Return the kind of a value with that first byte, for errors."""
     if first <= 0x8F:
         return f"the number {first}" if first <= 0x7F else "a map"
     if first <= 0x9F or first in (0xDC, 0xDD):
@@ -97,26 +97,26 @@ _KINDS = {
 
 
 class Scanner:
-    """The ends of values in a stream. Unpacks nothing.
+    """Finds the ends of values in a stream, without unpacking.
 
     An operation that needs more bytes raises :data:`OutOfData` and can be repeated after the next :meth:`feed`. Other
     errors are a :class:`FrameError` at *offset*.
 
-    :param max_bytes: the most bytes that may be fed and not scanned.
+    :param max_bytes: the most bytes that are fed and not scanned.
     """
 
     def __init__(self, max_bytes: int, offset: int = 0) -> None:
         self._unpacker = msgpack.Unpacker(max_buffer_size=max_bytes + _ROOM, read_size=4096)
         self.offset = offset
-        """Where the frame begins that is scanned, in bytes: for the errors."""
+        """The start of the current frame in bytes, for the errors."""
 
     @property
     def position(self) -> int:
-        """Bytes that have been scanned."""
+        """Bytes scanned."""
         return int(self._unpacker.tell())
 
     def feed(self, data: bytes) -> bool:
-        """Take *data*. Return False if there is no room for them."""
+        """Take *data*. Return False if there is no room for it."""
         try:
             self._unpacker.feed(data)
         except msgpack.BufferFull:
@@ -124,7 +124,7 @@ class Scanner:
         return True
 
     def array_header(self) -> int:
-        """Return the number of items of an array, and go on to the first of them."""
+        """Return the number of items of an array, and move to the first item."""
         try:
             return int(self._unpacker.read_array_header())
         except OutOfData:
@@ -133,7 +133,7 @@ class Scanner:
             raise unpack_error(error, self.offset) from error
 
     def skip(self) -> int:
-        """Return where the next value ends."""
+        """Skip the next value and return its end."""
         try:
             self._unpacker.skip()
         except OutOfData:
@@ -166,7 +166,7 @@ class _Limits:
         return items
 
     def map(self, items: Any) -> dict[Any, Any]:
-        pairs = list(items)  # msgpack without its C extension gives an iterator
+        pairs = list(items)  # an iterator, from msgpack without its C extension
         self._take(2 * len(pairs))
         kinds = {type(key) for key, _ in pairs}
         if not kinds <= _TEXTS and not self._may_be_keys(kinds, pairs):
@@ -197,34 +197,34 @@ class _Limits:
 
 
 class ValueReader:
-    """Unpacks one complete value after the other. All errors are a :class:`FrameError`.
+    """Unpacks complete values. All errors are a :class:`FrameError`.
 
     :param max_bytes: the most bytes of one value.
-    :param offset: of the frame in its stream, for the errors.
-    :param most: values that one value may hold, nested ones included.
-    :param most_numbers: numbers that its maps may have as keys, together.
+    :param offset: the offset of the frame in its stream, for the errors.
+    :param most: the most values in one value, nested ones included.
+    :param most_numbers: the most numbers among the keys of all maps of one value.
     """
 
     def __init__(self, max_bytes: int, offset: int, most: int = MAX_ITEMS, most_numbers: int = _MAX_NUMBERS) -> None:
         self._offset = offset
-        # An object of its own: hooks that belong to the reader would be a reference cycle.
+        # A separate object: hooks that are methods of the reader would make a reference cycle.
         self._limits = _Limits(most, most_numbers)
-        # The rules for records refuse the lone surrogates of text that is not UTF-8, at their path.
+        # Text that is not UTF-8 gets lone surrogates, which the rules for records refuse, with their path.
         self._unpacker = unpacker(max(max_bytes, 1), most, self._limits, "surrogateescape")
 
     @property
     def problem(self) -> str:
-        """Why the last value cannot be used, or "": a key that no map may have, or that a map has twice. Such a map is
-        read as an empty one."""
+        """The reason for which the last value cannot be used, or "": a map has a forbidden or repeated key. Such a map
+        is read as an empty one."""
         return self._limits.problem
 
     @property
     def values(self) -> int:
-        """How many values the arrays and maps of the last value hold, together."""
+        """The number of values in all arrays and maps of the last value."""
         return self._limits.taken
 
     def read(self, data: bytes) -> Any:
-        """Return the one value that *data* holds."""
+        """Return the value that *data* holds."""
         self._limits.reset()
         try:
             self._unpacker.feed(data)

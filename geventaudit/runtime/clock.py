@@ -1,4 +1,4 @@
-"""The monotonic clock, and the durations and deadlines that are measured by it."""
+"""The monotonic clock, and the durations and deadlines that it measures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def monotonic() -> float:
 
 
 class Deadline:
-    """A point in time that a wait must not exceed.
+    """The point in time at which a wait must end.
 
-    :param seconds: from now; None for no limit.
+    :param seconds: the time from now; None for no limit.
     """
 
     __slots__ = ("_at",)
@@ -43,7 +43,7 @@ class Deadline:
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Raise if *timeout* is not a number of seconds or None.
+    """Check that *timeout* is a number of seconds or None.
 
     :raises TypeError: *timeout* is not a number.
     :raises ValueError: *timeout* is NaN, which would wait for ever.

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 def copied(items: deque[_T], start: int = 0, stop: int | None = None) -> list[_T]:
     """Return the items from *start* up to *stop*.
 
-    A signal handler may run between any two bytecodes, and append. An iterator that was made before raises then.
+    A signal handler may run between any two bytecodes and append an item. Then an older iterator raises.
     """
     while True:
         try:

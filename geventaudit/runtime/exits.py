@@ -1,4 +1,4 @@
-"""The end of the process: functions that run then, also in the children of multiprocessing and billiard.
+"""The hook at the exit of the process, also in the children of multiprocessing and billiard.
 
 ``atexit`` never calls a function that is registered while its handlers run. So clients register when they are
 constructed. The children of ``multiprocessing`` and ``billiard`` end with ``os._exit``, which skips ``atexit``, but
@@ -21,7 +21,7 @@ _worker = 0  # the child of multiprocessing or billiard in which the hook is reg
 
 
 def register(hook: Callable[[], None]) -> None:
-    """Call *hook* when the interpreter exits. There is one hook for the process: only the first call has an effect."""
+    """Call *hook* when the interpreter exits. A process has one hook: only the first call has an effect."""
     global _hook
     if _hook is None:
         _hook = hook
@@ -29,7 +29,7 @@ def register(hook: Callable[[], None]) -> None:
 
 
 def register_in_worker() -> None:
-    """Register the hook with multiprocessing or billiard if this process is a child that one of them made."""
+    """Register the hook with multiprocessing or billiard if this process is a child of one of them."""
     global _worker
     if _worker == os.getpid():
         return
@@ -64,7 +64,7 @@ def _run_before_exit_of_pool(process: Any) -> None:
 
 
 def has_run() -> bool:
-    """Return True if the hook has run in this process: nothing that is accepted now could be delivered."""
+    """Return True if the hook has run in this process. Records accepted now could not be delivered."""
     return _ran_in == os.getpid()
 
 

@@ -1,13 +1,12 @@
-"""Forks: everything that a forked child must not touch resets itself there.
+"""Forks: objects of the parent process reset themselves in a forked child.
 
-gevent's greenlets go on in a forked child, with the parent's sockets and files. Clients and connections register
-here. In the child each of them is called once, before any greenlet of the library goes on: a client starts anew
-(nothing queued, counters at zero), and connections and spools close their copies of the parent's descriptors. Closing
-is all that the child does to a descriptor: ``shutdown`` would reach the agent, and ``LOCK_UN`` the parent's lock.
+gevent's greenlets continue in a forked child, with the parent's sockets and files. Clients and connections register
+here. In the child each of them is called once, before any greenlet of the library continues: a client starts anew
+(nothing queued, counters at zero), and connections and spools close their copies of the parent's descriptors. The child
+only closes a descriptor: ``shutdown`` would reach the agent, and ``LOCK_UN`` would release the parent's lock.
 
-An at-fork hook of another library may run before the hook of this module and may switch to other greenlets. So
-everything that uses an inherited object calls :func:`check` first, which costs one comparison unless a fork is under
-way.
+An at-fork hook of another library may run before the hook of this module and may switch to other greenlets. So all code
+that uses an inherited object calls :func:`check` first, which costs one comparison unless a fork is under way.
 
 The hooks run before gevent initializes its hub anew: they must not switch.
 """
@@ -29,27 +28,27 @@ class Forkable(Protocol):
     """An object that must be reset in a forked child."""
 
     def after_fork_in_child(self) -> None:
-        """Forget everything that belongs to the parent process. Must not wait."""
+        """Drop all state of the parent process. Must not wait."""
 
 
 class KeyHolder(Protocol):
     """An object with keys that parent and child must not share. Called in the thread that forks; must not wait."""
 
     def before_fork(self) -> None:
-        """Set the child's keys apart."""
+        """Take the keys of the child, so that the parent cannot use them."""
 
     def after_fork_in_parent(self) -> None:
-        """Forget the child's keys."""
+        """Drop the keys of the child."""
 
     def after_fork_in_child(self) -> None:
-        """Forget the parent's keys."""
+        """Drop the keys of the parent."""
 
 
 _registered: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _holders: list[weakref.ref[KeyHolder]] = []
 _pid = 0  # of the process that the registered objects belong to
 under_way: list[None] = []
-"""One entry for each fork whose hooks have begun and not ended."""
+"""One entry for each fork with running hooks."""
 
 
 def register(thing: Forkable) -> None:
@@ -66,7 +65,7 @@ def _register_hooks() -> None:
 
 
 def register_keys(holder: KeyHolder) -> None:
-    """Call *holder* at every fork while it exists: in the child before all others."""
+    """Call the methods of *holder* at every fork while *holder* exists; in the child, before all other objects."""
     _register_hooks()
     _holders[:] = [each for each in _holders if each() is not None]
     _holders.append(weakref.ref(holder))
@@ -81,12 +80,12 @@ def registered() -> list[Forkable]:
     while True:
         try:
             return list(_registered)
-        except RuntimeError:  # another thread registered something at this moment
+        except RuntimeError:  # another thread registered an object at this moment
             continue
 
 
 def check() -> None:
-    """Reset everything now if this is a forked child whose hooks have not run yet."""
+    """Reset all registered objects now if this is a forked child and its hooks have not run yet."""
     if under_way and os.getpid() != _pid:
         _in_child()
 
@@ -101,9 +100,9 @@ def _in_parent() -> None:
     under_way.pop()
     for holder in _key_holders():
         holder.after_fork_in_parent()
-    # A child may run its copy of the loop before it initializes that anew. With libev, it then may read away what wakes
-    # the parent's loop from other threads, and the parent would never wake again. So the parent parts from the copy.
-    # libuv cannot do that in a parent, and has no need of it.
+    # A child may run its copy of the loop before it initializes the loop anew. With libev, the child may then consume
+    # the wakeups from other threads, and the parent's loop would never wake. So the parent stops sharing with the copy.
+    # libuv does not need this, and cannot do it in a parent.
     hub = get_hub_if_exists()
     if hub is not None and hub.loop is not None and ".libev." in type(hub.loop).__module__:
         hub.loop.reinit()
@@ -112,18 +111,18 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _pid
     if _pid == os.getpid():
-        return  # check() was faster
+        return  # check() has called this
     _pid = os.getpid()
     under_way.clear()
     for holder in _key_holders():
         holder.after_fork_in_child()
-    # With libuv, a child that closes a socket takes it out of the parent's epoll set too, until its copy of the loop
-    # has one of its own. libev notices the fork by itself.
+    # With libuv, a child that closes a socket removes it from the parent's epoll set too, until the child's loop has
+    # its own epoll set. libev detects the fork by itself.
     hub = get_hub_if_exists()
     if hub is not None and hub.loop is not None and ".libuv." in type(hub.loop).__module__:
         hub.loop.reinit()
     for thing in registered():  # in any order: a connection may be closed before or after its client is reset
         try:
             thing.after_fork_in_child()
-        except Exception:  # the others must be reset all the same
+        except Exception:  # the other objects must be reset too
             logger().exception("%r could not be reset in a forked child", thing)

@@ -1,20 +1,20 @@
 """The native thread that owns a client, and its gevent hub.
 
-gevent's queues and events are not safe across native threads. So a client lives in the hub of the thread that
-constructed it, and other threads have functions called there.
+gevent's queues and events are not safe across native threads. So a client belongs to the hub of the thread that
+constructed it, and other threads call functions in that hub.
 
 =========================  =========================================================================================
 the thread                 another thread's call
 =========================  =========================================================================================
 has no hub yet             waits until the thread first uses a client
-has a hub                  runs in the hub, as soon as that gets a turn
+has a hub                  runs in the hub, at its next turn
 has ended, or has           raises ``ClientClosedError``
 destroyed its hub
 =========================  =========================================================================================
 
-The hub is woken by an async watcher, which is what libev allows other threads to touch. ``run_callback_threadsafe``
-would count up, in the other thread, what keeps the loop running, while the loop counts it down without the
-interpreter's lock: now and then a wakeup is lost.
+An async watcher wakes the hub, since libev allows other threads to use only these. ``run_callback_threadsafe`` is not
+safe: it increases the loop's reference count in the other thread, while the loop decreases the count without the GIL,
+so that a wakeup may be lost.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _Callback: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
 GONE = "the client's thread has ended, or its hub was destroyed"
 """The reason of a ClientClosedError."""
 
-_GRACE = 1.0  # seconds that a hub may take to begin, or to end, a call beyond the call's own time limit
-_CHECK_SECONDS = 0.5  # how often a waiting thread checks that the hub still exists; destroying one tells nobody
+_GRACE = 1.0  # seconds for a hub to begin a call, or to end it after its own time limit
+_CHECK_SECONDS = 0.5  # between two checks of a waiting thread that the hub exists: its end gives no event
 
 _local: Any = native.original("_thread", "_local")()
 
@@ -56,7 +56,7 @@ class HubThread:
 
     def __init__(self) -> None:
         self.ident = native.thread_ident()
-        """The thread's identifier; 0 once the thread has ended, since identifiers are used again."""
+        """The thread's identifier; 0 once the thread has ended, since the system reuses identifiers."""
         self.hub: Any = None
         """The thread's hub; None until :meth:`start`."""
         self._callbacks: deque[_Callback] = deque()
@@ -68,7 +68,7 @@ class HubThread:
 
     @staticmethod
     def current() -> HubThread:
-        """Return the one of this thread; the same as long as the thread keeps its hub. Makes no hub."""
+        """Return the object of this thread; the same one while the thread keeps its hub. Makes no hub."""
         guard: _ThreadExitGuard | None = getattr(_local, "guard", None)
         if guard is not None:
             hub = guard.thread.hub
@@ -78,7 +78,7 @@ class HubThread:
         return guard.thread
 
     def start(self) -> None:
-        """In this thread: make the hub if there is none, and let other threads wake it.
+        """Make the hub if there is none, and let other threads wake it. In this thread.
 
         :raises OSError: the process has no descriptor left.
         """
@@ -87,8 +87,8 @@ class HubThread:
         if get_hub_if_exists() is None:
             _check_descriptors()
         hub = gevent.get_hub()
-        # Without a reference: a hub that has nothing else to wait for may end. A watcher that runs is never collected
-        # and outlives the loop, so it must not refer to this object.
+        # ref=False: a hub without other watchers may end. A running watcher is never garbage-collected and outlives the
+        # loop, so it must not refer to this object.
         self._wake = hub.loop.async_(ref=False)
         self._wake.start(_run_callbacks, self._callbacks)
         self.hub = hub
@@ -96,7 +96,7 @@ class HubThread:
             self._wake.send()
 
     def stop(self) -> None:
-        """Stop the watcher, in this thread, before its hub is destroyed: libuv must not lose a loop that is watched."""
+        """Stop the watcher before the hub is destroyed: libuv requires it. In this thread."""
         if self._wake is not None:
             self._wake.stop()
             self._wake.close()
@@ -107,11 +107,11 @@ class HubThread:
         return native.thread_ident() == self.ident
 
     def is_alive(self) -> bool:
-        """Return True if the thread exists and has not destroyed its hub. From any thread."""
+        """Return True if the thread exists and has not destroyed its hub. Thread-safe."""
         return bool(self.ident) and (self.hub is None or self.hub.loop is not None)
 
     def post(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call *function* in the hub, soon, or when the thread has a hub. *function* must not wait. From any thread.
+        """Call *function* in the hub, soon, or when the thread has a hub. *function* must not wait. Thread-safe.
 
         :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
@@ -127,9 +127,9 @@ class HubThread:
     def call(self, function: Callable[[], _T], timeout: float | None, late: Callable[[_T], object] | None = None) -> _T:
         """Run *function* in a greenlet of the hub, and return its result. From another thread.
 
-        :param timeout: seconds that *function* takes at most by itself.
-        :param late: called with the result if nobody waits for it any more. With it, a function that has begun is
-            waited for up to *timeout* and a second; without it, to its end.
+        :param timeout: the longest time in seconds that *function* takes by itself.
+        :param late: called with a result that comes after the end of the wait. With *late*, the wait for a running
+            function ends after *timeout* and a second; without it, when the function ends.
         :raises NoAnswerError: the hub did not begin *function* in that time, or did not end it.
         :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
@@ -146,22 +146,25 @@ class HubThread:
         return call.result()
 
     def fail_calls(self) -> None:
-        """The thread has ended: no call comes to its end any more."""
+        """End all calls with an error: the thread has ended."""
         for call in list(self._calls):
             call.fail(ClientClosedError(GONE))
 
     def after_fork_in_child(self) -> None:
-        """Forget the calls of the parent's threads."""
+        """Drop the calls of the parent's threads."""
         self._callbacks.clear()
         self._calls.clear()
 
 
-_HUB_DESCRIPTORS = 4  # a hub needs two or three, depending on its loop
+_HUB_DESCRIPTORS = 4  # a hub needs two or three, which depends on the loop
 _close: Callable[[int], None] = native.original("os", "close")
 
 
 def _check_descriptors() -> None:
-    """Raise an OSError if a hub cannot open its descriptors: libev and libuv would end the process."""
+    """Check that a hub can open its descriptors: libev and libuv would abort the process.
+
+    :raises OSError: the process has too few descriptors left.
+    """
     opened: list[int] = []
     try:
         for _ in range(_HUB_DESCRIPTORS):
@@ -172,7 +175,7 @@ def _check_descriptors() -> None:
 
 
 class _ThreadExitGuard:
-    """Held by a thread's local storage: its end is the end of the thread, or of the use of a destroyed hub."""
+    """An object in a thread's local storage. It is deleted when the thread ends or uses another hub."""
 
     def __init__(self, thread: HubThread) -> None:
         self.thread = thread
@@ -183,7 +186,7 @@ class _ThreadExitGuard:
 
 
 def _run_callbacks(callbacks: deque[_Callback]) -> None:
-    for _ in range(len(callbacks)):  # a callback that is added meanwhile wakes the hub again
+    for _ in range(len(callbacks)):  # a callback added meanwhile wakes the hub again
         function, arguments = callbacks.popleft()
         try:
             function(*arguments)
@@ -194,8 +197,8 @@ def _run_callbacks(callbacks: deque[_Callback]) -> None:
 class _Call(Generic[_T]):
     """A function that runs in another thread's hub, and its result.
 
-    Whoever claims "begin" first decides: the hub runs the function, or the caller withdraws it. A result that the
-    caller does not wait for goes to *late*, once: to whoever claims "late".
+    Hub and caller claim "begin": the hub to run the function, the caller to withdraw it. The first claim wins. A result
+    that the caller does not wait for is passed to *late* once, by the first that claims "late".
     """
 
     def __init__(self, function: Callable[[], _T], late: Callable[[_T], object] | None) -> None:
@@ -230,7 +233,7 @@ class _Call(Generic[_T]):
                 raise ClientClosedError(GONE)
 
     def abandon(self, thread: HubThread) -> None:
-        """Withdraw the function, or see to its result: the caller does not wait any more."""
+        """Withdraw the function, or handle its result: the caller has stopped waiting."""
         if self._claim("begin", "caller"):
             return
         if self._late is not None:
@@ -253,7 +256,7 @@ class _Call(Generic[_T]):
         return value  # type: ignore[no-any-return]
 
     def _claim(self, part: str, claimant: str) -> bool:
-        # setdefault is atomic, since keys and values are text.
+        # setdefault is atomic, since the keys are text.
         return self._claims.setdefault(part, claimant) == claimant
 
     def _hand_over_late(self, claimant: str) -> None:
@@ -263,7 +266,7 @@ class _Call(Generic[_T]):
 
 
 class Waiter:
-    """Lets one thread wait for another: as a greenlet if this thread has a hub, natively if not."""
+    """A wait of one thread for another: as a greenlet if the waiting thread has a hub, else natively."""
 
     def __init__(self) -> None:
         self._lock = native.allocate_lock()
@@ -275,18 +278,18 @@ class Waiter:
             self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Wait for :meth:`wake`, *seconds* at most."""
+        """Wait for :meth:`wake`, at most *seconds*."""
         if self._event is None:
             self._lock.acquire(True, seconds)
         else:
             self._event.wait(seconds)
 
     def wake(self) -> None:
-        """End the wait. From any thread."""
+        """End the wait. Thread-safe."""
         try:
             if self._event is None:
                 self._lock.release()
             else:
                 self._thread.post(self._event.set)
-        except (RuntimeError, ClientClosedError):  # woken before; or the thread that waited has ended
+        except (RuntimeError, ClientClosedError):  # woken before, or the waiting thread has ended
             pass

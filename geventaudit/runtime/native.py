@@ -1,4 +1,4 @@
-"""What monkey-patching replaces, as it was before: for native threads, and for what must not switch to a greenlet."""
+"""Unpatched functions of the standard library, for native threads and for code that must not switch greenlets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["allocate_lock", "original", "sleep", "start_new_thread", "thread_ide
 
 
 def original(module: str, name: str) -> Any:
-    """The one of the standard library, patched or not.
+    """Return the unpatched object *name* of a module of the standard library.
 
-    ``gevent.monkey`` is asked only where somebody has loaded it: nothing is patched otherwise, and loading it takes
-    longer than all modules of this package up to the clients.
+    Without ``gevent.monkey`` in ``sys.modules``, nothing is patched. It is not imported here: the import takes longer
+    than that of all modules of this package up to the clients.
     """
     monkey = sys.modules.get("gevent.monkey")
     return getattr(import_module(module), name) if monkey is None else monkey.get_original(module, name)

@@ -10,7 +10,7 @@ __all__ = ["Change", "Signal"]
 
 
 class Signal:
-    """Wakes the one greenlet that works on something, when there is something to do.
+    """Wakes a worker greenlet when there is work.
 
     ::
 
@@ -18,20 +18,20 @@ class Signal:
         if not (work := look_for_work()):
             signal.wait(timeout)
 
-    A :meth:`set` after :meth:`arm` ends the wait, also one by a signal handler that runs in the waiting greenlet itself
-    between its look and its wait.
+    A :meth:`set` after :meth:`arm` ends the wait, also if a signal handler calls it in the waiting greenlet between the
+    look for work and the wait.
     """
 
     __slots__ = ("event", "is_armed")
 
     def __init__(self) -> None:
         self.event = Event()
-        """Ends the wait when it is set. In the hub's thread only."""
+        """Ends the wait when set. In the hub's thread only."""
         self.is_armed = False
         """True while :meth:`set` has an effect."""
 
     def set(self) -> None:
-        """Wake the greenlet if it waits or is about to. In the hub's thread only."""
+        """Wake the greenlet if it waits or is about to wait. In the hub's thread only."""
         if self.is_armed:
             self.event.set()
 
@@ -41,7 +41,7 @@ class Signal:
         self.is_armed = True
 
     def wait(self, timeout: float | None) -> None:
-        """Wait for a :meth:`set` since :meth:`arm`, *timeout* seconds at most."""
+        """Wait for a :meth:`set` since :meth:`arm`, at most *timeout* seconds."""
         try:
             self.event.wait(timeout and max(timeout, TICK))
         finally:
@@ -49,7 +49,7 @@ class Signal:
 
 
 class Change:
-    """Wakes all greenlets that wait for something to change.
+    """Wakes all greenlets that wait for a change.
 
     ::
 
@@ -59,7 +59,7 @@ class Change:
                 break
             event.wait(timeout)
 
-    A greenlet takes the event before it looks. So a change between its look and its wait ends the wait, also if a
+    A greenlet takes the event before it tries. So a change between the attempt and the wait ends the wait, also if a
     signal handler has waited for the same change in between.
     """
 
@@ -70,7 +70,7 @@ class Change:
         """The event that the next :meth:`set` sets."""
 
     def set(self) -> None:
-        """Wake all that wait. In the hub's thread only."""
+        """Wake all waiting greenlets. In the hub's thread only."""
         event, self.event = self.event, Event()
         try:
             event.set()

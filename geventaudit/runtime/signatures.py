@@ -1,4 +1,4 @@
-"""Checks of callables at the line that hands them over, not where they are called first."""
+"""Checks of callable arguments when they are given, not when they are first called."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["check_takes"]
 
 
 def check_takes(name: str, function: Any, *parameters: str) -> None:
-    """Check that *function*, a callable argument of that *name*, can be called with so many positional arguments.
+    """Check that *function*, the argument *name*, can be called with *parameters* as positional arguments.
 
-    :raises TypeError: it cannot.
+    :raises TypeError: *function* has another signature.
     """
     try:
         signature = inspect.signature(function)

@@ -1,7 +1,7 @@
-"""The library's own greenlets, and the question whether the caller may wait.
+"""The library's own greenlets, and the check that the caller may wait.
 
-A signal handler runs in whatever greenlet runs at that moment. In the hub nothing may wait, and in a greenlet that does
-the library's work, a wait for that very work would never end.
+A signal handler runs in the greenlet that runs at that moment. In the hub, waiting is forbidden. In a greenlet that
+does the library's work, a wait for that work would never end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Worker(gevent.Greenlet):  # type: ignore[type-arg]
 
 
 class OneWorker:
-    """A function that at most one worker runs at a time. It can be started again after something killed it.
+    """A function that at most one worker runs at a time. It can be started again after a kill.
 
     A signal handler may start a second worker while the first is being started, and wait for its work. The first that
     gets a turn does the work; the other ends.
@@ -28,7 +28,7 @@ class OneWorker:
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         self.greenlet: Worker | None = None
-        """The greenlet that was started last; false once it has ended."""
+        """The greenlet that was started last; falsy once it has ended."""
         self._at_work: Worker | None = None
 
     def ensure_running(self) -> None:
@@ -44,7 +44,7 @@ class OneWorker:
                 worker.kill(block=False)
 
     def join(self, timeout: float) -> None:
-        """Wait for the worker's end, *timeout* seconds at most."""
+        """Wait for the worker's end, at most *timeout* seconds."""
         if self.greenlet:
             self.greenlet.join(timeout)
 

@@ -1,5 +1,5 @@
-"""What a message must be, and what MessagePack can carry in its custom data.
+"""The rules for messages, and the values that custom data can hold.
 
-It owns the rules: whatever else checks them (``encoder.compiled``, ``json_schema``) is derived from them.
+It owns the rules. All other checks of a message (``encoder.plan``, ``json_schema``) are derived from them.
 Read ``values``, ``rules``, ``json_schema``.
 """

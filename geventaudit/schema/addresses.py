@@ -12,19 +12,19 @@ from ..errors import ValidationError, show
 __all__ = ["canonical_address", "service_tree_uuid"]
 
 _OCTETS = frozenset(map(str, range(256)))
-# Unspecified, loopback and multicast addresses are among those that begin so.
+# All unspecified, loopback and multicast addresses begin with one of these.
 _SPECIAL_FIRST_OCTETS = frozenset(map(str, (0, 127, *range(224, 240))))
 
 
 def canonical_address(text: str) -> tuple[str, str | None]:
-    """Return the spelling of an address on the wire, and the reason that forbids it as a caller's address (or None).
+    """Return the spelling of an address on the wire, and the reason that forbids it as a caller's address, or None.
 
     :raises ValueError: *text* is not an IP address.
     """
     octets = text.split(".", 4)
     if len(octets) == 4 and octets[0] not in _SPECIAL_FIRST_OCTETS and _OCTETS.issuperset(octets):
         return text, None  # the common case, in a tenth of the time
-    if len(text) > 64:  # a zone can have any length, and callers choose their addresses: not cached
+    if len(text) > 64:  # not cached: callers choose their addresses, and a zone can have any length
         return _canonical_address.__wrapped__(text)
     return _canonical_address(text)
 
@@ -45,7 +45,7 @@ def _canonical_address(text: str) -> tuple[str, str | None]:
     problem = None
     for kind in ("unspecified", "loopback", "multicast"):
         if getattr(plain, f"is_{kind}"):
-            hint = "" if kind == "multicast" else " (fill_unknown(record) puts another there)"
+            hint = "" if kind == "multicast" else " (fill_unknown(record) replaces it)"
             problem = f"must not be {'an' if kind[0] == 'u' else 'a'} {kind} address{hint}, got {show(text)}"
     return bare + percent + zone, problem
 
@@ -53,7 +53,7 @@ def _canonical_address(text: str) -> tuple[str, str | None]:
 def service_tree_uuid(value: object) -> str:
     """Return a service tree id in its canonical spelling.
 
-    :raises ValidationError: *value* is not a UUID, or the nil UUID.
+    :raises ValidationError: *value* is not a UUID, or is the nil UUID.
     """
     try:
         uuid = value if isinstance(value, UUID) else UUID(cast(str, value))

@@ -1,4 +1,4 @@
-"""The fields of the schemas. Each extends a field of marshmallow, so schema tools (apispec) understand them."""
+"""The fields of the schemas. Each extends a field of marshmallow, so that schema tools (apispec) know them."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ TYPE_NAMES: dict[AuditType, str] = {
 """The names of the types in mappings."""
 
 SENDABLE = {TYPE_NAMES[kind]: kind for kind in (AuditType.DATA_PLANE, AuditType.CONTROL_PLANE)}
-"""The types that users send, by those names."""
+"""The types that users send, by their names in mappings."""
 
 COMMON_MESSAGES: dict[str, str | list[Any] | dict[Any, Any]] = {"required": "is required", "null": "must not be null"}
 EMPTY = "must not be empty"
 _NOT_EMPTY = validate.Length(min=1, error=EMPTY)
-# Unicode White_Space. str.isspace() and \s differ: they have U+001C to U+001F besides, which are not in it.
+# Unicode White_Space. str.isspace() and \s also accept U+001C to U+001F, which are not in White_Space.
 _BLANKS = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
 _NOT_BLANK = validate.Regexp(re.compile(f"[{_BLANKS}]*[^{_BLANKS}]"), error="must not be blank")
 
 
 def _with(rule: Callable[[Any], Any], more: Any) -> list[Any]:
-    """Return the validators of a field: the protocol's own, and those that the user gives."""
+    """Return the validators of a field: that of the protocol, and those of the user."""
     return [rule, *([] if more is None else [more] if callable(more) else more)]
 
 
 class _Given:
-    """A problem with a value of a wrong type, which the message shows."""
+    """Errors that show the given value, and errors for exceptions of its methods."""
 
     def problem(self, wanted: str, value: Any) -> ValidationError:
         return ValidationError(f"must be {wanted}, got {show(value)} ({type(value).__name__})")
 
     def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load *value*. An exception of its methods, or of a validator, is an error at its path."""
+        """Load *value*. An exception of its methods, or of a validator, becomes an error at its path."""
         try:
             return super().deserialize(value, *args, **kwargs)  # type: ignore[misc]  # that of marshmallow's Field
         except (marshmallow.ValidationError, MemoryError, RecursionError):
@@ -60,9 +60,9 @@ class _Given:
 
 
 class Text(_Given, fields.String):
-    """Text that UTF-8 can write; not empty where it is required.
+    """Text that UTF-8 can write; not empty if it is required.
 
-    :param may_be_blank: False to refuse a text of nothing but white space.
+    :param may_be_blank: False to refuse a text that is all white space.
     """
 
     default_error_messages = COMMON_MESSAGES
@@ -126,9 +126,9 @@ class Type(fields.String):
 
 
 class Items(_Given, fields.List[Any]):
-    """A list (or tuple, or set where order means nothing), each item by the rules of the inner field.
+    """A list or tuple, with an *order* also a set. Each item follows the rules of the inner field.
 
-    :param order: sorts the items, and removes those that occur again.
+    :param order: sorts the items and removes duplicates.
     """
 
     default_error_messages = COMMON_MESSAGES
@@ -147,7 +147,7 @@ class Items(_Given, fields.List[Any]):
         self.may_be_empty = may_be_empty
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
-        kinds = Sequence if self.order is None else Collection  # where order means nothing, a set will do
+        kinds = Sequence if self.order is None else Collection  # with an order, a set is allowed
         if not isinstance(value, kinds) or isinstance(value, str | bytes | bytearray | memoryview | Mapping):
             raise self.problem("a list", value)
         result: list[Any] = []
@@ -167,7 +167,7 @@ class Items(_Given, fields.List[Any]):
 
 
 class Groups(_Given, fields.Dict):
-    """A mapping of lists. Unlike marshmallow's Dict, its errors stand at the path that they have on the wire.
+    """A mapping of lists. Unlike those of marshmallow's Dict, its errors have their paths on the wire.
 
     :param order: sorts the items of the mapping.
     """
@@ -252,7 +252,7 @@ class Address(_Given, fields.IP):
 
 
 class CustomData(_Given, fields.Dict):
-    """A mapping with text keys, of anything that MessagePack can carry; null is an empty one."""
+    """A mapping with text keys, of values that MessagePack can carry. None is an empty mapping."""
 
     default_error_messages = COMMON_MESSAGES
 

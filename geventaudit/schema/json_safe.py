@@ -35,19 +35,19 @@ from .values import note_error
 __all__ = ["MAX_SAFE_INTEGER", "json_safe"]
 
 MAX_SAFE_INTEGER = (1 << 53) - 1
-"""The largest integer that a reader with double-precision numbers keeps apart from its neighbours (RFC 7493)."""
+"""The largest integer that double-precision numbers represent exactly, like all smaller ones (RFC 7493)."""
 
 _MAX_INTEGER = (1 << 64) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def json_safe(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of custom data that contains only what JSON can carry.
+    """Return a copy of custom data with only values that JSON can carry.
 
     Pure and thread-safe. *data* is not changed.
 
     :param data: custom data in the form of :func:`~geventaudit.schema.values.normal_form`.
-    :raises ValidationError: values or keys are refused; the messages stand at their wire paths, below ``CustomData``.
+    :raises ValidationError: values or keys are refused; the messages have their wire paths, below ``CustomData``.
     """
     converter = _Converter()
     result = converter.mapping(data)
@@ -57,7 +57,7 @@ def json_safe(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Converter:
-    """One pass over the custom data of one record."""
+    """A pass over the custom data of one record."""
 
     def __init__(self) -> None:
         self.errors: dict[Any, Any] = {}
@@ -91,7 +91,7 @@ class _Converter:
             return value.isoformat()
         if isinstance(value, Timestamp):
             return self._timestamp(value)
-        if isinstance(value, ExtType):  # before tuple: an ExtType is one
+        if isinstance(value, ExtType):  # before tuple: an ExtType is a tuple
             return self._refuse(
                 f"must be a value that JSON can carry (json_safe=True), got the MessagePack extension {value.code} "
                 "(give its data as bytes or text)"

@@ -1,9 +1,9 @@
-"""The rules as JSON Schema, for other languages and for editors: derived from an instance of the schema.
+"""The rules as JSON Schema, for other languages and for editors, derived from an instance of the schema.
 
-Whatever the rules accept as JSON is valid under it. It is valid to more: JSON Schema has no words for the forbidden
-addresses, lone surrogates, the length of a frame, and the limits of custom data; ``send`` and ``geventaudit check``
-have the last word. Validators and hooks that are Python code are left out too, but for marshmallow's ``Length``,
-``OneOf`` and ``Regexp`` of texts.
+All JSON that the rules accept is valid under the JSON Schema. Some JSON is valid there that the rules refuse, since
+JSON Schema cannot express forbidden addresses, lone surrogates, the length of a frame, and the limits of custom data.
+Only ``send`` and ``geventaudit check`` check all rules. Of the validators and hooks in Python code, the JSON Schema has
+only marshmallow's ``Length``, ``OneOf`` and ``Regexp`` of texts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .rules import NEEDS_DESCRIPTION, MsgSchema
 
 __all__ = ["json_schema"]
 
-_WITH_ZONE = "^[0-9A-Fa-f:.]+%."  # what the formats leave out: fe80::1%eth0
+_WITH_ZONE = "^[0-9A-Fa-f:.]+%."  # fe80::1%eth0, which the formats do not include
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema(schema: MsgSchema) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a message, ``{"Type": ..., "Record": {...}}``."""
+    """Return the JSON Schema (draft 2020-12) of a message, ``{"Type": ..., "Record": {...}}``."""
     definitions: dict[str, Any] = {}
     return {"$schema": _DIALECT, "title": "geventaudit message", **_object(schema, definitions), "$defs": definitions}
 
@@ -98,7 +98,7 @@ def _by_kind(field: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": ["object", "null"]}
     if isinstance(field, fields.String):
         return {"type": "string"}
-    return {}  # a field of the user's own kind may be anything
+    return {}  # the values of a user-defined field are unknown
 
 
 def _by_validator(validator: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The rules: the schemas of a message, stated once, with marshmallow.
 
-All else that checks a message is derived from these schemas. The rules are those of the audit protocol's reference
-implementation, which the golden data in ``tests/golden`` records, and a few that are stricter on purpose: no
-enumeration value outside the members, no unspecified address in any spelling, no ``null`` for a list.
+All other checks of a message are derived from these schemas. The rules are those of the reference implementation of the
+audit protocol, as recorded in ``tests/golden``. Some are stricter on purpose: no enumeration value outside the members,
+no unspecified address in any spelling, no ``null`` for a list.
 
-Loading gives the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates,
-identities sorted by their kind, the address in its canonical spelling, custom data as
-:mod:`geventaudit.schema.values` describes. The given object is never changed.
+Loading returns the *normal form*: plain lists and dicts, categories and access levels sorted and without duplicates,
+identities sorted by their kind, the address in its canonical spelling, custom data as described in
+:mod:`geventaudit.schema.values`. The given object is never changed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def sorted_identities(identities: Mapping[CallerIdentityType, _T]) -> list[tuple
 
 
 def sorted_levels(levels: Iterable[str]) -> list[str]:
-    """Return *levels* in the order of the wire: by their UTF-8 bytes (which is by code point), each once."""
+    """Return *levels* in the order of the wire: by their UTF-8 bytes (that is, by code points), each once."""
     return sorted(set(levels))
 
 
@@ -71,8 +71,8 @@ NEEDS_DESCRIPTION: dict[str, tuple[str, StrEnum]] = {
     "operation_category_description": ("operation_categories", OperationCategory.OTHER),
     "operation_result_description": ("operation_result", OperationResult.FAILURE),
 }
-"""The description that is required with a value of a field. The two hooks of :class:`RecordSchema` and the encoder's
-plan read it."""
+"""The descriptions that a value of another field requires. The two hooks of :class:`RecordSchema` and the encoder's
+plan use them."""
 
 _NO_MAPPING = "must be a mapping"
 _UNKNOWN_FIELD = "is not a field of this protocol"
@@ -83,9 +83,9 @@ def _letters(name: object) -> str:
 
 
 class _TypedSchema(marshmallow.Schema):
-    """A schema that loads a mapping, or an object of the class it describes, into such an object.
+    """A schema that loads a mapping, or an object of the described class, into such an object.
 
-    Names on the wire are the field names in camel case; a field with a ``data_key`` keeps its own.
+    Names on the wire are the field names in camel case, unless a field has a ``data_key``.
 
     :raises TypeError: the options or a subclass add or remove fields, or load a part of them.
     """
@@ -100,17 +100,16 @@ class _TypedSchema(marshmallow.Schema):
             raise TypeError(f"{name} is for one whole {described}: partial has no meaning for an audit record")
         if strange := set(self.load_fields) ^ {field.name for field in dataclass_fields(self.describes)}:
             raise TypeError(
-                f"{name} must load the fields of a {described}, neither more nor less; these differ: "
-                f"{', '.join(sorted(strange))} (more belongs into custom_data; only, exclude and dump_only leave "
-                "fields out, without which no record can be sent)"
+                f"{name} must load exactly the fields of a {described}; these differ: {', '.join(sorted(strange))} "
+                "(put other data into custom_data; only, exclude and dump_only remove fields that a record needs)"
             )
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        """Give a field its name on the wire, and validators that it shares with no other schema."""
+        """Set a field's name on the wire, and copy its validators, so that no other schema shares them."""
         if field_obj.data_key is None:
             field_obj.data_key = "".join(part.capitalize() for part in field_name.split("_"))
         below: list[Any] = [field_obj]
-        while below:  # marshmallow's copies of a field share one list of validators
+        while below:  # the copies of a field in marshmallow share one list of validators
             field = below.pop()
             field.validators = list(field.validators)
             below += [getattr(field, name) for name in ("inner", "key_field", "value_field") if hasattr(field, name)]
@@ -120,7 +119,7 @@ class _TypedSchema(marshmallow.Schema):
         """Return the object that *data* describes, in normal form.
 
         :param data: a mapping by wire names, or an object of the described class; a list of them with ``many=True``.
-        :raises ValidationError: everything that is wrong with *data*.
+        :raises ValidationError: *data* is invalid; the error has all reasons.
         :raises TypeError: *partial* is given: a part of a record cannot be sent.
         """
         many = self.many if many is None else many
@@ -129,7 +128,7 @@ class _TypedSchema(marshmallow.Schema):
         return [self._build(each) for each in loaded] if many else self._build(loaded)
 
     def validate(self, data: Any, *, many: bool | None = None, partial: Any = None) -> dict[Any, Any]:
-        """Return everything that is wrong with *data*, as nested messages by wire path.
+        """Return all errors of *data*, as nested messages by wire path.
 
         :raises TypeError: *partial* is given: a part of a record cannot be sent.
         """
@@ -138,7 +137,7 @@ class _TypedSchema(marshmallow.Schema):
         return cast(dict[Any, Any], super().validate(self._as_mappings(data, many), many=many))
 
     def handle_error(self, error: marshmallow.ValidationError, data: Any, **kwargs: Any) -> None:
-        """Raise the package's own ValidationError. Describe *data* if it is not a mapping."""
+        """Raise the package's own ValidationError. Its text shows *data* if that is not a mapping."""
         messages: Any = error.messages
         if isinstance(messages, dict):
             for key in [key for key, texts in messages.items() if texts == [_UNKNOWN_FIELD]]:
@@ -161,10 +160,10 @@ class _TypedSchema(marshmallow.Schema):
     def _as_mapping(self, data: Any) -> Any:
         if isinstance(data, self.describes):
             return {field.data_key: getattr(data, name) for name, field in self.load_fields.items()}
-        return dict(data) if isinstance(data, Mapping) else data  # a copy, so that a pre_load hook changes nobody's
+        return dict(data) if isinstance(data, Mapping) else data  # a copy, since a pre_load hook may change it
 
     def _meant_by(self, key: Any) -> str | None:
-        """Return the name on the wire that *key* is another spelling of; None if there is none."""
+        """Return the name on the wire of which *key* is another spelling; None if there is none."""
         spelling = _letters(key)
         names = (str(field.data_key) for field in self.load_fields.values())
         return next((name for name in names if _letters(name) == spelling), None)
@@ -198,12 +197,12 @@ class TargetResourceSchema(_TypedSchema):
 class RecordSchema(_TypedSchema):
     """The rules of a :class:`~geventaudit.Record`.
 
-    Loads a mapping by wire names, or a ``Record``, into a ``Record`` in normal form. Make a subclass for stricter rules
-    (marshmallow's validators and hooks work as usual; the fields go by their snake_case names) and pass an instance to
-    the client. A record has no other fields than these: all else belongs into ``custom_data``. With a schema of your
-    own, marshmallow loads each record before it is encoded; ``before_send`` is the cheap hook.
+    Loads a mapping by wire names, or a ``Record``, into a ``Record`` in normal form. For stricter rules, make a
+    subclass and pass an instance to the client. Marshmallow's validators and hooks work as usual; the fields have their
+    snake_case names. A record has no other fields: other data belong into ``custom_data``. With a custom schema,
+    marshmallow loads each record before it is encoded; ``before_send`` is a cheaper hook.
 
-    :raises TypeError: a subclass or an option adds a field that a record does not have, or takes one away.
+    :raises TypeError: a subclass or an option adds or removes a field.
     """
 
     describes = Record
@@ -233,7 +232,7 @@ class RecordSchema(_TypedSchema):
         if self.many:
             raise TypeError(f"{type(self).__name__} is for one record: pass many=True to load() for a list")
 
-    # The two rules that look at more than one field apply beside errors of other fields: all errors at once.
+    # These two rules read more than one field. They run despite errors of other fields, to report all errors at once.
 
     @validates_schema(skip_on_field_errors=False)
     def _other_needs_description(self, data: Mapping[str, Any], **kwargs: Any) -> None:
@@ -249,7 +248,7 @@ class RecordSchema(_TypedSchema):
 
 
 class _RecordField(fields.Nested):
-    """The record of a message, by the given schema itself: Nested would copy it, with its fields as declared."""
+    """The record of a message. Uses the given schema itself: Nested would copy it, with its fields as declared."""
 
     @property
     def schema(self) -> Any:
@@ -259,7 +258,7 @@ class _RecordField(fields.Nested):
 class MsgSchema(_TypedSchema):
     """The rules of a :class:`~geventaudit.Msg`: ``{"Type": "ControlPlane", "Record": {"OperationName": ...}}``.
 
-    :param record: the schema of the record, where it has stricter rules than :class:`RecordSchema`.
+    :param record: the schema of the record; None for :class:`RecordSchema`.
     """
 
     describes = Msg
@@ -278,9 +277,9 @@ class MsgSchema(_TypedSchema):
         return f"{wanted}, got {show(data)} ({type(data).__name__})"
 
     def shape(self, data: Any) -> Msg:
-        """Return the Msg that a mapping describes, its values not validated yet; a Msg as it is.
+        """Return a mapping as a Msg, without validation of its values. A Msg is returned unchanged.
 
-        :raises ValidationError: the keys are not those of a message; all other errors are named too.
+        :raises ValidationError: the keys are not those of a message; the error has all other reasons too.
         """
         if isinstance(data, Msg):
             return data
@@ -301,12 +300,12 @@ class MsgSchema(_TypedSchema):
 
 
 def default_of(field: fields.Field[Any]) -> Any:
-    """Return the value of *field* in a record where a mapping leaves it out."""
+    """Return the value of *field* for a mapping without it."""
     return field.load_default() if callable(field.load_default) else field.load_default
 
 
 def _shape(name: str, value: Any) -> Any:
-    """Return a field of a mapping as a record has it: members and objects where possible, all else as it is."""
+    """Return a value of a mapping as in a record: members and objects if possible, invalid values unchanged."""
     try:
         if name in ("operation_type", "operation_result"):
             return _ENUMS[name](value)
@@ -320,7 +319,7 @@ def _shape(name: str, value: Any) -> Any:
         if name == "target_resources":
             return {kind: [TargetResource(**_snake(each)) for each in items] for kind, items in value.items()}
     except (TypeError, ValueError, KeyError, AttributeError):
-        pass  # it is refused when the record is loaded
+        pass  # refused when the record is loaded
     return value
 
 
@@ -344,7 +343,7 @@ def _snake(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_record(messages: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a message's errors by the paths of its record: the record's errors on top, beside those of the type."""
+    """Return the errors of a message by the paths of its record: those of ``Record`` move to the top level."""
     flat = {key: value for key, value in messages.items() if key != "Record"}
     of_record = messages.get("Record", {})
     flat.update(of_record if isinstance(of_record, Mapping) else {"Record": of_record})

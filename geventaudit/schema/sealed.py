@@ -1,4 +1,4 @@
-"""Custom data as a sealing client writes it: sorted, and nothing that JSON or its tools would change on the way.
+"""Custom data of sealed records: sorted, and only values that JSON and its tools do not change.
 
 ==========================================  ==========================================================================
 value                                       is written as
@@ -30,7 +30,7 @@ _PLAIN = frozenset({str, bool, type(None)})
 
 
 def sealed_form(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return custom data as a sealing client writes it: sorted, and nothing that JSON would not carry.
+    """Return custom data in the form of a sealed record: sorted, and only values that JSON can carry.
 
     :param data: custom data in the form of :func:`~geventaudit.schema.values.normal_form`.
     :raises ValidationError: values or keys are refused, by their wire paths.
@@ -51,7 +51,7 @@ def sealed_form(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _SealedForm:
-    """One pass over the custom data of one record."""
+    """A pass over the custom data of one record."""
 
     def __init__(self) -> None:
         self.errors: dict[Any, Any] = {}

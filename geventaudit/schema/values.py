@@ -1,11 +1,10 @@
-"""Custom values: what MessagePack can carry, and the one form in which it is carried.
+"""The values of custom data, and their normal form.
 
-:func:`normal_form` turns what people put into ``custom_data`` into plain ``dict``, ``list``, ``str``, ``bytes``,
-``int``, ``float``, ``bool``, ``None``, aware UTC ``datetime`` and MessagePack's own two value types, so that a decoded
-record equals the one that was accepted. All are of exactly these types: what a subclass does in its methods it does
-here, and never while a frame is being packed. Everything else is refused with its path, and so is what would hurt to
-carry: too deep, into itself, too much. Packing itself is :mod:`geventaudit.encoder.encoding`'s; only the value types of
-msgpack are known here.
+:func:`normal_form` converts ``custom_data`` to plain ``dict``, ``list``, ``str``, ``bytes``, ``int``, ``float``,
+``bool``, ``None``, aware UTC ``datetime`` and MessagePack's own two value types, so that a decoded record equals the
+accepted one. All values have exactly these types: methods of subclasses run here, and never while a frame is packed.
+Other values are refused with their path. So are values that are too deep, contain themselves, or are too many.
+:mod:`geventaudit.encoder.encoding` packs the result; this module uses only the value types of msgpack.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ __all__ = [
 ]
 
 MAX_DEPTH = 56
-"""Levels of nesting, the custom data itself being the first. Fluent Bit hangs up on a frame of more than 60 levels, and
-a frame has four around the custom data."""
+"""The most levels of nesting; the custom data itself is the first. Fluent Bit hangs up on a frame of more than 60
+levels, and a frame has four around the custom data."""
 
 MAX_VALUES = 1 << 17
-"""Values in one record's custom data. To go through them holds the hub, so this bounds how long, and it stops a small
-structure that shares its parts from unfolding into billions."""
+"""The most values in the custom data of one record. Validation holds the hub, and this limits the time. A small
+structure that contains its parts many times cannot expand to billions of values."""
 
 MAX_ERRORS = 100
-"""Errors after which the rest of a list, of a mapping of lists, or of custom data is not validated any more."""
+"""Errors after which validation of a list, of a mapping of lists, or of custom data stops."""
 
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
-"""Values of exactly these types are carried as they are, if they can be at all."""
+"""Valid values of exactly these types are not converted."""
 
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1  # integers
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,7 +55,7 @@ _AS_TEXT = (UUID, Decimal, IPv4Address, IPv6Address, IPv4Interface, IPv6Interfac
 
 
 def surrogate_problem(text: str) -> str | None:
-    """What is wrong with *text* as UTF-8 (only a lone surrogate can be), or None."""
+    """Return an error text if *text* has a lone surrogate, so that UTF-8 cannot write it; else None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -68,7 +67,7 @@ def surrogate_problem(text: str) -> str | None:
 
 
 def exact_datetime(timestamp: Timestamp) -> datetime | Timestamp:
-    """The UTC datetime that says the same as *timestamp*; *timestamp* itself where none does."""
+    """Return the UTC datetime that equals *timestamp*; *timestamp* itself if there is none."""
     if timestamp.nanoseconds % 1000:
         return timestamp
     try:
@@ -78,7 +77,7 @@ def exact_datetime(timestamp: Timestamp) -> datetime | Timestamp:
 
 
 def items_of(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """Return the items of *mapping*. If it holds several values for a key: each key once, with a list of its values."""
+    """Return the items of *mapping*. A mapping with several values for a key gives each key once, with a list."""
     if type(mapping) is not dict:
         for name in _GETTERS:
             if callable(get := getattr(mapping, name, None)):
@@ -87,9 +86,9 @@ def items_of(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def text_of(value: object) -> str | None:
-    """Return the text that *value* is or, as a proxy or lazy object, stands for; None if it is no text.
+    """Return *value* as a plain text, also if it is a proxy or a lazy object of a text; None if it is not a text.
 
-    :raises Exception: whatever reading the object raises.
+    :raises Exception: a method of *value* raised.
     """
     if type(value) is str:
         return value
@@ -101,9 +100,9 @@ def _exact_text(value: Any) -> str:
 
 
 def _exact(value: Any) -> Any:
-    """Return the plain value that an instance of a plain type is, or stands for; ``_REFUSED`` for all others.
+    """Return the plain value of an instance of a plain type, or of its proxy; ``_REFUSED`` for other values.
 
-    The methods of a subclass have no say. A proxy has another type than ``isinstance`` says.
+    The methods of a subclass are ignored. The real type of a proxy is another one than ``isinstance`` says.
     """
     kind = type(value)
     if isinstance(value, type(None) | bool):
@@ -120,9 +119,9 @@ def _exact(value: Any) -> Any:
 
 
 def normal_form(data: Mapping[str, Any]) -> dict[str, Any]:
-    """*data* as it is carried; *data* itself stays untouched.
+    """Return the normal form of *data*. *data* is not changed.
 
-    :raises ValidationError: with everything that cannot be carried, by its path.
+    :raises ValidationError: *data* has values that cannot be carried; the error has their paths.
     """
     walk = _Walk(data)
     result: dict[str, Any] = walk.guarded(walk.mapping, data, True)
@@ -132,7 +131,7 @@ def normal_form(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Walk:
-    """One pass over one record's custom data: the path to here, what is open above, what was wrong."""
+    """A pass over the custom data of one record: the current path, the open containers, and the errors."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.errors: dict[Any, Any] = {}
@@ -157,7 +156,7 @@ class _Walk:
         return self.guarded(self._container if kind is dict or kind is list else self._other, value)
 
     def guarded(self, read: Callable[..., Any], *arguments: Any) -> Any:
-        """Return ``read(*arguments)``. What the methods of a value raise is an error at its path."""
+        """Return ``read(*arguments)``. An exception of a method of the value becomes an error at its path."""
         depth = len(self._path)
         try:
             return read(*arguments)
@@ -168,14 +167,14 @@ class _Walk:
             return self._refuse(f"{_UNREADABLE} {show(error)}")
 
     def _other(self, value: Any) -> Any:
-        """Return the normal form of a value that is of none of the plain types, but may stand for one."""
-        if isinstance(value, Enum):  # before str and int: members of a StrEnum and an IntEnum are those too
+        """Return the normal form of a value of another type than the plain ones."""
+        if isinstance(value, Enum):  # before str and int: a member of a StrEnum or an IntEnum is one of these too
             return self._member(value)
         if isinstance(value, datetime):
             return self._moment(value)
         if isinstance(value, _AS_TEXT):
             return self._text(_exact_text(str(value)))
-        if isinstance(value, Timestamp | ExtType):  # before tuple: an ExtType is one
+        if isinstance(value, Timestamp | ExtType):  # before tuple: an ExtType is a tuple
             return self._native(value)
         if isinstance(value, Mapping | list | tuple | Set):
             return self._container(value)
@@ -193,7 +192,7 @@ class _Walk:
         return self._integer(plain) if type(plain) is int else plain
 
     def _member(self, member: Enum) -> Any:
-        """A member is carried as the number, text or bytes that it is, as its text, or else by its name."""
+        """Return a member as its own number, text or bytes, else as its value if that is text, else as its name."""
         plain = _exact(member)
         if plain is not _REFUSED:
             return self._scalar(plain)
@@ -228,7 +227,7 @@ class _Walk:
         return self.value(key)
 
     def _container(self, value: Any) -> Any:
-        # The custom data itself is one level that the path does not show, and the value stands below the path's last.
+        # The custom data itself is a level that is not part of the path.
         if len(self._path) >= MAX_DEPTH:
             return self._refuse(f"must not be nested deeper than {MAX_DEPTH} levels")
         if id(value) in self._open:
@@ -252,7 +251,7 @@ class _Walk:
             self._open.discard(id(value))
 
     def _is_plain(self, value: Any, room: int) -> bool:
-        """Whether *value* is carried as it is; it counts for *room* values then. The short way, which most go."""
+        """Return True if *value* needs no conversion, and count it as *room* values. The fast path of most values."""
         kind = type(value)
         if kind is str:
             plain = value.isascii()
@@ -294,7 +293,7 @@ class _Walk:
         return exact_datetime(Timestamp(int(value.seconds), int(value.nanoseconds)))
 
     def _refuse(self, problem: str) -> Any:
-        """Note what is wrong at the path. Return ``_REFUSED``."""
+        """Note *problem* at the current path. Return ``_REFUSED``."""
         self._refused += 1
         if self._refused >= MAX_ERRORS:
             self._room = -2  # ends all loops
@@ -303,7 +302,7 @@ class _Walk:
 
 
 def note_error(errors: dict[Any, Any], path: Sequence[Any], problem: str) -> None:
-    """Add *problem* to nested error messages. A key that is refused has no messages below it."""
+    """Add *problem* to nested error messages. Below a refused key, there are no messages."""
     node = errors
     for step in path[:-1]:
         node = node.setdefault(step, {})
@@ -319,7 +318,7 @@ _UNREADABLE = "must be a value that can be read; reading it raised"
 
 
 def _sorted(items: list[Any]) -> list[Any]:
-    """*items* of a set in an order that does not depend on hashing: their own, or else by type and text."""
+    """Return the items of a set in an order that does not depend on hashing: their own, else by type and repr."""
     try:
         return sorted(items)
     except TypeError:

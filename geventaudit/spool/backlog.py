@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Backlog"]
 
 AHEAD_BYTES = 1 << 20
-"""Frames are read ahead up to about this many bytes."""
+"""The approximate limit in bytes of frames that are read ahead."""
 
 
 class Ranges:
@@ -46,7 +46,7 @@ class Backlog:
     :param stream: the records' numbers.
     :param base: a record's number on disk less its number in the stream.
     :param last: the number on disk of the last record.
-    :param count: how many records there are.
+    :param count: the number of records.
     """
 
     def __init__(self, folder: Folder, stream: Stream, base: int, last: int, count: int) -> None:
@@ -57,7 +57,7 @@ class Backlog:
         self.count = count
         """Records that the window has not taken."""
         self.failed_reads = 0
-        """Attempts to read that failed, in a row."""
+        """Failed attempts to read, in a row."""
         self.advanced = base + stream.settled
         """The number on disk up to which the folder knows of the delivery."""
         self.on_disk = Ranges()
@@ -78,7 +78,7 @@ class Backlog:
 
     @property
     def is_advance_due(self) -> bool:
-        """True if the folder does not know of all that was delivered."""
+        """True if the folder does not know of all deliveries."""
         return self.advanced < self.settled_on_disk
 
     @property
@@ -151,7 +151,7 @@ class Backlog:
             self._settle_up_to(self.last)
 
     def _settle_up_to(self, number: int) -> None:
-        """Settle the numbers that no readable record has, between the last one taken and *number* on disk."""
+        """Settle the numbers without a readable record after the last taken one, up to *number* on disk."""
         if number - self.base > self.stream.taken:
             self.stream.settle(self.stream.taken + 1, number - self.base)
             self.stream.taken = number - self.base

@@ -18,7 +18,7 @@ class Remains(NamedTuple):
     memory: dict[int, bytes]
     """The frames that are in memory."""
     unsaved: set[int]
-    """Those that are not on disk."""
+    """The numbers of the frames that are not on disk."""
     unread: list[tuple[int, int]]
     """Ranges of the records that are not in memory, both ends included."""
 
@@ -26,7 +26,7 @@ class Remains(NamedTuple):
 class Backlogs:
     """The backlogs of one client, and their folders.
 
-    :param folder: of this process.
+    :param folder: the folder of this process.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -38,7 +38,7 @@ class Backlogs:
         self.orphans: list[Folder] = []
         """The folders of dead processes that the disk thread has opened."""
         self.unsaved: dict[int, bytes] = {}
-        """Frames that have to be written again, by number on disk: their file was damaged."""
+        """Frames to be written again, by number on disk: their file was damaged."""
 
     def all(self) -> list[Backlog]:
         """Return the backlogs, oldest first."""
@@ -59,7 +59,7 @@ class Backlogs:
         return self.own
 
     def advances(self) -> list[tuple[Backlog, int]]:
-        """Return the backlogs whose folders do not know of all deliveries, and the numbers up to which all is settled.
+        """Return the backlogs with deliveries that their folders do not know, and the numbers of the last settled ones.
 
         The numbers of this run are higher than those of an earlier run in the same folder, which come first.
         """
@@ -77,13 +77,13 @@ class Backlogs:
         return [each for each in self.earlier if each.is_finished and not each.is_advance_due]
 
     def take_damage(self, check: Check, window: Iterable[Entry]) -> int:
-        """Note that frames were cut off: those in memory become unsaved. Return how many are lost."""
+        """Note that frames were cut off. Those in memory become unsaved. Return the number of lost ones."""
         lost = 0
         for first, last in check.missing:
             for backlog in self._in_own_folder():
                 low, high = max(first, backlog.settled_on_disk + 1), min(last, backlog.last)
                 self.unsaved.update(backlog.in_memory(low, high, window))
-                # A number up to read_up_to belongs to a record in memory, or to one that is settled or lost already.
+                # Numbers up to read_up_to belong to records that are in memory, settled, or lost already.
                 gone = max(high - max(low - 1, backlog.read_up_to), 0)
                 backlog.note_lost(gone)
                 lost += gone

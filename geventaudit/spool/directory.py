@@ -68,7 +68,7 @@ def temporary_name() -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Return True for the name of a copy that a dead process left unfinished."""
+    """Return True for the name of an unfinished copy of a dead process."""
     start, end = _TEMPORARY
     return name.startswith(start) and name.endswith(end) and len(name) == 32 + len(start) + len(end)
 
@@ -96,7 +96,7 @@ class Directory:
 
         :param create: make the directory if it is missing. The parent must exist.
         :raises FileNotFoundError: it is missing, and *create* is False.
-        :raises SpoolError: another owner, another user, a link, a file, or no parent.
+        :raises SpoolError: another process or user has the directory, it is a link or a file, or has no parent.
         """
         # A trailing slash would make the system follow a link.
         path = path.rstrip("/") or "/"
@@ -152,7 +152,7 @@ class Directory:
         return directory
 
     def _take_lock(self) -> bool:
-        """Lock the file ``lock``, and return False if it or the directory is not in place any more."""
+        """Lock the file ``lock``. Return False if the file or the directory was removed or replaced meanwhile."""
         try:
             self._lock = self.open(_LOCK, os.O_CREAT)
         except FileNotFoundError:
@@ -170,7 +170,7 @@ class Directory:
         return self.is_in_place()
 
     def is_in_place(self) -> bool:
-        """Return True if the path still leads to this directory, and its lock file is the locked one."""
+        """Return True if the path still leads to this directory, and its lock file is the locked file."""
         return self.is_at_path() and self.holds(_LOCK, self._lock)
 
     def is_at_path(self) -> bool:
@@ -182,7 +182,7 @@ class Directory:
         return _identity(there) == _identity(os.fstat(self._fd))
 
     def stat(self, name: str) -> os.stat_result | None:
-        """Return the status of the entry *name*, not following a link, or None if there is none."""
+        """Return the status of the entry *name*, without following a link; None if there is none."""
         try:
             return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except OSError:
@@ -208,7 +208,7 @@ class Directory:
     def open(self, name: str, flags: int = 0) -> int:
         """Open a regular file for reading and writing, and return its descriptor.
 
-        :raises OSError: naming the full path.
+        :raises OSError: the file cannot be opened; the error names the full path.
         """
         try:
             descriptor = os.open(name, _FLAGS | flags, _MODE, dir_fd=self._fd)
@@ -240,7 +240,7 @@ class Directory:
             raise with_path(error, self.full_path(name)) from None
 
     def rename(self, name: str, new_name: str) -> None:
-        """Rename a file, over another one if need be."""
+        """Rename a file. An existing file of the new name is replaced."""
         os.rename(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def sync(self) -> None:
@@ -259,7 +259,7 @@ class Directory:
     def copy(self, source: int, size: int, name: str, *, durable: bool) -> int:
         """Copy the first *size* bytes of an open file to the file *name*, and return the descriptor of the copy.
 
-        The copy takes its name at once and whole.
+        The copy is complete before it gets its name.
         """
         temporary = temporary_name()
         target = self.open(temporary, os.O_CREAT | os.O_EXCL)
@@ -281,7 +281,7 @@ class Directory:
         return target
 
     def remove(self) -> None:
-        """Remove the lock file and the directory, while the lock is held. An entry left over is no error."""
+        """Remove the lock file and the directory, while the lock is held. Other entries are no error; they stay."""
         try:
             self.unlink(_LOCK)
             os.rmdir(self.path)
@@ -289,7 +289,7 @@ class Directory:
             pass
 
     def close(self) -> None:
-        """Close both descriptors. The lock ends when no other process has copies. Idempotent."""
+        """Close both descriptors. The lock ends when all copies in other processes are closed. Idempotent."""
         lock, self._lock = self._lock, -1
         directory, self._fd = self._fd, -1
         for descriptor in (lock, directory):
@@ -303,7 +303,7 @@ class Directory:
 def close_inherited_locks(paths: Sequence[str]) -> None:
     """Close all descriptors of the lock files of the folders *paths*, in a forked child.
 
-    For locks that another thread of the parent was taking: the child has no other trace of them. Best effort.
+    For locks that another thread of the parent was taking, which no object of the child knows. Best effort.
     """
     locks = set()
     for path in paths:
@@ -331,7 +331,7 @@ def _no_permission(path: str) -> SpoolError:
 
 
 def _explain(path: str) -> None:
-    """Raise a SpoolError if *path* is no directory."""
+    """Raise a SpoolError with the reason if *path* is not a directory."""
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -356,9 +356,9 @@ def _explain(path: str) -> None:
 
 
 def orphans(template: str) -> list[str]:
-    """Return the folders that fit *template*, with digits in place of ``{pid}`` in its last component, sorted.
+    """Return the folders that match *template*, with digits in place of ``{pid}`` in its last component, sorted.
 
-    Links, files and the folders of other users are left out. A folder in use is not.
+    Links, files and the folders of other users are left out. A folder in use is included.
     """
     parent, name = os.path.split(template.rstrip("/"))
     if "{pid}" not in name:

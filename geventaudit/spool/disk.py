@@ -1,8 +1,7 @@
 """The native thread that works on a spool's files, so that the hub never waits for a disk.
 
-The thread does one job after the other, in the order in which the hub handed them over. The hub is called back with the
-outcome of each. While a job is under way, the thread's watcher keeps the hub alive: greenlets that wait for the disk
-need no timers.
+The thread does the jobs of the hub one after the other, in their order. A callback in the hub gets the outcome of each.
+While a job is under way, the thread's watcher keeps the hub alive: greenlets that wait for the disk need no timers.
 
 A fork does not wait for the thread. The child has no such thread, and closes its copies of the files.
 """
@@ -50,7 +49,7 @@ class Job(Generic[_T]):
 
 
 class DiskThread:
-    """One native thread and its jobs. Constructed in the hub's thread; the native thread starts with the first job."""
+    """A native thread and its jobs. Constructed in the hub's thread. The native thread starts with the first job."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job[Any]] = deque()
@@ -68,9 +67,9 @@ class DiskThread:
         self._is_watched = True
 
     def submit(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
-        """Have *work* called in the disk thread, then *done* in the hub. In the hub's thread.
+        """Call *work* in the disk thread, then *done* in the hub. In the hub's thread.
 
-        A job whose thread cannot be started, or has ended, is a job that fails.
+        If the thread cannot be started, or has ended, the job fails.
         """
         job = Job(work, done)
         self._under_way += 1
@@ -94,9 +93,9 @@ class DiskThread:
             self._call_back()
 
     def run_last(self, work: Callable[[], _T], deadline: Deadline) -> Job[_T]:
-        """Do *work* after all other jobs, wait for it, and end the thread. From any thread, also without a hub.
+        """Do *work* after all other jobs, wait for it, and end the thread. Thread-safe; needs no hub.
 
-        Another call waits for the same job: the thread of the first may have ended during its wait.
+        A second call waits for the same job: the thread of the first caller may have ended during its wait.
 
         :returns: the job; its ``is_over`` is False if it takes longer than *deadline* allows.
         """
@@ -134,7 +133,7 @@ class DiskThread:
                 self._idle.release()
                 return
             except RuntimeError as problem:
-                if self._is_started:  # the lock is not locked: the thread is awake
+                if self._is_started:  # the lock was not locked: the thread is awake
                     return
                 error = problem  # the process has too many threads
                 self._jobs.clear()
@@ -150,7 +149,7 @@ class DiskThread:
             pass
 
     def _call_back(self) -> None:
-        """Call back with the outcome of each job that is over, in the hub."""
+        """Call the callback of each job that is over. In the hub."""
         while self._over:
             job = self._over.popleft()
             self._under_way -= 1

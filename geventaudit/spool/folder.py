@@ -4,18 +4,18 @@
 file                                   holds
 =====================================  ===============================================================================
 ``lock``                               nothing; the owner of the folder holds its ``flock``
-``cursor``                             the sequence number up to which all is delivered
+``cursor``                             the sequence number up to which all frames are delivered
 ``{first}-{magic}.seg``                frames (see :mod:`.segment`); the names give the order
 ``rejected.jsonl, rejected.1.jsonl``   frames that the agent did not take, one JSON object a line
 ``damaged.bin, damaged.1.bin``         unreadable regions of segments: a line of JSON, the bytes, a line feed
 =====================================  ===============================================================================
 
 All methods block and belong to one native thread. Segments of earlier runs are read and removed, never appended to.
-One segment at a time, the *current* one, takes appends. All segments stay open, so a file that is removed or replaced
-can be copied back; only if there are very many, the newest of earlier runs are closed until they are read.
+One segment at a time, the *current* one, takes appends. All segments stay open, so that a removed or replaced file can
+be copied back. Only if there are very many, the newest of earlier runs are closed until they are read.
 
-An append that fails leaves nothing behind: the segment is cut back to its size before. If that is impossible, or if a
-sync fails, the segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
+After a failed append, the segment is truncated to its size before. If that is impossible, or if a sync fails, the
+segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SYNC_BYTES = 4 << 20
 
 @dataclass(slots=True)
 class Check:
-    """Changes that others made to the files, as found by :meth:`Folder.check`."""
+    """Changes of other programs to the files, as found by :meth:`Folder.check`."""
 
     restored: int = 0
     """Segments that were removed or replaced, and copied back."""
@@ -66,7 +66,7 @@ class Read:
 class Folder:
     """A folder of segments.
 
-    :param path: of the folder. Its parent must exist.
+    :param path: the path of the folder. Its parent must exist.
     :param synchronous: ``FULL`` syncs each append, ``NORMAL`` every 4 MiB and each finished segment, ``OFF`` never.
     """
 
@@ -76,7 +76,7 @@ class Folder:
         # The working directory may change.
         self.path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
         self.problems: list[str] = []
-        """Files that were left alone when the folder was opened, and why."""
+        """Files that were left alone when the folder was opened, with the reasons."""
         self.last_seq = 0
         """The highest sequence number that is or was in use; 0 for none."""
         self._synchronous = synchronous
@@ -86,7 +86,7 @@ class Folder:
         self._current: Segment | None = None
         self._unsynced = 0
         self.changes = Check()
-        """The changes that the next :meth:`check` returns: those found by one that failed."""
+        """The changes that the next :meth:`check` returns: those found by a failed one."""
         self._rejected = RotatingPair("rejected", "jsonl")
         self._damaged = RotatingPair("damaged", "bin")
 
@@ -95,7 +95,7 @@ class Folder:
 
         :param create: make the folder if it is missing.
         :raises FileNotFoundError: it is missing, and *create* is False.
-        :raises SpoolError: another owner, another user, a link, a file, or no parent.
+        :raises SpoolError: another process or user has the folder, it is a link or a file, or has no parent.
         :raises OSError: another failure. Nothing stays open.
         """
         if self._directory is not None:
@@ -130,7 +130,7 @@ class Folder:
 
     @property
     def cursor(self) -> int:
-        """The sequence number up to which all is delivered."""
+        """The sequence number up to which all frames are delivered."""
         return self._cursor.seq
 
     @property
@@ -140,7 +140,7 @@ class Folder:
 
     @property
     def undelivered_bytes(self) -> int:
-        """About how many bytes the undelivered frames take, with OVERHEAD for each."""
+        """The approximate bytes of the undelivered frames, with OVERHEAD for each."""
         return sum(segment.undelivered(self._cursor.seq)[1] for segment in self._segments)
 
     @property
@@ -162,9 +162,9 @@ class Folder:
 
         A new magic, with frames encoded from index 0 on, makes a new segment.
 
-        :param seq: of the first frame; the others follow without a gap.
+        :param seq: the number of the first frame; the others follow without a gap.
         :raises OSError: nothing is appended. ``ESTALE``: the segment takes no more frames; encode for a new one.
-        :raises ValueError: the numbers do not fit.
+        :raises ValueError: the numbers do not match.
         """
         directory = self._claimed()
         if count < 1:
@@ -198,9 +198,9 @@ class Folder:
             self._current = segment
 
     def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
-        """Write *count* encoded frames, which may be older than others, to a segment of their own.
+        """Write *count* encoded frames, which may be older than others, to a new segment.
 
-        :param seq: of the first frame, above the cursor. No other frame has one of the numbers.
+        :param seq: the number of the first frame, above the cursor. No other frame has one of the numbers.
         :raises OSError: nothing is written.
         """
         directory = self._claimed()
@@ -286,12 +286,12 @@ class Folder:
             segment.close()
 
     def check(self) -> Check:
-        """Compare the open segments with the files in the folder, and undo what others did to them.
+        """Compare the open segments with the files in the folder, and undo changes of other programs.
 
-        A removed or replaced file is copied back; the folder, its lock and the cursor too are made anew. Frames that
-        were cut off are lost. After a result that is true, start a new segment.
+        A removed or replaced file is copied back. The folder, its lock and the cursor are made anew. Frames that were
+        cut off are lost. After a true result, start a new segment.
 
-        :raises OSError: not all is restored; the next call tries again, and returns the results of both.
+        :raises OSError: some files are not restored; the next call tries again, and returns the results of both.
         """
         if not self._claimed().is_in_place():
             self._reclaim()
@@ -407,9 +407,9 @@ class Folder:
         return result
 
     def advance(self, seq: int) -> list[bytes]:
-        """Take note that all frames up to *seq* are delivered, and remove the segments that have no others.
+        """Note that all frames up to *seq* are delivered, and remove the segments that have no others.
 
-        The cursor is written before: the numbers of removed segments must not be used again after a crash.
+        The cursor is written first: the numbers of removed segments must not be used again after a crash.
 
         :returns: the magics of the removed segments.
         :raises OSError: the next call tries again.
@@ -446,9 +446,9 @@ class Folder:
         return gone
 
     def reject(self, frame: bytes, reason: str) -> None:
-        """Append a frame to the rejected ones; one that is too long for the file is cut.
+        """Append a frame to the rejected ones; a frame that is too long for the file is cut.
 
-        :raises OSError: it is not written.
+        :raises OSError: the frame is not written.
         """
         self._rejected.append(self._claimed(), rejected_entry(frame, reason))
 
@@ -479,7 +479,7 @@ class Folder:
         self.leave()
 
     def leave(self) -> None:
-        """Close all descriptors and do nothing else, in a forked child. Idempotent, never raises."""
+        """Close all descriptors, without any other change. For a forked child. Idempotent, never raises."""
         for segment in self._segments:
             segment.close()
         self._segments = []

@@ -1,4 +1,4 @@
-"""The format of a segment file, and a reader that goes on after damage.
+"""The format of a segment file, and a reader that continues after damage.
 
 All numbers are big-endian.
 
@@ -21,11 +21,11 @@ bytes   before each frame            remark
 4       CRC-32                       of index, length and frame
 ======  ===========================  ======================================================
 
-The file is named ``{first}-{magic}.seg``: a damaged header costs nothing. ``{first}-{magic}.{limit}.seg`` has no frames
-from index *limit* on; bytes after that belong to an append that failed.
+The name of the file, ``{first}-{magic}.seg``, replaces a damaged header. ``{first}-{magic}.{limit}.seg`` has no frames
+from index *limit* on; later bytes belong to a failed append.
 
-After damage a reader goes on at the next magic whose frame has the right CRC. Frames cannot contain the magic except
-by chance, so no frame can contain another one.
+After damage, a reader continues at the next magic followed by a frame with the right CRC. Frames contain the magic only
+by chance, so no frame contains another one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def encode(
     _pack_crc: Callable[[int], bytes] = _CRC.pack,
     _crc32: Callable[..., int] = zlib.crc32,
 ) -> bytes:
-    """Return *frames* with their headers, for the segment with that *magic*; *index* is the first frame's.
+    """Return *frames* with their headers, for the segment with that *magic*; the first frame gets *index*.
 
     :raises ValueError: a frame is longer than MAX_FRAME.
     """
@@ -107,7 +107,7 @@ def make_header(magic: bytes, first: int) -> bytes:
 
 
 def make_torn(magic: bytes, index: int, size: int) -> bytes:
-    """Return *size* bytes that look like the beginning of a frame that was not written to its end."""
+    """Return *size* bytes that look like the beginning of an incomplete frame."""
     return (magic + _FIELDS.pack(index, MAX_FRAME, 0)).ljust(size, b"\0")[:size]
 
 
@@ -125,7 +125,7 @@ def make_name(magic: bytes, first: int) -> str:
 
 
 def parse_name(name: str) -> tuple[int, bytes, int | None] | None:
-    """Return first sequence number, magic and limit, or None if the name is no segment's."""
+    """Return first sequence number, magic and limit, or None if *name* is not the name of a segment."""
     match = _NAME.fullmatch(name)
     if not match or int(match[1]) > _MAX_SEQ:
         return None
@@ -162,7 +162,7 @@ class Reader:
         self._base = offset
 
     def get(self, offset: int, length: int) -> bytes:
-        """Return *length* bytes at *offset*, or fewer where the file ends."""
+        """Return *length* bytes at *offset*, fewer at the end of the file."""
         at = offset - self._base
         if at < 0 or at + length > len(self._data):
             self._load(offset, length)
@@ -213,7 +213,7 @@ class Reader:
         return False
 
     def magics(self, offset: int) -> tuple[int, int]:
-        """Return how many magics there are from *offset* on, and the offset of the last one, or -1."""
+        """Return the number of magics from *offset* on, and the offset of the last one, or -1."""
         count, last = 0, -1
         while offset + _MAGIC_SIZE <= self._end:
             self._load(offset, _PIECE << 2)
@@ -227,7 +227,7 @@ class Reader:
         return count, last
 
     def is_torn(self, offset: int, index: int) -> bool:
-        """Return True if the rest of the file from *offset* on is the beginning of the frame *index*, and no more."""
+        """Return True if the file from *offset* on is only the beginning of the frame *index*."""
         head = self.get(offset, OVERHEAD)
         expected = self._magic + index.to_bytes(4, "big")
         if head[: len(expected)] != expected[: len(head)]:

@@ -1,7 +1,7 @@
-"""Looking into a folder of segments, also one that a live process uses: nothing is locked, written or removed.
+"""Inspection of a folder of segments, also of one in use by a live process. Locks, writes and removes nothing.
 
-A live process goes on meanwhile. The records that are found are those of one moment shortly before; some of them may
-have been delivered since.
+A live process continues meanwhile. The records found are those of a moment shortly before; some of them may have been
+delivered since.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _ReadOnlyDirectory(Directory):
         return descriptor
 
     def owner(self) -> int | None:
-        """Return the process that holds the lock, or None; a process that /proc does not show counts as none."""
+        """Return the process that holds the lock; None if there is none, or if /proc does not show it."""
         status = self.stat(_LOCK)
         if status is None:
             return None
@@ -79,7 +79,7 @@ class _ReadOnlyDirectory(Directory):
 
 
 class SegmentSummary(NamedTuple):
-    """One segment in numbers."""
+    """The numbers of a segment."""
 
     name: str
     first: int
@@ -95,20 +95,20 @@ class SegmentSummary(NamedTuple):
 
 
 class FolderView:
-    """A folder of segments as it was at one moment. A context manager, which closes the files.
+    """A snapshot of a folder of segments. A context manager, which closes the files.
 
-    :param path: of the folder.
-    :raises FileNotFoundError: there is none.
-    :raises SpoolError: a link, a file, a spool of an earlier version, or another user's folder.
+    :param path: the path of the folder.
+    :raises FileNotFoundError: the folder does not exist.
+    :raises SpoolError: a link, a file, a spool of an earlier version, or a folder of another user.
     :raises OSError: another failure. Nothing stays open.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.problems: list[str] = []
-        """Files that cannot be read, and why."""
+        """Files that cannot be read, with the reasons."""
         self.cursor = 0
-        """The sequence number up to which all is delivered."""
+        """The sequence number up to which all frames are delivered."""
         self.segments: list[Segment] = []
         self._directory = _ReadOnlyDirectory.at(path)
         try:
@@ -125,7 +125,7 @@ class FolderView:
             load(self._directory, self.segments, self.problems)
             if not self._directory.has_changed or attempt == _ATTEMPTS - 1:
                 break
-        # After the segments: a record up to the cursor is delivered, wherever it is found.
+        # After the segments: a record up to the cursor is delivered, in whichever segment it is.
         for _ in range(_ATTEMPTS):
             cursor = Cursor()
             cursor.load(self._directory)
@@ -142,7 +142,7 @@ class FolderView:
 
     @property
     def owner(self) -> int | None:
-        """The live process that has locked the folder, as far as /proc shows it; None for none."""
+        """The live process that has locked the folder, as far as /proc shows; None for none."""
         return self._directory.owner()
 
     def read(self, segment: Segment) -> Iterator[Part]:
@@ -151,13 +151,13 @@ class FolderView:
         while after < segment.last:
             part = read_segment(self._directory, segment, after, _PIECE, lambda *region: None)
             if isinstance(part.error, FileNotFoundError):
-                # A segment that was closed to save a descriptor, and is delivered and removed by now.
+                # The segment was closed to save a descriptor, and has been delivered and removed meanwhile.
                 return
             yield part
             after = part.last
 
     def summary(self, segment: Segment) -> SegmentSummary:
-        """Return a segment in numbers. Its undelivered frames are read."""
+        """Return the numbers of a segment. Reads its undelivered frames."""
         undelivered = damaged = 0
         for part in self.read(segment):
             undelivered += len(part.frames)
@@ -184,7 +184,7 @@ class FolderView:
 
 
 def _has_open(pid: int, status: os.stat_result) -> bool:
-    """Return True if the process has the file open, as far as this user may know."""
+    """Return True if the process has the file open, as far as this user may see."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             return any(_is_same(entry, status) for entry in entries)

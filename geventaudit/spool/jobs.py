@@ -20,17 +20,17 @@ class Written(NamedTuple):
     error: Exception | None
     """The reason if the frames cannot be written."""
     check: Check | None
-    """Changes that others made to the files. If there are any, the frames are not written, and may be at once."""
+    """Changes of other programs to the files. If there are any, the frames are not written; try again at once."""
     problems: list[str]
-    """What else failed."""
+    """Other failures."""
     removed: set[bytes]
-    """The magics of the segments that were removed, since all in them is delivered."""
+    """The magics of the segments that were removed, since all their frames are delivered."""
     size: int
     """Bytes of undelivered frames in the folder."""
 
 
 class Adopted(NamedTuple):
-    """Folders of dead processes, which this process has locked now."""
+    """Folders of dead processes that this process has locked."""
 
     folders: list[Folder]
     problems: list[str]
@@ -50,9 +50,9 @@ class Kept(NamedTuple):
 def write(
     folder: Folder, append: Append | None, advances: Sequence[tuple[Folder, int]], finished: Sequence[Folder]
 ) -> Written:
-    """Append frames, note deliveries, and close the folders whose records are all delivered.
+    """Append frames, note deliveries, and close the *finished* folders.
 
-    The files are checked before: a write behind the end of a file that was cut would hide the cut.
+    The files are checked first: a write after the end of a truncated file would hide the loss.
     """
     error: Exception | None = None
     check = None
@@ -76,15 +76,15 @@ def write(
 
 
 def rewrite(folder: Folder, appends: Sequence[Append]) -> None:
-    """Write frames, each run to a segment of its own."""
+    """Write frames, each run to a new segment."""
     for append in appends:
         folder.insert(append.first, append.magic, append.data, append.amount)
 
 
 def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted:
-    """Lock the folders that dead processes left with records in them.
+    """Lock the folders with records of dead processes.
 
-    :param opened: takes each folder that is opened, before it is: the client may close, or fork, meanwhile.
+    :param opened: each folder is added before it is opened, since the client may close, or fork, meanwhile.
     """
     folders, problems = [], []
     for path in orphans(spool.absolute_path):
@@ -95,7 +95,7 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
         try:
             folder.open(create=False)
         except (SpoolError, FileNotFoundError):
-            continue  # its process is alive, or another one was faster
+            continue  # its process is alive, or another process has locked it
         except OSError as error:
             problems.append(f"{path} cannot be adopted now: {error}")
             continue
@@ -108,7 +108,7 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
 
 
 def open_and_keep(folder: Folder, frames: Sequence[bytes], others: Sequence[Folder], remove_if_empty: bool) -> Kept:
-    """Open the folder, unless an earlier job has, and leave *frames* there."""
+    """Open the folder, unless an earlier job has opened it, and leave *frames* there."""
     try:
         if not folder.is_open:
             folder.open()
@@ -138,12 +138,12 @@ def keep(
     try:
         missing = folder.check().missing
     except (OSError, SpoolError) as problem:
-        # A file that was removed and cannot be restored ends with this process. Its records can still be read.
+        # A removed file that cannot be restored ends with this process. Its records can still be read.
         error = problem
         missing = folder.changes.missing
         detached = folder.read_detached()
         left, lost = dict(detached.frames), detached.damaged
-    # An earlier job may have found that frames are cut off, and the hub may not have heard of it.
+    # An earlier job may have found that frames are cut off, and its callback may not have run.
     unsaved = {*remains.unsaved, *(number for number in remains.memory if not folder.holds(number))}
     for first, last in missing:
         unsaved.update(number for number in remains.memory if first <= number <= last)

@@ -1,4 +1,4 @@
-"""The limits of a spool at work: bytes, and seconds."""
+"""The limits of a spool, in bytes and seconds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = [
 ]
 
 PENDING_BYTES = 8 << 20
-"""Frames that may wait in memory to be written, in mode ``overflow``."""
+"""Bytes of the frames that wait in memory to be written, in mode ``overflow``."""
 
 BATCH_BYTES = 1 << 19
-"""Frames that one job writes. Bounds how long their checksums hold the hub."""
+"""Bytes of the frames that one job writes. Limits the time for which their checksums hold the hub."""
 
 SEGMENT_BYTES = 8 << 20
 """A segment takes no more frames once it has this size, or an eighth of ``max_bytes``."""
 
 CLOSE_SECONDS = 1.0
-"""Seconds that keeping the rest may take when closing has no more time."""
+"""The least time in seconds to keep the undelivered records, also if the timeout of ``close()`` has passed."""
 
 READ_AGAIN_SECONDS = 1.0
 """Seconds until records are read again that could not be, for lack of descriptors or memory."""
@@ -31,4 +31,4 @@ MAX_READS = 5
 """Failed attempts after which the records count as lost: they hold up all later ones."""
 
 ADOPT_SECONDS = 30.0
-"""How often to look for orphans."""
+"""Seconds between two searches for orphans."""

@@ -12,7 +12,7 @@ __all__ = ["Pending", "PendingRecords"]
 
 
 class Pending:
-    """One record that waits to be written."""
+    """A record that waits to be written."""
 
     __slots__ = ("error", "frame", "is_over")
 
@@ -25,9 +25,9 @@ class Pending:
 
 
 class PendingRecords:
-    """The records that wait to be written, in their order, and the greenlets that wait for that.
+    """The records that wait to be written, in their order, and the greenlets that wait for the writes.
 
-    A signal handler may add one at any moment: a record is copied first and removed after.
+    A signal handler may add a record at any moment, so records are copied first and removed after.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class PendingRecords:
         self.size = 0
         """Bytes that the records will take on disk."""
         self.writing = 0
-        """How many of them, from the oldest on, the disk thread writes now."""
+        """The number of records, from the oldest on, that the disk thread writes now."""
         self.written = Change()
         """Set when records were written or refused."""
 
@@ -43,7 +43,7 @@ class PendingRecords:
         return len(self.records)
 
     def add(self, frame: bytes) -> Pending:
-        """Add a record behind all others."""
+        """Add a record after all others."""
         pending = Pending(frame)
         self.size = self.size + len(frame) + OVERHEAD if self.records else len(frame) + OVERHEAD
         self.records.append(pending)
@@ -86,7 +86,7 @@ class PendingRecords:
         return [pending.frame for pending in copied(self.records)]
 
     def withdraw(self, pending: Pending) -> bool:
-        """Take a record back; return False if it is not here any more."""
+        """Take a record back. Return False if it is not here any more."""
         if any(each is pending for each in copied(self.records, 0, self.writing)):
             return False
         try:

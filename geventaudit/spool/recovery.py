@@ -1,4 +1,4 @@
-"""Segments of earlier runs, and segments that an append or a sync has failed on."""
+"""Segments of earlier runs, and segments with a failed append or sync."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LEFT = ".left"
 
 
 MAX_OPEN = 128
-"""How many segments of earlier runs are kept open."""
+"""The most segments of earlier runs that are kept open."""
 
 
 def load(directory: Directory, segments: list[Segment], problems: list[str]) -> int:
     """Open the segments of earlier runs, in order, and return the highest sequence number that may be in use.
 
-    Files that are no segments or cannot be read are left alone and become *problems*.
+    Files that are not segments or cannot be read are left alone and reported in *problems*.
 
     :param segments: is filled one by one, so that the caller can close them after an error.
     """
@@ -54,15 +54,15 @@ def load(directory: Directory, segments: list[Segment], problems: list[str]) -> 
 
 
 def _leave_alone(directory: Directory, name: str, error: OSError, problems: list[str]) -> int:
-    """Report a file that is no segment or cannot be read; return the highest sequence number that it may have.
+    """Report a file that is not a segment or cannot be read. Return its highest possible sequence number.
 
-    :raises OSError: *error*, if it may be gone at the next attempt.
+    :raises OSError: *error*, if it is transient.
     """
     if error.errno in _TRANSIENT:
         raise error
     parsed, status = parse_name(name), directory.stat(name)
     path = _printable(directory.full_path(name))
-    if error.errno in _UNREADABLE:  # under its name, it would be removed when later records are delivered
+    if error.errno in _UNREADABLE:  # renamed, since it would be removed when later records are delivered
         directory.rename(name, f"{name}{_LEFT}")
         path += _LEFT
     problems.append(f"{path} is left alone: {error.strerror}")
@@ -108,7 +108,7 @@ def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: boo
     after = max(cursor, segment.first - 1)
     if segment.last <= after:
         return []
-    # Until it is complete, the copy must not be taken for a segment.
+    # An incomplete copy must not look like a segment.
     copy = Segment.create_temporary(directory, new_magic(), after + 1)
     try:
         while after < segment.last:
@@ -135,7 +135,7 @@ def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: boo
 
 
 def _is_cut(segment: Segment) -> bool:
-    """Cut the bytes of a failed append off; return False if that is impossible."""
+    """Truncate the bytes of a failed append. Return False if that is impossible."""
     try:
         os.ftruncate(segment.fd, segment.end)
     except OSError:

@@ -50,7 +50,7 @@ class Segment:
     """An open segment file.
 
     ``count`` sequence numbers begin at ``first``; their frames are in the first ``end`` bytes. Frames in between may be
-    damaged. Bytes behind ``end`` do not belong to the segment.
+    damaged. Bytes after ``end`` do not belong to the segment.
     """
 
     def __init__(self, name: str, descriptor: int, magic: bytes, first: int) -> None:
@@ -63,9 +63,9 @@ class Segment:
         self.known = 0
         self.end = HEADER_SIZE
         self.file_size = HEADER_SIZE
-        # Of some frames, for a reader to begin at: (index, offset).
+        # The (index, offset) of some frames, where a reader can begin.
         self._marks = [(0, HEADER_SIZE)]
-        # Where the damaged regions start that were saved.
+        # The starts of the damaged regions that were saved.
         self._saved: set[int] = set()
         # Device and inode while the file is parked.
         self._parked: tuple[int, int] | None = None
@@ -110,7 +110,7 @@ class Segment:
     def _measure(self, limit: int | None) -> int:
         """Set ``count`` and ``end``, and return the highest sequence number in the file, torn frames included.
 
-        The frames are counted by their magics. Only if the last frame does not confirm that number, all are read.
+        The frames are counted by their magics. All frames are read only if the last one does not confirm that number.
         """
         self.file_size = self.end = os.fstat(self.fd).st_size
         reader = self._reader()
@@ -149,7 +149,7 @@ class Segment:
         return make_header(self.magic, self.first)
 
     def extend(self, count: int, size: int) -> None:
-        """Take note of *count* frames that were written in *size* bytes."""
+        """Note that *count* frames were written in *size* bytes."""
         self._mark(self.count, self.end)
         self.count += count
         self.known = self.count
@@ -159,15 +159,15 @@ class Segment:
     def end_before(self, later: Segment) -> None:
         """Give up the numbers from the beginning of a later segment on.
 
-        Frames with such numbers are those of a failed append that could not be removed. A *later* segment without a
-        whole frame does not prove that, and ends the guessed numbers only.
+        Frames with such numbers belong to a failed append that could not be removed. A *later* segment without a whole
+        frame does not prove that, and ends only the guessed numbers.
         """
         limit = later.first - self.first
         self.count = min(self.count, limit if later.known else max(self.known, limit))
         self.known = min(self.known, self.count)
 
     def write_frames(self, frames: Sequence[tuple[int, bytes]]) -> None:
-        """Append frames with increasing sequence numbers, each at the index that belongs to its number."""
+        """Append frames with increasing sequence numbers, each at the index of its number."""
         buffers = [] if self.count else [self.header]
         buffers += [encode(self.magic, seq - self.first, [frame]) for seq, frame in frames]
         # The header is counted in ``end`` from the start.
@@ -176,7 +176,7 @@ class Segment:
         self.extend(frames[-1][0] + 1 - self.first - self.count, offset + written - self.end)
 
     def undelivered(self, cursor: int) -> tuple[int, int]:
-        """Return how many frames come after the sequence number *cursor*, and about how many bytes they take."""
+        """Return the number of frames after the sequence number *cursor*, and their approximate size in bytes."""
         index = min(max(cursor + 1 - self.first, 0), self.count)
         if index == self.count:
             return 0, 0
@@ -223,8 +223,8 @@ class Segment:
     def _walk(self, index: int) -> Iterator[tuple[int, Found]]:
         """Yield whole frames in order, from *index* or before it on, and where the frame before each ended.
 
-        Frames in a wrong place are left out: those with a smaller index than the frame before, and those that are ahead
-        of others and found again later.
+        Frames in a wrong place are left out: those with a smaller index than the frame before, and those ahead of
+        others that are found again later.
         """
         reader = self._reader()
         expected, position = self._marks[self._mark_before(index)]
@@ -250,7 +250,7 @@ class Segment:
             self._saved.add(start)
 
     def shrink(self, size: int) -> int:
-        """Give up the frames that are not wholly within *size* bytes, and return how many are left."""
+        """Give up the frames that are not wholly within *size* bytes, and return the number of the others."""
         self.end = self.file_size = size
         while len(self._marks) > 1 and self._marks[-1][1] > size:
             self._marks.pop()
@@ -282,13 +282,13 @@ class Segment:
         self._parked = None
 
     def is_in_place(self, directory: Directory) -> bool:
-        """Return True if the file in the folder is this one."""
+        """Return True if the file in the folder is this file."""
         if self._parked is not None:
             return directory.identity(self.name) == self._parked
         return directory.holds(self.name, self.fd)
 
     def replace(self, descriptor: int, size: int) -> None:
-        """Go on with a copy of the file."""
+        """Continue with a copy of the file."""
         self.close()
         self.fd = descriptor
         self.file_size = size

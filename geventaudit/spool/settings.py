@@ -1,4 +1,4 @@
-"""The settings of a spool, as a user gives them."""
+"""The user's settings of a spool."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Spool:
     ``"OFF"``        nothing on disk is lost  the last records may be lost or damaged     nothing
     ``"NORMAL"``     nothing on disk is lost  the last records may be lost or damaged,    a sync for each 4 MiB
                                               4 MiB at most
-    ``"FULL"``       nothing on disk is lost  nothing on disk is lost, as far as the      a sync for each write, which
-                                              disk keeps its word                         all waiting senders share
+    ``"FULL"``       nothing on disk is lost  nothing on disk is lost, if the disk        a sync for each write, which
+                                              honours syncs                               all waiting senders share
     ===============  =======================  ==========================================  ==============================
 
-    :param path: names a folder. It is created, with access for this user only, if its parent exists. ``{pid}`` in its
-        name stands for the process identifier: each process then has a folder of its own (with gunicorn, say), and
-        exactly one living process sends the records that a dead one left.
-    :param max_bytes: of undelivered records in the folder; ``send`` raises :class:`~geventaudit.QueueFullError` when
-        they and the queue are full.
+    :param path: the path of a folder. It is created, with access for this user only, if its parent exists. ``{pid}`` in
+        the folder's name is replaced by the process identifier: each process, such as a worker of gunicorn, then has
+        its own folder, and exactly one living process sends the records of a dead one.
+    :param max_bytes: the most bytes of undelivered records in the folder. ``send`` raises
+        :class:`~geventaudit.QueueFullError` if folder and queue are full.
     :param mode: ``"overflow"``: records that do not fit on the queue go to disk, and so do records that are undelivered
         when the client closes. ``"always"``: ``send`` returns when the record is on disk (other greenlets run
-        meanwhile), and it leaves the disk when it is delivered.
+        meanwhile), and delivery removes the record from disk.
     :param synchronous: the guarantee for records on disk; see above.
     :raises TypeError, ValueError: an argument is invalid.
     """
@@ -56,10 +56,10 @@ class Spool:
             raise ValueError(f"path must be the name of a folder, got {show(path)}")
         if "{pid}" in folder or name.count("{pid}") > 1:
             raise ValueError(f"path may have one {{pid}}, in the folder's name, got {show(path)}")
-        if "{" in name.replace("{pid}", ""):  # a misspelt one, which all processes would share
-            raise ValueError(f"path may have no other braces than {{pid}}'s, got {show(path)}")
+        if "{" in name.replace("{pid}", ""):  # a misspelt {pid}: all processes would share the folder
+            raise ValueError(f"path must have no braces other than {{pid}}, got {show(path)}")
         if folder.startswith("~"):
-            raise ValueError(f"path must be one that needs no shell, got {show(path)}: use os.path.expanduser")
+            raise ValueError(f"path must not begin with ~, got {show(path)}: use os.path.expanduser")
         if not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes must be a whole number of at least 1, got {show(max_bytes)}")
         if mode not in ("overflow", "always"):
@@ -73,12 +73,12 @@ class Spool:
 
     @property
     def absolute_path(self) -> str:
-        """The path from the root, with ``{pid}`` if it has that."""
+        """The absolute path, with ``{pid}`` not replaced."""
         return os.path.abspath(os.fspath(self.path))
 
     @property
     def is_for_each_process(self) -> bool:
-        """True if each process has a folder of its own."""
+        """True if each process has its own folder."""
         return "{pid}" in os.fspath(self.path)
 
     def folder_of_process(self, pid: int | None = None) -> str:

@@ -19,7 +19,7 @@ _REASON_CHARACTERS = 500
 
 
 class Cursor:
-    """The file ``cursor``: one record that says up to which sequence number all is delivered.
+    """The file ``cursor``: a record with the sequence number up to which all frames are delivered.
 
     ========  =====================
     bytes     field (big-endian)
@@ -59,7 +59,7 @@ class Cursor:
     def write(self, directory: Directory) -> None:
         """Write the record if it has changed.
 
-        :raises OSError: the value stays to be written.
+        :raises OSError: the record is not written; the next call tries again.
         """
         if self.seq <= self._written:
             return
@@ -72,7 +72,7 @@ class Cursor:
         self._written = self.seq
 
     def restore(self, directory: Directory) -> bool:
-        """Make the file anew if it was removed, replaced or cut, and return True if so."""
+        """Make the file anew if it was removed, replaced or truncated, and return True then."""
         if not self._written or (
             self._fd >= 0 and directory.holds(self.NAME, self._fd) and os.fstat(self._fd).st_size >= self._RECORD.size
         ):
@@ -101,7 +101,7 @@ class RotatingPair:
         self.names = (f"{stem}.{ending}", f"{stem}.1.{ending}")
 
     def append(self, directory: Directory, entry: bytes) -> None:
-        """Append one entry, of at most LIMIT bytes and with a line feed at its end: all of it, or nothing.
+        """Append one entry of at most LIMIT bytes with a line feed at its end: all of it, or nothing.
 
         :raises OSError: the entry is not written.
         """
@@ -114,7 +114,7 @@ class RotatingPair:
                 fresh = directory.open(current, os.O_CREAT)
                 close_descriptor(descriptor)
                 descriptor, size = fresh, 0
-            # A dead process may have left an entry without its end.
+            # A dead process may have left an incomplete entry.
             separator = b"" if not size or os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
             try:
                 write_all(descriptor, [separator, entry], size)
@@ -126,7 +126,7 @@ class RotatingPair:
 
 
 def rejected_entry(frame: bytes, reason: str) -> bytes:
-    """Return the line of JSON for a rejected frame; a frame that is too long for the file is cut."""
+    """Return the line of JSON for a rejected frame. A frame that is too long for the file is cut."""
     entry = {"time": time.time(), "reason": reason[:_REASON_CHARACTERS]}
     room = (RotatingPair.LIMIT - _NOTE_BYTES) // 4 * 3
     if len(frame) > room:
@@ -136,9 +136,9 @@ def rejected_entry(frame: bytes, reason: str) -> bytes:
 
 
 def damaged_entry(name: str, descriptor: int, start: int, end: int) -> bytes:
-    """Return the entry for a damaged region of the segment *name*; one that is too long for the file is cut.
+    """Return the entry for a damaged region of the segment *name*: a line of JSON, the bytes, a line feed.
 
-    A line of JSON, the bytes, a line feed.
+    A region that is too long for the file is cut.
     """
     data = os.pread(descriptor, min(end - start, RotatingPair.LIMIT - _NOTE_BYTES), start)
     note = {"time": time.time(), "segment": name, "offset": start, "length": end - start}

@@ -1,27 +1,27 @@
-"""A spool at work: the part of it that lives in the hub.
+"""The part of a spool that runs in the hub.
 
 ::
 
-    send() -> queue -> window -> agent            while nothing waits on disk and the queue has room
+    send() -> queue -> window -> agent            if no record waits on disk and the queue has room
     send() -> pending -> disk -> window -> ...    otherwise, or always
 
 In mode ``always``, ``send()`` returns when the record is on disk. In mode ``overflow``, it returns at once, and the
 records in the queue and the window are in memory only, until the client closes.
 
-The order of the records is kept by one rule: a record that comes while others wait to be written, or on disk, goes
-behind them. One greenlet, the writer, decides about the disk and has one job done at a time by the disk thread: open,
-read, write, look for orphans. All records that come during a write share the next.
+One rule keeps the order of the records: a new record follows all records that wait to be written, or on disk. One
+greenlet, the writer, decides about the disk. It gives one job at a time to the disk thread: open, read, write, look for
+orphans. All records that arrive during a write share the next one.
 
 ================  ==================================================================================================
-the disk          records that come meanwhile
+the disk          new records
 ================  ==================================================================================================
 is being opened   wait: on the queue (``overflow``), in ``send`` (``always``)
-is in order       are written
+works             are written
 fails             ``overflow``: stay in memory, in their order, as many as the queue holds; then ``QueueFullError``
                   ``always``: ``SpoolError``
 ================  ==================================================================================================
 
-Earlier records, of an earlier run or of a dead process, go before this run's.
+Records of an earlier run or of a dead process are sent before those of this run.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ _T = TypeVar("_T")
 class Store:
     """The spool of one client in one process. Constructed and used in the hub's thread.
 
-    :param memory: the frames that the outbox holds.
+    :param memory: the frames in the outbox.
     :param wake: set when there are records to send.
-    :param room: set when there may be room again.
+    :param room: set when there may be room.
     """
 
     def __init__(
         self, spool: Spool, memory: Memory, counters: Counters, notifier: Notifier, wake: Signal, room: Change
     ) -> None:
         self.is_closing = False
-        """True once nothing more is accepted, read or written, but by the last job."""
+        """True once only the last job accepts, reads or writes records."""
         self._spool = spool
         self._memory = memory
         self._counters = counters
@@ -112,17 +112,17 @@ class Store:
     # -- the outbox's side ---------------------------------------------------------------------------------------------
 
     def ensure_running(self) -> None:
-        """Start the writer, or start it again after something killed it."""
+        """Start the writer if it does not run."""
         if not self._writer.greenlet and not self.is_closing:
             self._writer.ensure_running()
 
     @property
     def is_passed(self) -> bool:
-        """True if a new record may go to the queue: no other waits to be written, or on disk."""
+        """True if a new record may go to the queue: no other record waits to be written, or on disk."""
         return not self.is_always and not self.pending and (self._own is None or not self._own.count)
 
     def add(self, frame: bytes) -> Pending:
-        """Take *frame* to be written behind all others.
+        """Take *frame*, to be written after all others.
 
         :raises gevent.queue.Full: there is no room.
         :raises SpoolError: the disk fails, and mode ``always`` needs it.
@@ -174,12 +174,12 @@ class Store:
         return self._trouble.error is not None and not self.is_always and not self.pending.writing
 
     def settled(self) -> None:
-        """Note that records are settled; the writer tells the folders."""
+        """Note that records are settled. The writer notes it in the folders."""
         if self._backlogs.advances():
             self._signal.set()
 
     def reject(self, frame: bytes, reason: str) -> None:
-        """Keep a copy of a dropped record among the rejected."""
+        """Write a copy of a dropped record to the rejected ones."""
         own = self._own
         if own is not None and not self.is_closing:
             self._disk.submit(lambda: own.folder.reject(frame, reason), self._report_failure)
@@ -196,12 +196,12 @@ class Store:
         return self.waiting - sum(each.count for each in self._backlogs.earlier)
 
     def add_last(self, frames: Sequence[bytes]) -> None:
-        """Take the last frames, whether there is room or not: the client closes."""
+        """Take the last frames when the client closes, also without room."""
         for frame in frames:
             self.pending.add(frame)
 
     def why_full(self) -> str:
-        """Return the reason for a refusal, for people."""
+        """Return the reason for a refusal, for the error text."""
         if self._trouble.error is not None:
             return f"and its spool cannot be used: {self._trouble.error}"
         if self._own is None:
@@ -226,7 +226,7 @@ class Store:
                 self._signal.wait(None if self._disk.is_busy else self._idle_seconds())
 
     def _start_job(self) -> bool:
-        """Hand the most urgent job to the disk thread; return False if there is none."""
+        """Give the most urgent job to the disk thread. Return False if there is none."""
         own, is_blocked = self._own, self._trouble.blocks
         if own is None:
             if not is_blocked:
@@ -318,7 +318,7 @@ class Store:
         )
 
     def _next_number(self, own: Backlog) -> int:
-        """Return the number on disk of the oldest pending record. It stays the same while that record is pending."""
+        """Return the number on disk of the oldest pending record. It is constant while that record is pending."""
         if own.count:
             return own.last + 1
         return own.base + self._memory.stream.taken + self._memory.queue.qsize() + 1
@@ -366,7 +366,7 @@ class Store:
     # -- trouble -------------------------------------------------------------------------------------------------------
 
     def _take_note(self, check: Check) -> None:
-        """Note that others changed the files."""
+        """Note changes of other programs to the files."""
         self._segments.start_new_segment()
         if check.restored:
             self._report(SpoolError(f"{self._path}: {check.restored} files in it were removed, and are restored"))
@@ -385,7 +385,7 @@ class Store:
             self._recovered()
 
     def _fail_and_refuse(self, error: Exception) -> None:
-        """Like :meth:`_fail`; in mode ``always``, refuse the records that wait."""
+        """Note that the disk fails; in mode ``always``, refuse the pending records."""
         self._fail(error)
         if self.is_always and self._trouble.error is not None:
             self.pending.refuse_all(self._trouble.error)
@@ -414,7 +414,7 @@ class Store:
         self._counters.spool_failures += 1
         self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- closing -------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """End the writer, before :meth:`persist`. In the hub's thread; does not wait."""
@@ -422,11 +422,11 @@ class Store:
         self._signal.set()
 
     def persist(self, entries: Sequence[Entry], seconds: float | None) -> tuple[list[bytes], BaseException | None]:
-        """Close for good, and leave on disk all that is undelivered. From any thread, also if the hub is destroyed.
+        """Close, and leave all undelivered records on disk. Thread-safe; needs no hub.
 
-        :param entries: the records that the outbox held, and has given up.
-        :param seconds: the time that this may take, CLOSE_SECONDS at least. A disk that does not answer may keep the
-            records all the same.
+        :param entries: the records that the outbox has given up.
+        :param seconds: the time limit, at least CLOSE_SECONDS. A disk that does not answer in time may have kept the
+            records too.
         :returns: the frames that are not on disk, and an exception that has interrupted the wait.
         """
         self.is_closing = True
@@ -459,7 +459,7 @@ class Store:
         return left, interruption
 
     def _settle_interrupted(self, interruption: BaseException) -> BaseException:
-        """Wait a little for a job under way all the same: a record that it writes must not be refused."""
+        """Wait a little for a job under way: a record that it writes must not be refused."""
         try:
             self._disk.wait_idle(Deadline(CLOSE_SECONDS))
         except BaseException as error:
@@ -486,11 +486,11 @@ class Store:
         return [remains.memory[number] for number in sorted(remains.unsaved)]
 
     def close_watcher(self) -> None:
-        """Let go of the hub, after :meth:`persist`. In the hub's thread."""
+        """Close the disk thread's watcher, after :meth:`persist`. In the hub's thread."""
         self._disk.end_watching()
 
     def abandon(self) -> None:
-        """Let go of everything, in a forked child: it is the parent's. Must not wait."""
+        """Close all descriptors in a forked child: the spool is the parent's. Must not wait."""
         self.is_closing = True
         self._disk.abandon()
         for folder in (self._backlogs.folder, *self._backlogs.orphans):

@@ -1,4 +1,4 @@
-"""The numbers of the records of one client in one process, and how far delivery came."""
+"""The numbers of the records of one client in one process, and the progress of their delivery."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Entry", "Memory", "Stream"]
 
 
 class Stream:
-    """Consecutively numbered records, and the ones that are settled: delivered, dropped or handed back.
+    """Consecutively numbered records, and the settled ones among them: delivered, dropped or handed back.
 
-    Records are settled in the order of their numbers, apart from the few that the quarantine sends ahead.
+    Records are settled in the order of their numbers, except for the few that the quarantine sends ahead.
 
-    :param before: the number before the first record's.
+    :param before: the number before that of the first record.
     """
 
     __slots__ = ("_ahead", "dropped", "settled", "taken")
@@ -45,7 +45,7 @@ Entry: TypeAlias = tuple[Stream, int, bytes]
 
 
 class Memory(NamedTuple):
-    """The frames of this run that the outbox holds. The store reads them and changes nothing."""
+    """The frames of this run in the outbox. The store only reads them."""
 
     stream: Stream
     window: deque[Entry]

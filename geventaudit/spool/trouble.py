@@ -1,4 +1,4 @@
-"""The trouble that a spool has with its disk, and when to try again."""
+"""Failures of a spool's disk, and the time of the next attempt."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Trouble"]
 
 
 class Trouble:
-    """Whether the disk fails, and until when it is left alone."""
+    """The state of a disk: the last failure, and the time of the next attempt."""
 
     __slots__ = ("_backoff", "_failures", "_until", "error")
 
     def __init__(self) -> None:
         self.error: SpoolError | None = None
-        """The reason; None while the disk is in order."""
+        """The reason; None while the disk works."""
         self._backoff = Backoff(initial=0.5, maximum=30.0)
         self._failures = 0
         self._until = 0.0
@@ -28,7 +28,7 @@ class Trouble:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the disk may be tried again; None if it is in order."""
+        """Seconds until the disk may be tried again; None while the disk works."""
         return None if self.error is None else max(self._until - monotonic(), 0.0)
 
     def begin(self, error: SpoolError) -> None:
@@ -38,7 +38,7 @@ class Trouble:
         self._until = monotonic() + self._backoff.delay(self._failures)
 
     def retry_now(self) -> None:
-        """Let the disk be tried at once: something has changed."""
+        """Allow the next attempt at once."""
         self._until = 0.0
 
     def end(self) -> bool:

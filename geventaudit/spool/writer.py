@@ -1,4 +1,4 @@
-"""Frames on their way to disk: which segment they belong to, and the bytes that are appended there."""
+"""Assignment of frames to segments, and the bytes to append there."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Append(NamedTuple):
     data: bytes
     """The encoded frames."""
     amount: int
-    """How many frames there are."""
+    """The number of frames."""
 
 
 class SegmentWriter:
-    """Assigns frames to segments. In the hub: the checksums are computed here, so that the disk thread only writes.
+    """Assigns frames to segments. Runs in the hub, and computes the checksums, so that the disk thread only writes.
 
     :param segment_bytes: a segment takes no more frames once it has this size.
     """
@@ -40,7 +40,7 @@ class SegmentWriter:
         self._size = 0
 
     def encode(self, first: int, frames: Sequence[bytes]) -> Append:
-        """Encode *frames*, which are numbered from *first*, for one segment: the present one, or a new one."""
+        """Encode *frames*, which are numbered from *first*, for one segment: the current one, or a new one."""
         if not self._magic or first != self._next or self._size >= self._segment_bytes:
             self._magic, self._index, self._size = new_magic(), 0, 0
         data = encode(self._magic, self._index, frames)
@@ -51,17 +51,17 @@ class SegmentWriter:
         return append
 
     def start_new_segment(self) -> None:
-        """Append nothing more to the present segment: its state on disk is not certain."""
+        """Append nothing more to the current segment: its state on disk is uncertain."""
         self._magic = b""
 
     def note_removed(self, magics: Collection[bytes]) -> None:
-        """Start a new segment if the present one is among those that were removed."""
+        """Start a new segment if the current one was removed."""
         if self._magic in magics:
             self._magic = b""
 
 
 def encode_runs(numbered: Iterable[tuple[int, bytes]]) -> list[Append]:
-    """Encode frames for segments of their own, one for each run of consecutive numbers."""
+    """Encode frames for new segments, one for each run of consecutive numbers."""
     appends: list[Append] = []
     first, run = 0, list[bytes]()
     for number, frame in numbered:

@@ -1,6 +1,6 @@
-"""Connections to the agent, and the knowledge of each about its deliveries.
+"""Connections to the agent, each with its own knowledge of deliveries.
 
-It owns the sockets. The delivery decides when to connect, and judges a lost connection.
+It owns the sockets. ``delivery`` decides when to connect, and handles a lost connection.
 Read ``connection`` (the protocol), ``kernel``, ``sockets`` (the common part), ``unix``, ``connecting``, ``tcp``,
 ``noop``.
 """

@@ -1,8 +1,8 @@
-"""From an address to a TCP connection over which frames can be sent: all addresses of a name, TLS, the handshake.
+"""Connecting over TCP: name resolution, all addresses of a name, TLS, and the Forward protocol's handshake.
 
-A name may have several addresses, and the first may lead nowhere: a broken IPv6 route swallows every segment. So
-the addresses are tried in turn, 250 ms apart or as soon as an attempt fails, and the first that is ready for frames
-wins (RFC 8305, "Happy Eyeballs"). An attempt that hangs in TLS or in the handshake holds up nothing either.
+A name may have several addresses, and the first may be unreachable: a broken IPv6 route drops every segment. So the
+addresses are tried in turn, 250 ms apart or as soon as an attempt fails, and the first that is ready for frames wins
+(RFC 8305, "Happy Eyeballs"). An attempt that hangs in TLS or in the handshake does not delay the others.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ class Target(NamedTuple):
 def connect(target: Target, timeout: float | None) -> Any:
     """Return a socket that is ready for frames.
 
-    :param timeout: seconds for all of it; None for no limit.
-    :raises ConnectionFailedError: there is none; it names each address that was tried, and the cause.
+    :param timeout: seconds for resolving, connecting, TLS and the handshake; None for no limit.
+    :raises ConnectionFailedError: all attempts failed; the error names each address and the cause.
     """
     attempts: list[_Attempt] = []
     deadline = Deadline(timeout)
     limit = gevent.Timeout(timeout)
     try:
         with limit:
-            target.host.encode("idna")  # here, and not in a thread of the resolver, which would print the error too
+            target.host.encode("idna")  # a thread of the resolver would print the error too
             attempts += [_Attempt(target, *address, deadline) for address in _addresses(target.host, target.port)]
             return _first_of(attempts)
     except gevent.Timeout as error:
@@ -77,7 +77,7 @@ def connect(target: Target, timeout: float | None) -> Any:
     except _AllFailedError:
         problems = _joined(attempts, [each.problem for each in attempts])
         raise ConnectionFailedError(f"{target.where}: {problems}") from attempts[-1].error
-    except (OSError, ValueError) as error:  # of the resolver; ValueError: names that cannot be
+    except (OSError, ValueError) as error:  # of the resolver; ValueError for an invalid name
         raise ConnectionFailedError(f"{target.where}: could not connect: {reason_of(error)}") from error
 
 
@@ -93,7 +93,7 @@ def _joined(attempts: Sequence[_Attempt], texts: Sequence[str]) -> str:
 
 
 def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
-    """Return family and address of all that *host* means, IPv6 and IPv4 in turn, in the resolver's order otherwise.
+    """Yield the family and address of all addresses of *host*: IPv6 and IPv4 in turn, else in the resolver's order.
 
     A literal address needs no resolver, and so no thread of gevent's pool.
     """
@@ -120,7 +120,7 @@ def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
 def _first_of(attempts: Sequence[_Attempt]) -> Any:
     """Run the attempts, and return the socket of the first that succeeds. All others are closed.
 
-    :raises _AllFailedError: none succeeds.
+    :raises _AllFailedError: all attempts failed.
     """
     waiting = list(attempts)
     outcomes: Queue[_Attempt] = Queue()
@@ -160,7 +160,7 @@ class _Attempt:
         self.host: str = address[0]
         self.sock: Any = None
         self.state = "it does not answer"
-        """The answer that is waited for, for errors."""
+        """The state of the attempt, for errors."""
         self.error: BaseException | None = None
         self.greenlet: workers.Worker | None = None
         self._target = target
@@ -169,13 +169,13 @@ class _Attempt:
         self._deadline = deadline
 
     def run(self, outcomes: Queue[_Attempt]) -> None:
-        """Connect, and report to *outcomes*. If it fails, ``error`` says why and the socket is closed."""
+        """Connect, and put this attempt into *outcomes*. On failure, set ``error`` and close the socket."""
         try:
             self._connect()
         except BaseException as error:
             self._close()
             self.error = error
-            # In the caller's greenlet, interruptions are the caller's.
+            # An interruption of the caller's greenlet is for the caller.
             if self.greenlet is None and not isinstance(error, Exception):
                 raise
         outcomes.put_nowait(self)
@@ -189,13 +189,13 @@ class _Attempt:
         return f"could not connect: {self.state if self.error is None else reason_of(self.error)}{hint}"
 
     def abandon(self) -> None:
-        """End the attempt, wherever it is. Does not wait."""
+        """End the attempt in any state. Does not wait."""
         if self.greenlet is not None:
             self.greenlet.kill(block=False)
         self._close()
 
     def after_fork_in_child(self) -> None:
-        """Close the parent's socket: a greenlet that goes on in the child must not use it."""
+        """Close the parent's socket: a greenlet that continues in the child must not use it."""
         self._close()
 
     def _close(self) -> None:
@@ -209,7 +209,7 @@ class _Attempt:
         sock.settimeout(None)
         sock.connect(self._address)
         if sock.getsockname() == sock.getpeername():
-            # Connecting to a local port without a listener can pick that very port for this side.
+            # The kernel can choose the port of the far side for this side if that port is local and has no listener.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "connection refused (TCP self-connect)")
         sock.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
         notice_dead_peers(sock, target.write_timeout)
@@ -217,12 +217,12 @@ class _Attempt:
             self.state = f"it does not answer the TLS handshake: {_NO_TLS}"
             self._start_tls(target.ssl)
         if target.shared_key is not None:
-            self.state = f"it says no HELO: {_NO_KEY}"
+            self.state = f"it sends no HELO: {_NO_KEY}"
             self._shake_hands(ClientSide(_own_name(), target.shared_key, target.username, target.password))
 
     def _start_tls(self, context: SSLContext) -> None:
-        # Imported here: an application may import this module before it patches, and patching warns when ssl was
-        # imported before. gevent's socket takes any context, also that of an unpatched ssl.
+        # Imported here: an application may import this module before it patches, and patching warns if ssl is imported.
+        # gevent's socket takes any context, also that of an unpatched ssl.
         from gevent.ssl import SSLSocket
 
         target = self._target
@@ -239,7 +239,7 @@ class _Attempt:
     def _shake_hands(self, side: ClientSide) -> None:
         """Do the handshake of the Forward protocol.
 
-        :raises HandshakeError, FrameError: the agent refuses, or does not keep to it.
+        :raises HandshakeError, FrameError: the agent refuses, or breaks the protocol.
         """
         helo = self._read_words("the agent hung up before its HELO", waits=self._helo_seconds())
         if helo is None:
@@ -249,12 +249,12 @@ class _Attempt:
         side.check(self._read_words("the agent hung up on the PING: the shared key, user or password may be wrong"))
 
     def _helo_seconds(self) -> float | None:
-        """Return the time to wait for HELO: all that is left, but for the question whether the agent speaks TLS."""
+        """Return the seconds to wait for HELO: the time left, without that for the TLS probe; None for no limit."""
         left = self._deadline.left()
         return None if left is None else left - min(_PROBE_SECONDS, left / 4)
 
     def _read_words(self, hung_up: str, waits: float | None = None) -> Any:
-        """Return the next MessagePack value; None if nothing comes within *waits* seconds."""
+        """Return the next MessagePack value; None if nothing arrives within *waits* seconds."""
         data = b""
         while (first := unpack_first(data, _MAX_WORDS_BYTES)) is None:
             more = None
@@ -267,21 +267,21 @@ class _Attempt:
             data += more
             if (refusal := refusal_of(data)) is not None and b"HELO" not in data[:16]:
                 raise HandshakeError(refusal)
-            gevent.sleep(0)  # an agent that sends byte after byte must not hold the hub
+            gevent.sleep(0)  # an agent that sends single bytes must not hold the hub
         return first[0]
 
     def _silence(self) -> str:
-        """Return the likely reason for which the agent says no HELO. A TLS server waits for the client as well."""
+        """Return the likely reason for a missing HELO. A TLS server, too, waits for the client."""
         if self._target.ssl is None:
             try:
                 send_all(self.sock, TLS_PROBE)
                 if answers_in_tls(self.sock.recv(16)):
-                    return "it says no HELO, and speaks TLS (TCP(..., ssl=...))"
-            except OSError:  # to an agent without TLS, it is no frame
+                    return "it sends no HELO, and speaks TLS (TCP(..., ssl=...))"
+            except OSError:  # an agent without TLS hangs up: the probe is not a frame
                 pass
-        return f"it says no HELO: {_NO_KEY}"
+        return f"it sends no HELO: {_NO_KEY}"
 
 
 def _own_name() -> str:
-    """Return this side's name in the handshake: one of a kind, and never the agent's name, which agents refuse."""
+    """Return this side's name in the handshake. It is unique: agents refuse a client with their own name."""
     return f"geventaudit-{os.getpid()}@{_constants.gethostname()}"

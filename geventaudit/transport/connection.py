@@ -3,14 +3,14 @@
 ========================  ==========================================================================================
 connection                a frame counts as delivered when
 ========================  ==========================================================================================
-with ``require_ack``      the agent said that it has it, by the Forward protocol's acknowledgement
+with ``require_ack``      the agent acknowledged it by the Forward protocol
 :class:`DomainSocket`     the agent's process has read it from the socket (Linux; elsewhere: when it was written)
 :class:`TCP`              the kernel of the agent's host has acknowledged it (Linux; elsewhere: when it was written),
                           and the connection is a second old: best effort
-:class:`NoOp`             at once; it goes nowhere
+:class:`NoOp`             at once; the frame is discarded
 ========================  ==========================================================================================
 
-Anything with the methods of :class:`Connection` can stand in for these.
+Any object with the methods of :class:`Connection` can replace these.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ _MEMBERS = ("name", "write", "delivered", "wait_broken", "close")  # of a Connec
 
 @runtime_checkable
 class Connection(Protocol):
-    """One open way to an agent. Make one of your own by having these; no base class is needed.
+    """An open connection to an agent. An object of your own needs these members, and no base class.
 
-    A connection is open when its constructor returns, is used by one client, and is never used again after anything has
-    failed on it: the client closes it and asks its factory for another.
+    A connection is open when its constructor returns. One client uses it. After any failure the client closes it, never
+    uses it again, and asks its factory for another.
     """
 
     name: str
     """The kind of the connection, for the heartbeat: ``UnixDomainSocket``, ``TCP``, ..."""
 
     def write(self, frames: Sequence[bytes]) -> None:
-        """Write whole frames, one after the other, waiting as a greenlet does if need be.
+        """Write whole frames in order. May wait, as a greenlet.
 
-        :raises Exception: the connection counts as broken then, with an unknown part of *frames* written. If the agent
-            hung up, and is known to have read of the frames in flight, ``ConnectionFailedError(...,
-            agent_had_read=True)``: only then may a record be suspected to be the cause. If it hung up in order, and
-            had read them all, ``frames_read=`` says how many.
+        :raises Exception: the connection is broken, and an unknown part of *frames* was written. If the agent hung up
+            and is known to have read from the frames in flight, raise ``ConnectionFailedError(...,
+            agent_had_read=True)``: only then may a record be suspected to be the cause. If the agent hung up in order
+            and had read all frames, ``frames_read=`` is their number.
         """
 
     def delivered(self) -> int:
-        """How many frames, counted from the first that was written, the far side has taken for certain.
+        """Return the number of frames, from the first written one, that the far side has certainly taken.
 
-        Never falls, never waits, never raises. Where nothing is known, the number of frames written.
+        Never falls, never waits, never raises. If nothing is known, return the number of frames written.
         """
 
     def wait_broken(self) -> None:
-        """Wait until the far side hangs up, and raise the reason; runs in a greenlet of its own.
+        """Wait until the far side hangs up, and raise the reason. Runs in its own greenlet.
 
         :raises Exception: the reason, as from :meth:`write`. A connection that cannot break waits for ever.
         """
 
     def close(self) -> None:
-        """Let go of everything, at once. May be called more than once, and while another greenlet is writing.
+        """Close all descriptors at once. Idempotent. Another greenlet may be in :meth:`write`.
 
-        It is called in forked children too, for a connection that is the parent's: close, and neither write nor shut
-        down anything.
+        Also called in a forked child, for the parent's connection: close the descriptors, and neither write to them nor
+        shut them down.
         """
 
 
 class Closing:
-    """``with`` support, for use by hand."""
+    """A mixin with ``with`` support, for use without a client."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -84,10 +84,11 @@ class Closing:
 
 
 def check_connection(candidate: object, must: str, hint: str = "") -> None:
-    """Raise if *candidate* is not a connection; *must* begins the sentence of the error.
+    """Check that *candidate* is a connection.
 
-    A class has all that its instances have, so it would do by its attributes alone.
+    A class has the attributes of its instances, so it is refused separately.
 
+    :param must: the start of the error text.
     :raises TypeError: *candidate* is not a connection; the error names the missing members.
     """
     if isinstance(candidate, type):
@@ -98,13 +99,13 @@ def check_connection(candidate: object, must: str, hint: str = "") -> None:
 
 
 def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
-    """Raise if *seconds* is not a time to wait.
+    """Check that *seconds* is a time to wait.
 
     :raises TypeError, ValueError: *seconds* is not a number, or not above 0.
     """
     if or_none and seconds is None:
         return
-    right = f"{name} must be a number of seconds above 0{', or None for ever' if or_none else ''}"
+    right = f"{name} must be a number of seconds above 0{', or None for no limit' if or_none else ''}"
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{right}, got {show(seconds)}")
     if not seconds > 0 or (or_none and seconds == float("inf")):  # NaN is not above anything
@@ -112,18 +113,18 @@ def check_seconds(name: str, seconds: object, *, or_none: bool = False) -> None:
 
 
 def check_context(ssl: object) -> None:
-    """Raise if *ssl* is not a context for TLS. A context that was made before patching can, too.
+    """Check that *ssl* is a context for TLS or None. A context made before patching is valid too.
 
-    :raises TypeError: it is neither an SSLContext nor None.
+    :raises TypeError: *ssl* is neither an SSLContext nor None.
     """
     if ssl is not None and not isinstance(ssl, native.original("ssl", "SSLContext")):
         raise TypeError(f"ssl must be an ssl.SSLContext, got {show(ssl)}")
 
 
 def checked_address(address: object, lowest_port: int = 1) -> tuple[str, int]:
-    """Host and port.
+    """Return *address* as host and port.
 
-    :raises TypeError, ValueError: they are none.
+    :raises TypeError, ValueError: *address* is not a host name and a port number.
     """
     match address:
         case (str() as host, int() as port):

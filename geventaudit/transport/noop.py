@@ -1,4 +1,4 @@
-"""The connection that goes nowhere."""
+"""The connection that discards all records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["NoOp"]
 
 
 class NoOp(Closing):
-    """A connection that goes nowhere: frames count as delivered and are gone. For tests, and to switch auditing off.
+    """A connection that discards all frames, which count as delivered. For tests, and to switch auditing off.
 
-    It says so in the log whenever one is made, so that auditing is never off without anybody noticing.
+    Each construction logs a warning, so that auditing is never off without a trace.
     """
 
     name = "NoOP"
@@ -23,7 +23,7 @@ class NoOp(Closing):
     def __init__(self) -> None:
         self._written = 0
         self._closed = Event()
-        logger().warning("audit records go nowhere: the connection is a NoOp; use DomainSocket or TCP for an agent")
+        logger().warning("audit records are discarded: the connection is a NoOp; use DomainSocket or TCP for an agent")
 
     def write(self, frames: Sequence[bytes]) -> None:
         """See :meth:`Connection.write`."""
@@ -36,7 +36,7 @@ class NoOp(Closing):
         return self._written
 
     def wait_broken(self) -> None:
-        """See :meth:`Connection.wait_broken`: when it is closed."""
+        """See :meth:`Connection.wait_broken`. Only :meth:`close` ends the wait."""
         self._closed.wait()
         raise ConnectionFailedError("noop: the connection is closed")
 

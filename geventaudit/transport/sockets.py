@@ -1,18 +1,18 @@
 """The common part of Unix sockets and TCP: writing, answers of the agent, and deliveries.
 
-The end of a connection says how much the agent has read:
+The end of a connection shows how much the agent has read:
 
 =============================  =========================================================================================
 the end                        known
 =============================  =========================================================================================
-in order, nothing held by the  the agent read everything, and closed (over TCP it may have shut down its writing only,
-kernel                         and go on reading)
-reset                          something was unread: nothing beyond earlier deliveries
+in order, nothing held by the  the agent read everything, and closed (over TCP it may have shut down only its writing
+kernel                         direction, and still read)
+reset                          there were unread data: nothing beyond earlier deliveries
 ``write_timeout``, a kill      nothing beyond earlier deliveries
-a refusal                      the agent threw the frames away (see :mod:`geventaudit.protocol.refusals`)
+a refusal                      the agent discarded the frames (see :mod:`geventaudit.protocol.refusals`)
 =============================  =========================================================================================
 
-Whatever the end is, the answers that lie in the socket are read before it is closed.
+In all cases, the answers in the socket are read before it is closed.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .kernel import HangUp, held_by_kernel, send_flags
 
 __all__ = ["Acks", "SocketConnection", "acks_asked", "reason_of", "release"]
 
-_READ_BYTES = 1 << 14  # held between two looks at other greenlets
+_READ_BYTES = 1 << 14  # of one read, before other greenlets run
 _MAX_REST_BYTES = 4 << 20  # of answers that are read before closing
-_END_SECONDS = 0.25  # for the kernel's last word when the agent has ended: an acknowledgement or a reset
+_END_SECONDS = 0.25  # for the last acknowledgement or reset after the agent has closed
 
 
 class Acks(NamedTuple):
-    """How acknowledgements are asked for."""
+    """The settings of acknowledgements."""
 
     timeout: float
     batch_records: int
 
 
 def acks_asked(require_ack: bool, ack_timeout: float, batch_records: int) -> Acks | None:
-    """Return how acknowledgements are asked for; None if they are not.
+    """Return the settings of acknowledgements; None if they are not required.
 
     :raises TypeError, ValueError: an argument is invalid.
     """
@@ -59,9 +59,9 @@ def acks_asked(require_ack: bool, ack_timeout: float, batch_records: int) -> Ack
 
 
 class SocketConnection(Closing):
-    """The common part of Unix sockets and TCP once they are connected.
+    """The common part of connected Unix sockets and TCP.
 
-    :param blind_seconds: time from now on in which nothing counts as delivered unless the agent acknowledges it.
+    :param blind_seconds: the time from now in which nothing counts as delivered without an acknowledgement.
     """
 
     name: str
@@ -72,21 +72,21 @@ class SocketConnection(Closing):
         self._where = where
         self._ack_timeout = acks.timeout if acks else 0.0
         self._acks = AckWindow(acks.batch_records) if acks else None
-        self._read_some = False  # the agent is known to have read of the frames in flight
-        self._in_flight_from = 0  # where those begin, in bytes
+        self._read_some = False  # the agent is known to have read from the frames in flight
+        self._in_flight_from = 0  # the start of the frames in flight, in bytes
         self._write_timeout = write_timeout
         self._sock = sock
         self._sock.settimeout(write_timeout)
         self._is_unix = sock.family == _constants.AF_UNIX
         self._flags = send_flags(sock)
         self._hang_up = HangUp(sock.fileno(), self._is_unix)
-        self._is_reset = False  # an error of the socket was seen; the kernel reports it once
+        self._is_reset = False  # the socket had an error, which the kernel reports once
         self._written = 0  # bytes
-        self._ends: deque[int] = deque()  # the position behind each frame that is not known to be delivered
+        self._ends: deque[int] = deque()  # the end of each frame that is not known to be delivered
         self._delivered = 0  # frames
-        self._words = b""  # the first bytes that the agent said
+        self._words = b""  # the first bytes that the agent sent
         self._closed = False
-        self._believed_from = monotonic() + blind_seconds  # nothing counts as delivered before
+        self._believed_from = monotonic() + blind_seconds  # nothing counts as delivered before this time
         self._pid = os.getpid()
         forks.register(self)
 
@@ -100,7 +100,7 @@ class SocketConnection(Closing):
     def write(self, frames: Sequence[bytes]) -> None:
         """See :meth:`Connection.write`.
 
-        :raises ConnectionFailedError: when the agent hung up, or took no byte for ``write_timeout`` seconds.
+        :raises ConnectionFailedError: the agent hung up, or took no byte for ``write_timeout`` seconds.
         """
         self._check_open()
         if not self._is_in_flight():
@@ -127,13 +127,13 @@ class SocketConnection(Closing):
                 raise ConnectionFailedError(
                     f"{self._where}: the agent took nothing for {self._write_timeout} seconds"
                 ) from error
-            # On a Unix socket EPIPE only says that the agent has closed; reading says whether in order.
+            # On a Unix socket, EPIPE means that the agent has closed; reading shows if it closed in order.
             self._is_reset |= not (self._is_unix and isinstance(error, BrokenPipeError))
             failure = self._read_rest() or self._failure("could not write", error)
             self.close()
             raise failure from error
         except BaseException:
-            # Whatever it was (a Timeout, a kill), part of a frame may be on the way: nothing can follow it.
+            # After a Timeout or a kill too, part of a frame may be written: nothing can follow it.
             self.close()
             raise
 
@@ -144,7 +144,7 @@ class SocketConnection(Closing):
         if not self._closed:
             taken = self._taken()
             ends = self._ends
-            if ends and ends[-1] <= taken:  # all, as mostly: not one by one
+            if ends and ends[-1] <= taken:  # all frames, the common case
                 self._delivered += len(ends)
                 ends.clear()
             while ends and ends[0] <= taken:
@@ -153,11 +153,11 @@ class SocketConnection(Closing):
         return self._delivered
 
     def _taken(self) -> int:
-        """Bytes that the far side has certainly taken.
+        """Return the bytes that the far side has certainly taken.
 
-        What the kernel still holds for the far side (TIOCOUTQ) includes the overhead of its buffers on a Unix socket,
-        so written minus held is a safe lower bound. When the far side closes, the kernel throws away what was not read,
-        and holds 0: the figure means nothing then, so the hang-up is looked for after the figure was taken.
+        On a Unix socket, the bytes that the kernel holds (TIOCOUTQ) include the overhead of its buffers, so written
+        minus held is a safe lower bound. When the far side closes, the kernel discards unread bytes and holds 0. Such a
+        figure is meaningless, so this method checks for a hang-up after it has read the figure.
         """
         if monotonic() < self._believed_from:
             return 0
@@ -175,11 +175,10 @@ class SocketConnection(Closing):
     # -- the agent's answers -------------------------------------------------------------------------------------------
 
     def wait_broken(self) -> None:
-        """See :meth:`Connection.wait_broken`. Acknowledgements are read here; without them, only a refusal means
-        anything of what an agent says.
+        """See :meth:`Connection.wait_broken`. Reads acknowledgements; without these, only refusals have a meaning.
 
-        :raises ConnectionFailedError: when the agent hung up or refused, when it acknowledged nothing for
-            ``ack_timeout`` seconds, or when the connection was closed.
+        :raises ConnectionFailedError: the agent hung up or refused, it acknowledged nothing for ``ack_timeout``
+            seconds, or the connection was closed.
         """
         while True:
             self._check_open()
@@ -191,37 +190,37 @@ class SocketConnection(Closing):
                     data = self._sock.recv_now(_READ_BYTES)
             except OSError as error:
                 if _is_ours(error):
-                    continue  # the socket's timeout is meant for writing
+                    continue  # the timeout of the socket is for writing
                 self._is_reset = True
                 raise self._failure("broke", error) from error
             if data == b"":
                 raise self._end_of_stream(in_order or self._ends_in_order(has_ended=True))
             if data:
                 self._hear(data)
-            if data is None or len(data) == _READ_BYTES:  # TLS that waits for something else, or a flood
+            if data is None or len(data) == _READ_BYTES:  # an incomplete TLS record, or a flood of data
                 gevent.sleep(TICK)
 
     def _hear(self, data: bytes) -> None:
-        """Take bytes that the agent said.
+        """Take bytes that the agent sent.
 
-        :raises ConnectionFailedError: they are a refusal, or must be acknowledgements and are not.
+        :raises ConnectionFailedError: they are a refusal, or acknowledgements are required and they are invalid.
         """
         if len(self._words) < MAX_WORDS:
             self._words += data[: MAX_WORDS - len(self._words)]
             if (refusal := refusal_of(self._words)) is not None:
                 self._believed_from = float("inf")
-                event = "refused" if self._acks is None else "what the agent answers is wrong"
+                event = "refused" if self._acks is None else "the agent's answer is invalid"
                 raise ConnectionFailedError(f"{self._where}: {event}: {refusal}")
         if self._acks is not None:
             try:
                 self._acks.feed(data)
             except FrameError as error:
-                raise ConnectionFailedError(f"{self._where}: what the agent answers is wrong: {error}") from error
+                raise ConnectionFailedError(f"{self._where}: the agent's answer is invalid: {error}") from error
 
     def _read_rest(self) -> ConnectionFailedError | None:
-        """Read the answers that lie in the socket, without waiting, before it is closed.
+        """Read the answers in the socket before it is closed, without waiting.
 
-        :returns: an end in order, or the agent's refusal; None if neither is there.
+        :returns: the error for an end in order or for a refusal; None if there is neither.
         """
         in_order = self._hang_up.seen() and self._has_read_all()
         read = 0
@@ -244,12 +243,12 @@ class SocketConnection(Closing):
         return not (self._closed or self._is_reset or self._held() or self._hang_up.is_reset())
 
     def _ends_in_order(self, *, has_ended: bool = False) -> bool:
-        """Return True if the agent has ended the connection, and had read everything.
+        """Return True if the agent has closed the connection, and had read everything.
 
-        This waits a moment for the kernel's last word: bytes on their way to a socket that is closed are answered by a
-        reset. It has to be asked before the end is read: OpenSSL answers an end of TCP by an alert, and is reset.
+        This waits a moment, since a closed socket answers bytes on their way by a reset. Call it before the end of the
+        stream is read: OpenSSL answers an end of TCP by an alert, which is reset too.
 
-        :param has_ended: the end was read, which may be that of TLS. That of TCP follows.
+        :param has_ended: the end of the stream was read. With TLS, the end of TCP follows.
         """
         deadline = Deadline(_END_SECONDS)
         while not (self._closed or self._is_reset or self._hang_up.is_reset() or deadline.has_passed()):
@@ -263,13 +262,13 @@ class SocketConnection(Closing):
         return False
 
     def _end_of_stream(self, in_order: bool) -> ConnectionFailedError:
-        """Return the error for an agent that hung up, and how much it had read if it did so in order."""
+        """Return the error for an agent that hung up; if it did so in order, with the number of frames it had read."""
         if not in_order:
             return ConnectionFailedError(f"{self._where}: the agent hung up")
         read = 0
         if self._acks is None and not self._words:
             read = sum(end <= self._written for end in self._ends)
-            if not (self._flags or self._is_unix):  # TLS may have read more than the agent, all of a TLS record
+            if not (self._flags or self._is_unix):  # TLS reads whole records, and so may have read more than the agent
                 read = min(read, 1)
             read += self._delivered
         return ConnectionFailedError(
@@ -279,9 +278,9 @@ class SocketConnection(Closing):
         )
 
     def _patience(self) -> float | None:
-        """Seconds until the oldest message waits for too long to be acknowledged; None where none are asked for.
+        """Return the seconds until the next acknowledgement is overdue; None without acknowledgements.
 
-        :raises ConnectionFailedError: it has waited too long already.
+        :raises ConnectionFailedError: an acknowledgement is overdue.
         """
         if self._acks is None:
             return None
@@ -303,23 +302,23 @@ class SocketConnection(Closing):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """See :meth:`Connection.close`. Acknowledgements that lie in the socket count."""
+        """See :meth:`Connection.close`. Acknowledgements in the socket count."""
         if self._finish():
             self._sock.close()
 
     def _finish(self) -> bool:
-        """Take the last news of the socket; return False if the connection is closed already."""
+        """Read the last deliveries. Return False if the connection is closed already."""
         if self._closed:
             return False
         # A forked child must not read from the parent's connection.
         if self._acks is not None and os.getpid() == self._pid:
             self._read_rest()
-        self.delivered()  # the last figure that the kernel can give
+        self.delivered()  # after close, the kernel gives no figure
         self._closed = True
         return True
 
     def after_fork_in_child(self) -> None:
-        """Let go of the socket, which is the parent's; the parent's connection is not touched by that."""
+        """Close this process's copy of the socket. The parent's connection stays open."""
         self.close()
 
     def _check_open(self) -> None:
@@ -328,7 +327,7 @@ class SocketConnection(Closing):
             raise ConnectionFailedError(f"{self._where}: the connection is closed")
 
     def _failure(self, event: str, error: OSError) -> ConnectionFailedError:
-        """Return the error for a connection that broke by *error*, and the likely cause if nothing was ever taken."""
+        """Return the error for a connection that broke by *error*, with a likely cause if the agent took nothing."""
         is_silent = not (self._words or self.delivered())
         hint = ""
         if is_silent and self._flags and not self._is_unix and isinstance(error, ConnectionError):
@@ -338,7 +337,7 @@ class SocketConnection(Closing):
         )
 
 
-# By OpenSSL's names of its reasons.
+# Hints by OpenSSL's names of its reasons.
 _TLS_REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the agent wants a client certificate: load_cert_chain() of the context",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the agent may want a client certificate: load_cert_chain() of the context",
@@ -348,22 +347,22 @@ _TLS_REASONS = {
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the text of an error of a socket, with a hint where TLS is the cause."""
+    """Return the text of an error of a socket, with a hint if TLS is the cause."""
     text = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or str(error)
     hint = _TLS_REASONS.get(getattr(error, "reason", None) or "")
     return f"{text} ({hint})" if hint else str(text)
 
 
 def _is_ours(error: OSError) -> bool:
-    """Whether it is the timeout that was set on the socket, and not the kernel's ETIMEDOUT."""
+    """Return True for the timeout that was set on the socket, False for ETIMEDOUT of the kernel."""
     return isinstance(error, TimeoutError) and error.errno is None
 
 
 def release(connection: Connection) -> None:
-    """Close *connection* when the hub that watched it is gone.
+    """Close *connection* after the end of its hub.
 
-    gevent's own way would ask that hub to stop watching first. A loop that never runs again does not mind. A
-    connection of a user's own is left alone: how that closes is not known.
+    gevent's ``close()`` would first ask that hub to stop its watchers. A loop that never runs again does not need that.
+    A user-defined connection is left alone: its ``close()`` may need the hub.
     """
     if isinstance(connection, SocketConnection) and connection._finish():
         connection._sock._sock.close()

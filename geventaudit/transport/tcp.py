@@ -1,4 +1,4 @@
-"""Connections over TCP, with TLS and the Forward protocol's handshake where they are asked for."""
+"""Connections over TCP, with optional TLS and the optional handshake of the Forward protocol."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ __all__ = ["BLIND_SECONDS", "TCP"]
 
 BLIND_SECONDS = 1.0
 """Seconds of a connection in which nothing counts as delivered without acknowledgements. The kernel of the agent's host
-acknowledges also what the agent refuses: without TLS, a client certificate or a shared key, or while its input is
-paused. An agent says so, or hangs up, soon after."""
+also acknowledges bytes that the agent refuses, because TLS, a client certificate or a shared key is missing, or because
+its input is paused. The agent's refusal or hang-up follows soon after."""
 
 
 class TCP(SocketConnection):
-    """A connection over TCP, without delay.
+    """A connection over TCP, with ``TCP_NODELAY``.
 
     Without *require_ack* it is best effort: the kernel of the agent's host acknowledges bytes that the agent never
-    reads. Nothing counts as delivered in the first second, in which an agent that refuses says so.
+    reads. Nothing counts as delivered in the first second, since a refusal of the agent arrives within it.
 
-    The kernel ends a connection whose far side acknowledges nothing for *write_timeout* (60 seconds at the most), also
-    while it is idle.
+    The kernel ends a connection, also an idle one, if the far side acknowledges nothing for *write_timeout* (at most 60
+    seconds).
 
     :param address: host name or address, and port. Names are resolved without blocking other greenlets. If a name has
         several addresses, the next is tried after 250 ms, and the first that is ready for records is used.
-    :param timeout: seconds that resolving, connecting, TLS and the handshake may take in all; None for ever.
-    :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
-        ever.
-    :param ssl: speak TLS by this ``ssl.SSLContext``; it decides what is verified (``ssl.create_default_context()``:
-        certificate and host name) and may hold a client certificate. Each connection is verified anew.
-    :param server_hostname: the name that the agent's certificate must have, where it is not the host of *address*.
+    :param timeout: seconds for resolving, connecting, TLS and the handshake together; None for no limit.
+    :param write_timeout: seconds without a byte taken during a write, after which the connection is broken; None for no
+        limit.
+    :param ssl: the ``ssl.SSLContext`` for TLS; None for no TLS. The context sets the checks
+        (``ssl.create_default_context()``: certificate and host name) and may hold a client certificate. Each connection
+        is verified anew.
+    :param server_hostname: the name in the agent's certificate, if it is not the host of *address*.
     :param shared_key: do the Forward protocol's handshake, and refuse an agent that does not know this key.
-    :param username: for an agent that asks for users as well.
-    :param password: of that user.
-    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
-    :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
-    :param batch_records: records that may share an acknowledgement, when they are there anyway.
+    :param username: the user name, for an agent that has users.
+    :param password: the password of that user.
+    :param require_ack: True to count a frame as delivered when the agent acknowledges it, as Fluent Bit and Fluentd do.
+    :param ack_timeout: seconds without an acknowledgement, after which the connection is broken.
+    :param batch_records: the most records that share an acknowledgement, if they are written together.
     :raises ValueError, TypeError: an argument is invalid.
-    :raises ConnectionFailedError: there is no connection; it names the address and the cause.
+    :raises ConnectionFailedError: connecting failed; the error names the address and the cause.
     """
 
     name = "TCP"
@@ -84,5 +85,5 @@ class TCP(SocketConnection):
 
     @property
     def is_best_effort(self) -> bool:
-        """True if records count as delivered that the agent may never read."""
+        """True without acknowledgements: records count as delivered that the agent may never read."""
         return self._acks is None

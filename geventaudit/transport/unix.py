@@ -27,18 +27,19 @@ _MAX_LINKS = 40  # as the kernel's
 class DomainSocket(SocketConnection):
     """A connection over a Unix stream socket.
 
-    :param path: the agent's socket. Without one, the first of mdsd's two usual paths that exists, or the second.
-    :param timeout: seconds that connecting may take.
-    :param write_timeout: seconds that the agent may take no byte of a write before the connection is given up; None for
-        ever.
-    :param peer_uid: refuse an agent whose process runs as another user than the one with this number (Linux).
-    :param strict: refuse a path where a directory on the way, that of a link too, is writable for everybody and has no
-        sticky bit.
-    :param require_ack: a frame is delivered when the agent acknowledges it, as Fluent Bit does (Fluentd over TCP only).
-    :param ack_timeout: seconds that an acknowledgement may take before the connection is given up.
-    :param batch_records: records that may share an acknowledgement, when they are there anyway.
-    :raises ValueError, TypeError: for parameters that cannot be.
-    :raises ConnectionFailedError: when there is no connection to be had; it names the path and the cause.
+    :param path: the agent's socket. None for the first of mdsd's two usual paths that exists, or the second.
+    :param timeout: seconds for connecting; None for no limit.
+    :param write_timeout: seconds without a byte taken during a write, after which the connection is broken; None for no
+        limit.
+    :param peer_uid: the user id of the agent's process (Linux); an agent of another user is refused.
+    :param strict: True to refuse a path with a directory, also on the way of a link, that is writable by all users and
+        has no sticky bit.
+    :param require_ack: True to count a frame as delivered when the agent acknowledges it, as Fluent Bit does (Fluentd
+        over TCP only).
+    :param ack_timeout: seconds without an acknowledgement, after which the connection is broken.
+    :param batch_records: the most records that share an acknowledgement, if they are written together.
+    :raises ValueError, TypeError: an argument is invalid.
+    :raises ConnectionFailedError: connecting failed; the error names the path and the cause.
     """
 
     name = "UnixDomainSocket"
@@ -86,7 +87,7 @@ class DomainSocket(SocketConnection):
             raise
 
     def peer(self) -> tuple[int, int]:
-        """The agent's process number, 0 where this process cannot see it, and the number of its user (Linux)."""
+        """Return the agent's process id, 0 if it is not visible to this process, and its user id (Linux)."""
         return _peer_of(self._sock)
 
 
@@ -100,16 +101,21 @@ def _peer_of(sock: Any) -> tuple[int, int]:
 
 
 def _check_peer(sock: Any, where: str, uid: int) -> None:
-    """Refuse an agent of another user: whoever may make a file in that place may listen there."""
+    """Refuse an agent of another user: every user with write access to the directory could listen there.
+
+    :raises ConnectionFailedError: the agent runs as another user.
+    """
     _, theirs = _peer_of(sock)
     if theirs != uid:
         raise ConnectionFailedError(f"{where}: refused: the agent runs as user {theirs}, not {uid}")
 
 
 def check_directories(path: str, where: str) -> None:
-    """Refuse a path where anybody can put something else in the place of one of its parts: a link on the way, too.
+    """Refuse a path of which every user can replace a part, also a link on the way.
 
-    So it is gone as the kernel goes it, and not from where it ends, as the directories of a link are not on that way.
+    Follows the path part by part, as the kernel does: the resolved path does not contain the directories of links.
+
+    :raises ConnectionFailedError: a directory is writable by all users and has no sticky bit.
     """
     folder = "/"
     ahead = os.path.join(os.getcwd(), path).split("/")[::-1]
@@ -122,8 +128,8 @@ def check_directories(path: str, where: str) -> None:
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ConnectionFailedError(
-                f"{where}: refused: anybody can write to {folder} and it has no sticky bit, "
-                "so anybody can put a socket of their own there"
+                f"{where}: refused: all users can write to {folder}, which has no sticky bit, so that any user can "
+                "replace the socket"
             )
         inner = os.path.join(folder, part)
         if not stat.S_ISLNK(os.lstat(inner).st_mode):
@@ -138,7 +144,7 @@ def check_directories(path: str, where: str) -> None:
 
 
 def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
-    """Connect *sock*, also to an agent whose backlog is full: the kernel says "try again" then and gives no event."""
+    """Connect *sock*. If the agent's backlog is full, the kernel returns EAGAIN and gives no event, so poll."""
     deadline = None if timeout is None else monotonic() + timeout
     sock.settimeout(0.0)
     pause = 0.001
@@ -149,6 +155,6 @@ def _connect_unix(sock: Any, path: str, timeout: float | None) -> None:
         if code not in (errno.EAGAIN, errno.EINTR):
             raise OSError(code, os.strerror(code))
         if deadline is not None and monotonic() + pause > deadline:
-            raise OSError(errno.ETIMEDOUT, f"the agent accepted nobody for {timeout} seconds")
+            raise OSError(errno.ETIMEDOUT, f"the agent accepted no connection for {timeout} seconds")
         gevent.sleep(pause)
         pause = min(pause * 2, 0.1)

@@ -59,7 +59,7 @@ class _Chain:
 
 
 class KeyCopy:
-    """One copy of a key file.
+    """A copy of a key file.
 
     :param name: for reports.
     :param start: the start that uses *master*; 0 for a static key.

@@ -1,4 +1,4 @@
-"""The requests that the page answers: from this page, to this address, with the token."""
+"""The rules for requests to the page: from this page, to this address, with the token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ _HOST = re.compile(r"(?:(?P<name>[a-z0-9._-]+)|\[(?P<address>[0-9a-f:.]+)\])(?::
 
 
 class Guard:
-    """Decides whether a request is answered.
+    """Accepts or refuses requests.
 
-    A name in the ``Host`` header that is not one of this host means that a foreign site had its own name resolved to
-    the page's address (DNS rebinding). A foreign or missing ``Origin`` of a POST means that it does not come from the
-    page.
+    An unknown name in the ``Host`` header means that a foreign site had its own name resolved to the page's address
+    (DNS rebinding). A POST with a foreign or missing ``Origin`` does not come from the page.
 
     :param host: the host of the page's address, as the user gave it.
-    :param port: its port.
-    :param token: the secret that each request must know; None on a loopback address.
+    :param port: the port of the page's address.
+    :param token: the secret of each request; None on a loopback address.
     """
 
     def __init__(self, host: str, port: int, token: str | None) -> None:
@@ -70,7 +69,7 @@ class Guard:
             address = ip_address(name)
         except ValueError:
             return False
-        # An address is no name that a foreign site could have resolved to this page.
+        # A foreign site cannot use an address for DNS rebinding.
         return address.is_loopback or self._token is not None
 
     def _knows_token(self, environ: Mapping[str, str]) -> bool:

@@ -18,9 +18,9 @@ __all__ = ["CHART_SECONDS", "KEPT_BYTES", "KEPT_MESSAGES", "Arrival", "Link", "L
 KEPT_MESSAGES = 10_000
 """The most messages that are kept. The oldest are dropped."""
 KEPT_BYTES = 16 << 20
-"""The most bytes, packed, of the messages that are kept. A single longer message is kept too."""
+"""The most bytes of the kept messages, packed. A single longer message is kept too."""
 CHART_SECONDS = 120
-"""How many seconds of rates are kept."""
+"""The seconds of rates that are kept."""
 
 _KEPT_CLOSED = 20
 
@@ -31,7 +31,7 @@ class Arrival(NamedTuple):
     number: int
     """1 for the first message of the agent."""
     time: float
-    """When it arrived, in seconds since 1970."""
+    """The time of arrival, in seconds since 1970."""
     link: Link
     frame_size: int
     """Bytes of its frame on the wire."""
@@ -52,16 +52,16 @@ class Link:
     closed: float | None = None
     """In seconds since 1970; None while it is open."""
     reason: str = ""
-    """Why it was closed."""
+    """The reason for which the connection was closed."""
     frames: int = 0
     bytes: int = 0
     """Bytes of its whole frames."""
     messages: int = 0
     refused: int = 0
     heartbeat: float | None = None
-    """When the last heartbeat arrived, in seconds since 1970."""
+    """The time of the last heartbeat, in seconds since 1970."""
     frame_size: int = 0
-    """Bytes of the frame whose messages arrive."""
+    """Bytes of the current frame."""
 
 
 @dataclass(slots=True)
@@ -79,17 +79,17 @@ class Second:
 class Log:
     """An :class:`~geventaudit.agent.arrivals.Observer` that keeps the last messages.
 
-    Nothing is encoded here: a message costs about a microsecond, so that an agent whose page is not open is as fast
-    as one without a page.
+    It encodes nothing: a message costs about a microsecond, so that an agent is as fast as one without a page while the
+    page is not open.
     """
 
     def __init__(self) -> None:
         self.first = 1
         """The number of the oldest message that is kept, or of the next one."""
         self.cleared = 1
-        """The number of the first message behind the last :meth:`clear`."""
+        """The number of the first message after the last :meth:`clear`."""
         self.dropped = 0
-        """Messages that were dropped because too many are kept; without those that were cleared."""
+        """Messages dropped because too many are kept; without those that were cleared."""
         self.seconds: deque[Second] = deque(maxlen=CHART_SECONDS)
         """The seconds in which messages arrived, oldest first."""
         self._arrivals: deque[Arrival] = deque()
@@ -100,7 +100,7 @@ class Log:
 
     @property
     def next(self) -> int:
-        """The number that the next message gets."""
+        """The number of the next message."""
         return self.first + len(self._arrivals)
 
     @property
@@ -109,13 +109,13 @@ class Log:
         return [*self._closed, *self._open.values()]
 
     def after(self, number: int, most: int) -> list[Arrival]:
-        """Return the messages that are kept behind message *number*, the first *most* of them."""
+        """Return the first *most* kept messages after message *number*."""
         start = max(number + 1 - self.first, 0)
         # Not islice, which would walk from the start of the deque.
         return [self._arrivals[index] for index in range(start, min(start + most, len(self._arrivals)))]
 
     def clear(self) -> None:
-        """Drop all messages that are kept."""
+        """Drop all kept messages."""
         self.first = self.cleared = self.next
         self._arrivals.clear()
         self._bytes = 0

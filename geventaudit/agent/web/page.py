@@ -68,8 +68,8 @@ _BATCH = 100
 class Page:
     """A page that shows the messages of an agent as they arrive. Construct it before the agent starts.
 
-    Each open page reads the messages at its own speed, from those that are kept. A page that is too slow misses
-    messages, and says so; neither the agent nor its memory depends on it.
+    Each open page reads the kept messages at its own speed. A page that is too slow misses messages, and shows how
+    many; it affects neither the speed nor the memory of the agent.
 
     :param agent: the agent.
     :param address: host and port; port 0 picks a free one, see :attr:`url`.
@@ -101,9 +101,9 @@ class Page:
         agent.observe(self._log)
 
     def start(self) -> Self:
-        """Serve the page. A host that is no loopback address gets a token, which every request must know.
+        """Serve the page. On a host that is not a loopback address, every request needs a token.
 
-        :raises OSError: the address cannot be had.
+        :raises OSError: the address cannot be used.
         """
         # Imported here: pywsgi imports ssl, and patching warns when ssl was imported before.
         from gevent.pywsgi import WSGIServer
@@ -126,7 +126,7 @@ class Page:
         return self
 
     def close(self) -> None:
-        """Serve the page no more, and close its connections."""
+        """Stop serving the page, and close its connections."""
         if self._server is not None:
             self._server.stop(timeout=0)
             self._server = None
@@ -145,7 +145,7 @@ class Page:
         problem = self._guard.problem_of(environ)
         if problem is not None and problem[0].startswith("401") and path == "/" and method == "GET":
             cookie = self._guard.cookie_of(environ)
-            if cookie is not None:  # and the token leaves the address bar
+            if cookie is not None:  # the redirection removes the token from the address bar
                 return _answer(start, "303 See Other", "", headers=[("Location", "/"), ("Set-Cookie", cookie)])
         if problem is not None:
             return _answer(start, *problem)
@@ -174,9 +174,9 @@ class Page:
         return _answer(start, "204 No Content", "")
 
     def _events(self, last_id: str) -> Iterator[bytes]:
-        """Yield server-sent events for as long as the page is open: all messages that are kept, then those that come.
+        """Yield server-sent events while the page is open: all kept messages, then each new one.
 
-        :param last_id: the identifier of the last event that the page has seen before it lost its connection.
+        :param last_id: the identifier of the last event that the page received before it lost its connection.
         """
         run, _, number = last_id.partition("-")
         seen = int(number) if run == self._run and number.isascii() and number.isdigit() else self._log.first - 1
@@ -185,7 +185,7 @@ class Page:
         while True:
             if monotonic() >= due:
                 state = state_of(self._agent, self._log, since)
-                # Before the page is written to, which takes as long as the page likes.
+                # Before the write to the page, which may take long.
                 since, due = int(time.time()) - 1, monotonic() + _STATE_SECONDS
                 yield _event("state", [state])
             batch = self._log.after(seen, _BATCH)
@@ -194,7 +194,7 @@ class Page:
                 lines = [line for each in batch for line in lines_of(each)]
                 seen = batch[-1].number
                 yield _event("messages", [f"{missed} {self._log.first}", *lines], f"{self._run}-{seen}")
-            # Nothing wakes a page up: that would cost the agent time for each message.
+            # Poll: waking each page would cost the agent time for each message.
             gevent.sleep(_PAUSE_SECONDS if len(batch) == _BATCH else _POLL_SECONDS)
 
 
@@ -206,7 +206,7 @@ def _answer(
     headers: Iterable[tuple[str, str]] = (),
 ) -> list[bytes]:
     content = body.encode() if isinstance(body, str) else body
-    # A response without content must not say how long it is.
+    # A response without content must not have a Content-Length.
     length = [] if status.startswith("204") else [("Content-Length", str(len(content)))]
     start(status, [("Content-Type", f"{kind}; charset=utf-8"), *length, *_HEADERS, *headers])
     return [content] if content else []
@@ -222,7 +222,7 @@ def _handler_class() -> Any:
     from gevent.pywsgi import WSGIHandler
 
     class Handler(WSGIHandler):
-        """Closes connections that neither send nor take anything for 30 seconds."""
+        """A handler that closes connections without traffic for 30 seconds."""
 
         # The handler compares the first argument of an OSError, which for a timeout is a text.
         ignored_socket_errors: Any = (*WSGIHandler.ignored_socket_errors, "timed out")
@@ -242,14 +242,14 @@ def _handler_class() -> Any:
         def read_request(self, raw_requestline: str) -> Any:
             try:
                 return super().read_request(raw_requestline)
-            except IndexError:  # gevent's answer to a version without a dot, of which it would print a traceback
+            except IndexError:  # gevent raises it for a version without a dot, and would print a traceback
                 raise ValueError("the HTTP version is invalid") from None
 
     return Handler
 
 
 class _ErrorLog:
-    """Logs the complaints of the server about requests."""
+    """Writes the server's error messages to the log."""
 
     def write(self, text: str) -> None:
         _log.info("%s", printable(text.rstrip()))

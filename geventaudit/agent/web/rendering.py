@@ -20,7 +20,7 @@ from .log import Arrival, Log
 
 __all__ = ["lines_of", "state_of"]
 
-# A longer message is encoded in a native thread: the hub goes on.
+# A longer message is encoded in a native thread, so that the hub is free.
 _INLINE_BYTES = 1 << 15
 
 _MAX_REASONS = 100
@@ -33,7 +33,7 @@ _LEFT_OUT = "..."
 def lines_of(arrival: Arrival) -> tuple[str, str]:
     """Return two lines of JSON: the circumstances of a message, and the message.
 
-    The message is a line of its own, so that the page can show numbers that JavaScript cannot hold.
+    The message has its own line: the page shows numbers that JavaScript cannot hold from the text of that line.
     """
     if arrival.size <= _INLINE_BYTES:
         text = _text_of(arrival.message)
@@ -87,7 +87,7 @@ def _refusal(refused: Refused) -> dict[str, Any]:
 
 
 class _Excerpt:
-    """A part of a value that nothing is known of, small enough for a page."""
+    """A part of an arbitrary value, small enough for the page."""
 
     def __init__(self) -> None:
         self.is_cut = False
@@ -95,7 +95,7 @@ class _Excerpt:
         self._left = _MAX_EXCERPT
 
     def of(self, value: Any, depth: int = 0) -> Any:
-        """Return a value as :func:`jsonable` does, without the values and characters that are too many."""
+        """Return *value* as :func:`jsonable` does, without excess values and characters."""
         self._left -= 1
         if self._left <= 0 or depth > _MAX_DEPTH:
             self.is_cut = True

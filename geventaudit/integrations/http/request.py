@@ -1,4 +1,4 @@
-"""One request, from its beginning to the end of its response."""
+"""A request, from its beginning to the end of its response."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PRINCIPAL_HEADERS = (
 
 
 class Request:
-    """One request: its environment at the beginning, the facts, and how its response ended."""
+    """A request: its environment at the beginning, the facts, and the end of its response."""
 
     __slots__ = (
         *("address", "certificate", "environ", "error", "facts", "headers", "is_over", "is_whole", "method", "path"),
