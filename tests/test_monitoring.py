@@ -1,4 +1,4 @@
-"""Alert rules and dashboard for Prometheus: they parse, use published metrics, fire on faults, and run on a real one."""
+"""Alert rules and dashboard: they parse, use published metrics, fire on faults, and run in a real Prometheus."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
-def test_the_ten_lines_send_their_record(socket_path: str) -> None:
+def test_the_first_record_arrives(socket_path: str) -> None:
     """As printed, but for the path."""
-    (ten_lines,) = blocks_of(README)
-    assert ten_lines.count("/tmp/audit.sock") == 1
-    program = ten_lines.replace("/tmp/audit.sock", socket_path)
+    (program_shown,) = blocks_of(README)
+    assert program_shown.count("/tmp/audit.sock") == 1
+    program = program_shown.replace("/tmp/audit.sock", socket_path)
     got: list[Any] = []
     with Agent(socket_path, got.append):
         process = subprocess.Popen(
