@@ -15,6 +15,7 @@ from test_docs import DOCS, PAGES, ROOT, blocks_of
 pytest.importorskip("sphinx", reason="needs Sphinx, which the extra [docs] brings")
 sys.path.insert(0, str(DOCS / "_ext"))
 import diagrams
+import references
 
 NAMES = sorted(path.stem for path in diagrams.FOLDER.glob("*.dot"))
 MAX_WIDTH = 120
@@ -77,6 +78,29 @@ def test_a_broken_reference_is_an_error_and_a_missing_dot_is_none(tmp_path: Path
     page = (tmp_path / "out" / "index.html").read_text()
     assert "In words." in page
     assert 'href="#geventaudit.Backoff"' in page
+
+
+@pytest.mark.parametrize(
+    ("literal", "name"),
+    [
+        ("Client", "geventaudit.Client"),
+        ("Client(factory, stamp=True)", "geventaudit.Client"),
+        ("geventaudit.Spool", "geventaudit.Spool"),
+        ("client.send(msg)", "geventaudit.Client.send"),
+        ("flush()", "geventaudit.Client.flush"),
+        ("client.notify", "geventaudit.Client.notify"),
+        ("AuditType.DATA_PLANE", "geventaudit.AuditType.DATA_PLANE"),
+        ("flush", None),
+        ("AuditType.SIDE_PLANE", None),
+        ("client.stats().rejected", None),
+        ("queue_size", None),
+        ("myapp", None),
+        ("live_clients", None),
+        ("geventaudit.live_clients()", "geventaudit.live_clients"),
+    ],
+)
+def test_public_names_in_guides_are_links(literal: str, name: str | None) -> None:
+    assert references.public_name(literal) == name
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.stem)

@@ -1,4 +1,7 @@
-"""References in docstrings: short names, names of others, and a check that each role names an existing thing.
+"""References: public names in guides, short names in docstrings, names of others; and a check of each role.
+
+In a guide, a literal that is a public name (``Client``, ``client.send()``, ``AuditType.DATA_PLANE``) is a link to the
+reference, once in each section.
 
 A nitpicky build (``-n``) warns of each reference without a page. Here, a reference is right in two more cases: it is
 part of a type annotation or of a class's bases, or its role names an object that can be imported and has no page.
@@ -7,10 +10,14 @@ part of a type annotation or of a class's bases, or its role names an object tha
 from __future__ import annotations
 
 import pkgutil
+import re
 from inspect import getmodule
 from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
+
+import geventaudit
 
 ALIASES = {
     "Field": "marshmallow.fields.Field",
@@ -23,6 +30,43 @@ ALIASES = {
     "gevent._gevent_cqueue.Channel": "gevent.queue.Channel",
 }
 """Names in annotations that are imported for type checkers only, and names of internal modules of others."""
+
+
+METHODS = {name for name in vars(geventaudit.AuditClient) if not name.startswith("_")}
+
+
+def public_name(literal: str) -> str | None:
+    """Return the full name of the public thing that a literal in a guide is; None for all other literals."""
+    name = re.sub(r"\(.*\)$", "", literal, flags=re.DOTALL)
+    if name.removeprefix("client.") in METHODS and (name.startswith("client.") or literal.endswith(")")):
+        return f"geventaudit.Client.{name.removeprefix('client.')}"
+    owner, _, member = name.removeprefix("geventaudit.").partition(".")
+    if owner not in geventaudit.__all__ or not (owner[0].isupper() or literal.endswith(")")):
+        return None
+    if member and not hasattr(getattr(geventaudit, owner), member):
+        return None
+    return f"geventaudit.{owner}.{member}" if member else f"geventaudit.{owner}"
+
+
+def link_names(app: Any, doctree: nodes.document) -> None:
+    """Make links of public names in all pages but the reference."""
+    page = app.env.docname
+    if page.startswith("reference/"):
+        return
+    linked: set[tuple[int, str]] = set()
+    for literal in list(doctree.findall(nodes.literal)):
+        name = public_name(literal.astext())
+        section, parent = literal.parent, literal.parent
+        while not isinstance(section, nodes.section | nodes.document):
+            section = section.parent
+        if name is None or isinstance(parent, nodes.title | nodes.reference | pending_xref):
+            continue
+        if (id(section), name) in linked:
+            continue
+        linked.add((id(section), name))
+        link = pending_xref("", refdomain="py", reftype="obj", reftarget=name, refdoc=page, refexplicit=False)
+        parent.replace(literal, link)
+        link += literal
 
 
 def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -82,6 +126,7 @@ def _instance_attributes(owner: type[Any]) -> set[str]:
 
 
 def setup(app: Any) -> dict[str, Any]:
+    app.connect("doctree-read", link_names)
     app.connect("missing-reference", resolve, priority=400)  # before intersphinx
     app.connect("warn-missing-reference", is_right)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
