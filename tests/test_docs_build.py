@@ -13,7 +13,8 @@ import pytest
 from test_docs import DOCS, PAGES, ROOT, blocks_of
 
 pytest.importorskip("sphinx", reason="needs Sphinx, which the extra [docs] brings")
-sys.path.insert(0, str(DOCS / "_ext"))
+sys.path.extend([str(DOCS), str(DOCS / "_ext")])
+import check_pages
 import diagrams
 import references
 
@@ -136,3 +137,19 @@ def test_a_wrong_diagram_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(diagrams, "FOLDER", tmp_path)
     with pytest.raises(subprocess.CalledProcessError):
         diagrams.draw("wrong", "wrong")
+
+
+def test_dead_links_and_loaded_resources_are_found(tmp_path: Path) -> None:
+    texts = {
+        "one.html": '<a href="two.html#here"></a><a href="#own"></a><h1 id="own"></h1><a href="https://x.test/"></a>',
+        "two.html": '<h1 id="here"></h1><a href="three.html"></a><a href="one.html#gone"></a><img src="//x.test/1">',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    pages = {path: check_pages.Links(path.read_text()) for path in tmp_path.iterdir()}
+    faults = [fault.removeprefix(f"{tmp_path}/") for fault in check_pages.faults_of_links(pages)]
+    assert sorted(faults) == [
+        "two.html: loads //x.test/1",
+        "two.html: one.html#gone: no such heading",
+        "two.html: three.html: no such file",
+    ]
