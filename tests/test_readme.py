@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -17,11 +20,17 @@ import geventaudit
 from geventaudit import (
     TCP,
     AuditError,
+    AuditType,
     Backoff,
     CallerIdentity,
+    CallerIdentityType,
     Client,
     DomainSocket,
     Msg,
+    OperationCategory,
+    OperationResult,
+    OperationType,
+    Record,
     Seal,
     Spool,
     Stats,
@@ -98,6 +107,27 @@ def test_every_exception_is_named() -> None:
         value = getattr(geventaudit, name)
         if isinstance(value, type) and issubclass(value, AuditError):
             assert f"`{name}`" in ERRORS, name
+
+
+def test_each_field_and_member_of_a_record_is_documented() -> None:
+    """By a text below it, from which the reference is made; the page on categories has the choice of each member."""
+    tree = ast.parse((ROOT / "geventaudit" / "records.py").read_text())
+    documented = {
+        f"{owner.name}.{target.id}"
+        for owner in tree.body
+        if isinstance(owner, ast.ClassDef)
+        for field, text in itertools.pairwise(owner.body)
+        for target in (field.targets if isinstance(field, ast.Assign) else [getattr(field, "target", None)])
+        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    enumerations = (AuditType, OperationType, OperationResult, OperationCategory, CallerIdentityType)
+    expected = {f"{each.__name__}.{member.name}" for each in enumerations for member in each}
+    for owner in (Record, Msg, TargetResource, CallerIdentity):
+        expected |= {f"{owner.__name__}.{field.name}" for field in dataclasses.fields(owner)}
+    assert expected - documented == set()
+    page = (DOCS / "howto" / "categories.md").read_text()
+    for member in [*OperationCategory, *OperationResult, *OperationType]:
+        assert f"`{member.name}`" in page, member
 
 
 def test_the_figures_are_those_of_one_run() -> None:
