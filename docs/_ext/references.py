@@ -92,13 +92,22 @@ def is_right(app: Any, domain: Any, node: Any) -> bool | None:
 
 
 def _exists(node: Any) -> bool:
-    target, module, owner = node["reftarget"].lstrip("."), node.get("py:module"), node.get("py:class")
-    places = [target]
-    if module:
-        places += [f"{module}.{target}", f"{module.rpartition('.')[0]}.{target}"]
-        if owner:
-            places.append(f"{module}.{owner}.{target}")
+    """Look for the target where its docstring stands, in the page's module, and beside both."""
+    target = node["reftarget"].lstrip(".")
+    owners = [node.get("py:module"), f"{node.get('py:module')}.{node.get('py:class')}"]
+    owners += re.findall(r"docstring of ([\w.]+)", _source_of(node))
+    places = {target}
+    for owner in filter(None, owners):
+        while owner:
+            places.add(f"{owner}.{target}")
+            owner = owner.rpartition(".")[0]
     return any(map(_can_be_found, places))
+
+
+def _source_of(node: Any) -> str:
+    while node is not None and not getattr(node, "source", None):
+        node = node.parent
+    return "" if node is None else str(node.source)
 
 
 def _can_be_found(name: str) -> bool:
