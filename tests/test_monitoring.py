@@ -23,6 +23,7 @@ from geventaudit.integrations.metrics import COUNTERS, GAUGES
 yaml = pytest.importorskip("yaml", reason="needs pyyaml, which the extra [test] brings")
 prometheus_client = pytest.importorskip("prometheus_client", reason="needs prometheus-client")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "examples" / "monitoring" / "prometheus-rules.yaml"
 DASHBOARD = json.loads((ROOT / "examples" / "monitoring" / "grafana-dashboard.json").read_text())
