@@ -1,4 +1,4 @@
-"""Sphinx: ``python -m sphinx -W -b html docs docs/_build``, with the extra [docs]."""
+"""Sphinx: ``python -m sphinx -W -n -b html docs docs/_build``, with the extra [docs]."""
 
 from __future__ import annotations
 
@@ -17,10 +17,36 @@ author = "The geventaudit contributors"
 project_copyright = author
 release = version = geventaudit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+    "diagrams",
+    "references",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"geventaudit {release}"
+html_static_path = ["_static"]
+html_css_files = ["geventaudit.css"]
+
+# The buttons copy commands, not their prompts, and no output.
+copybutton_selector = "div.highlight-python pre, div.highlight-sh pre, div.highlight-yaml pre, div.highlight-ini pre"
+
+# The documents of others. The inventories are small files here, in the readable first version of the format, so that
+# the build needs no network; a link that is missing there is added by hand.
+intersphinx_mapping = {
+    name: (address, f"inventories/{name}.txt")
+    for name, address in {
+        "python": "https://docs.python.org/3/",
+        "gevent": "https://www.gevent.org/",
+        "marshmallow": "https://marshmallow.readthedocs.io/en/stable/",
+        "flask": "https://flask.palletsprojects.com/en/stable/",
+        "django": "https://docs.djangoproject.com/en/stable/",
+    }.items()
+}
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -28,8 +54,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-# What the integrations integrate with: one that is not installed is no reason to leave out its page. Where one is,
-# Sphinx imports it all the same, to look for its sources; Locust must not patch it then.
+# The frameworks of the integrations. The page of an integration is built without its framework, too. Sphinx imports an
+# installed one all the same, to look for its sources; Locust must not patch it then.
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = [
     *("bottle", "django", "falcon", "flask", "flask_login", "gunicorn", "locust", "opentelemetry"),
@@ -53,19 +79,19 @@ def _write_pages() -> None:
             path.write_text(text)
 
 
-def _make_page_of_what_else_is_public() -> None:
-    """The names that no page of the reference has taken in: none is forgotten."""
+def _make_page_of_other_names() -> None:
+    """Write a page of the public names that no other page of the reference has."""
     pages = "".join(path.read_text() for path in REFERENCE.glob("*.md"))
-    taken = set(re.findall(r"^\.\. auto\w+:: (\w+)$", pages, re.MULTILINE)) | set(geventaudit.errors.__all__)
-    page = "# What else is public\n\n```{eval-rst}\n.. currentmodule:: geventaudit\n"
+    taken = set(re.findall(r"^\.\. auto\w+:: (\w+)$", pages, re.MULTILINE))
+    page = "# Other public names\n\n```{eval-rst}\n.. currentmodule:: geventaudit\n"
     for name in sorted(set(geventaudit.__all__) - taken):
         directive = "autoclass" if isinstance(getattr(geventaudit, name), type) else "autofunction"
         page += f"\n.. {directive}:: {name}\n" if name != "__version__" else "\n.. autodata:: __version__\n"
-    _pages["what-else"] = page + "```\n"
+    _pages["other-names"] = page + "```\n"
 
 
 def _make_pages_of_integrations() -> None:
-    """A page for each integration that there is, and one that lists them."""
+    """Write a page for each integration, and one that lists them."""
     modules = [
         f"{package.__name__}.{each.name}"
         for package in (geventaudit, geventaudit.integrations)
@@ -85,12 +111,12 @@ def _help(*command: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+        env={**os.environ, "COLUMNS": "96", "NO_COLOR": "1"},
     ).stdout
 
 
 def _make_page_of_the_command_line() -> None:
-    """What each command's ``--help`` says."""
+    """Write a page of the ``--help`` of each command."""
     text = _help()
     commands = re.findall(r"^    ([a-z]+)(?: |$)", text, re.MULTILINE)
     page = f"# Command line\n\n```text\n{text}```\n"
@@ -102,7 +128,7 @@ def _make_page_of_the_command_line() -> None:
     _pages["command-line"] = page
 
 
-_make_page_of_what_else_is_public()
+_make_page_of_other_names()
 _make_pages_of_integrations()
 _make_page_of_the_command_line()
 _write_pages()

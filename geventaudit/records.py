@@ -1,4 +1,4 @@
-"""What is said: records, messages, and the enumerations they use. Plain typed data, no rules.
+"""Records, messages, and the enumerations that they use. Plain typed data, no rules.
 
 The rules (what is required, what is refused) are in :mod:`geventaudit.schema.rules`; the bytes are in
 :mod:`geventaudit.encoder.encoding` and :mod:`geventaudit.protocol.decoding`.
@@ -33,134 +33,152 @@ __all__ = [
 
 
 class _Members(EnumMeta):
-    """The class of the enumerations here, whose members :mod:`geventaudit._records` makes cheap to look up."""
+    """The class of the enumerations here. :mod:`geventaudit._records` makes their members cheap to look up."""
 
 
 class AuditType(StrEnum, metaclass=_Members):
-    """The kind of a message; its value is the tag of the frame on the wire."""
+    """The kind of a message. Its value is the tag of the frame on the wire.
+
+    An operation on a resource itself is control plane; an operation on the content of a resource is data plane.
+    """
 
     DATA_PLANE = "AsmAuditDP"
-    """Work on the content of a resource: reading a blob, querying a table."""
+    """An operation on the content of a resource: download a blob, query a table, read a secret."""
     CONTROL_PLANE = "AsmAuditCP"
-    """Work on the resource itself: creating it, configuring it, granting access to it."""
+    """An operation on the resource itself: create it, configure it, grant access to it."""
     HEARTBEAT = "AsmAuditHB"
-    """The client's own sign of life. Only the library sends it."""
+    """The sign of life of a client. Only the library sends it; ``send()`` refuses it."""
     DIAGNOSTIC = "AsmAuditDG"
-    """The client's own trouble report. Known on the receiving side; never sent by this library."""
+    """The trouble report of another library's client. An agent knows it; this library never sends it."""
 
 
 class OperationType(StrEnum, metaclass=_Members):
-    """What was done to the resource."""
+    """The effect of the operation on the resource.
+
+    Choose by the intended effect, also for an operation that failed: a refused deletion is ``DELETE``.
+    """
 
     UNKNOWN = "UnknownOperationType"
-    """When the kind of operation cannot be told."""
+    """The effect is not known, or differs from call to call. The default; replace it wherever possible."""
     READ = "Read"
-    """When nothing was changed: get, list, query, download."""
+    """The operation changes nothing: get, list, query, download, sign in."""
     UPDATE = "Update"
-    """When something that existed was changed."""
+    """The operation changes an existing thing: edit, rotate, enable, assign, reset."""
     CREATE = "Create"
-    """When something new was made."""
+    """The operation makes a new thing: create, upload, register, invite, issue."""
     DELETE = "Delete"
-    """When something was removed."""
+    """The operation removes a thing: delete, purge, revoke, unregister."""
 
 
 class OperationResult(StrEnum, metaclass=_Members):
     """The result of the operation."""
 
     UNKNOWN = "UnknownOperationResult"
-    """When the end is not known: started and not awaited."""
+    """The result is not known: the operation was started and not awaited. The default; replace it wherever possible."""
     SUCCESS = "Success"
-    """When it did what was asked."""
+    """The operation did all that was asked."""
     FAILURE = "Failure"
-    """When it did not, refusals included. Needs an ``operation_result_description``."""
+    """The operation failed, in part or as a whole, or was refused. Requires an ``operation_result_description``."""
 
 
 class OperationCategory(StrEnum, metaclass=_Members):
-    """The fields of work that an operation belongs to, one or more. Their order here is their order on the wire."""
+    """The security-relevant subjects of an operation, one or more.
+
+    Choose by the changed or protected thing, not by the component that did the work. Take every category that fits. The
+    order of the members is their order on the wire.
+    """
 
     UNKNOWN = "UnknownOperationCategory"
-    """When no category can be told."""
+    """The category is not known, as in a record made from an HTTP request alone. Replace it wherever possible."""
     OTHER = "OCOther"
-    """When none of the others fits. Needs an ``operation_category_description``."""
+    """No other category fits. Requires an ``operation_category_description``."""
     USER_MANAGEMENT = "UserManagement"
-    """Accounts of people: create, change, disable, delete."""
+    """Accounts of people: create, invite, change, disable, delete."""
     GROUP_MANAGEMENT = "GroupManagement"
-    """Groups and who is in them."""
+    """Groups and their members: create a group, add or remove a member."""
     AUTHENTICATION = "Authentication"
-    """Signing in and out, tokens issued or refused."""
+    """Proof of identity: sign in, sign out, a second factor, a token issued, renewed or refused."""
     AUTHORIZATION = "Authorization"
-    """Deciding whether somebody may do something."""
+    """Decisions on access: a permission checked and denied, consent given, access elevated."""
     ROLE_MANAGEMENT = "RoleManagement"
-    """Roles, and who holds them."""
+    """Roles and their holders: define a role, assign it, withdraw it."""
     APPLICATION_MANAGEMENT = "ApplicationManagement"
-    """Applications and their registrations."""
+    """Applications as clients: register, change a redirect or a permission, delete the registration."""
     KEY_MANAGEMENT = "KeyManagement"
-    """Keys, secrets and certificates: made, rotated, read, revoked."""
+    """Keys, secrets and certificates: create, import, rotate, read, use, revoke."""
     DIRECTORY_MANAGEMENT = "DirectoryManagement"
-    """The directory itself: domains, tenants, synchronisation."""
+    """The directory as a whole: domains, tenants, trust between them, synchronisation."""
     RESOURCE_MANAGEMENT = "ResourceManagement"
-    """Resources of the service: machines, databases, queues."""
+    """Resources that the service runs or rents out: machines, databases, queues, buckets, and their settings."""
     POLICY_MANAGEMENT = "PolicyManagement"
-    """Policies and their assignment."""
+    """Policies and their assignment: access rules, firewall rules, retention, quotas."""
     DEVICE_MANAGEMENT = "DeviceManagement"
-    """Devices that are enrolled, changed, wiped."""
+    """Devices of people: enrol, change, lock, wipe."""
     ENTITLEMENT_MANAGEMENT = "EntitlementManagement"
-    """Packages of access: requested, approved, expired."""
+    """Bundles of access with a life cycle: request, approve, review, expire."""
     PASSWORD_MANAGEMENT = "PasswordManagement"
-    """Passwords set, reset, expired."""
+    """Passwords and other credentials that people know: set, reset, expire, recover."""
     IDENTITY_PROTECTION = "IdentityProtection"
-    """Risks to an identity: detected, confirmed, dismissed."""
+    """Risk to an identity: a suspicious sign-in detected, confirmed or dismissed, an account locked."""
     OBJECT_MANAGEMENT = "ObjectManagement"
-    """Objects of the service that are no resource of their own: documents, rows, blobs."""
+    """Objects inside a resource: documents, rows, blobs, messages. The usual category of the data plane."""
     PROVISIONING_MANAGEMENT = "ProvisioningManagement"
-    """Setting up accounts or resources for others to use."""
+    """Set-up of accounts or resources for others, mostly by a machine: synchronise users, prepare a tenant."""
     CUSTOMER_FACING = "CustomerFacing"
-    """Operations that a customer sees or asked for."""
+    """An operation that a customer requested or sees. Add it to the category of the subject."""
     EUII = "EUII"
-    """Operations that touch information by which an end user can be identified."""
+    """An operation on end user identifiable information, such as names or addresses. Add it to the category of the
+    subject."""
 
 
 class CallerIdentityType(StrEnum, metaclass=_Members):
-    """By what kind of name a caller is known."""
+    """The kind of a name by which a caller is known.
+
+    A caller may have several names, of one kind or of more. Give all that the service has verified. The order of the
+    members is their order on the wire.
+    """
 
     UNKNOWN = "UnknownCallerIdentityType"
-    """When the kind of the name cannot be told."""
+    """The kind of the name is not known, or the caller is anonymous."""
     OTHER = "CIOther"
-    """When none of the others fits; say which in the description."""
+    """No other kind fits. Name the kind in the description of the identity."""
     UPN = "UPN"
-    """A user principal name: ``user@example.com``."""
+    """A user principal name, in the form of a mail address: ``ada@example.com``."""
     PUID = "PUID"
-    """A passport unique identifier."""
+    """A passport unique identifier, the number of an account at Microsoft."""
     OBJECT_ID = "ObjectID"
     """The object id of a user, group or service principal in its directory."""
     CERTIFICATE = "Certificate"
-    """A client certificate: its thumbprint or subject."""
+    """A client certificate, by its thumbprint or subject."""
     CLAIM = "Claim"
-    """A claim of a token, where no more specific type fits."""
+    """A claim of a token, where no more specific kind fits. Name the claim in the description."""
     USERNAME = "Username"
-    """A plain user name: of a host, a database, basic authentication."""
+    """A plain user name: of the service, a host, a database, basic authentication."""
     ACCESS_KEY_NAME = "AccessKeyName"
-    """The name of an access key (never the key)."""
+    """The name of an access key. Never the key."""
     SUBSCRIPTION_ID = "SubscriptionID"
-    """A subscription on whose behalf the call was made."""
+    """The subscription that the call is made for."""
     APPLICATION_ID = "ApplicationID"
     """The client id of an application."""
     TENANT_ID = "TenantID"
-    """The tenant that the caller belongs to."""
+    """The tenant of the caller."""
     TOKEN_ID = "TokenID"
-    """The unique id of a token (never the token)."""
+    """The unique id of a token (``jti``). Never the token."""
     SAS_URL = "SasURL"
-    """A shared access signature URL, without its signature."""
+    """A URL with a shared access signature. Remove the signature."""
     SYSTEM = "System"
     """The service itself: a timer, a migration, a clean-up."""
 
 
 @dataclass(slots=True)
 class CallerIdentity:
-    """One name of the caller, and what it tells."""
+    """One name of the caller."""
 
     identity: str
+    """The name itself: ``ada@example.com``. Required, not empty."""
     description: str
+    """The source or role of the name, for a reader of the trail: ``signed in``, ``on behalf of``. Required, not
+    empty."""
 
 
 @dataclass(slots=True)
@@ -168,44 +186,54 @@ class TargetResource:
     """One resource that the operation was aimed at."""
 
     name: str
+    """The name or id of the resource, as its owner knows it. Required, not empty."""
     cluster: str = ""
+    """The cluster that holds the resource, if names are unique only within it."""
     data_center: str = ""
+    """The data centre of the resource, if the service has several."""
     region: str = ""
+    """The region of the resource, such as ``westeurope``, if the service has several."""
 
 
 @dataclass(slots=True)
 class Record:
-    """What happened: who did what to which resource, and how it ended.
+    """One event: the caller, the operation, the target resources and the result.
 
-    The fields are the snake_case of the names on the wire (``operation_name`` is ``OperationName``). Whether a record
-    is complete is found out when it is sent, so that one may be filled in on the way. It may be changed after it was
-    sent: what was sent is a snapshot.
+    The fields are the snake_case of the names on the wire (``operation_name`` is ``OperationName``). ``send()`` checks
+    that a record is complete, so its fields may be set one by one before. ``send()`` takes a snapshot, so the record
+    may be changed and sent again afterwards.
     """
 
     operation_name: str = ""
-    """The operation, as those who read the trail know it: ``CreateUser``. Required."""
+    """The operation, by one constant name for all its calls: ``CreateUser``, never ``CreateUser ada``. Required."""
     operation_categories: Collection[OperationCategory] = field(default_factory=list)
-    """Fields of work, one or more; sent sorted and without duplicates. Required."""
+    """The subjects of the operation, one or more. Sent sorted and without duplicates. Required."""
     operation_category_description: str = ""
-    """What ``OperationCategory.OTHER`` stands for; required with it."""
+    """The meaning of ``OperationCategory.OTHER``. Required with it, else optional."""
     operation_type: OperationType = OperationType.UNKNOWN
+    """The intended effect on the resource."""
     operation_result: OperationResult = OperationResult.UNKNOWN
+    """The result. Send the record after the operation, when the result is known."""
     operation_result_description: str = ""
-    """Why it failed; required with ``OperationResult.FAILURE``."""
+    """The reason for a failure, for a reader of the trail: ``no permission on vault 7``. Required with
+    ``OperationResult.FAILURE``, else optional."""
     operation_access_level: str = ""
-    """The access level that the operation needs: ``Contributor``. Required."""
+    """The role or permission that the operation requires: ``Contributor``. Required."""
     caller_agent: str = ""
-    """The program that the caller used: a user agent, a client name and version. Required."""
+    """The program of the caller: a user agent, or a client's name and version. Required."""
     caller_ip_address: str | IPv4Address | IPv6Address = ""
-    """Where the call came from. Not loopback, unspecified or multicast. Required."""
+    """The address of the caller, without port. Not a load balancer's, and not loopback, unspecified or multicast.
+    Required."""
     caller_identities: Mapping[CallerIdentityType, Sequence[CallerIdentity]] = field(default_factory=dict)
-    """All the names by which the caller is known, by their kind. Required."""
+    """All verified names of the caller, by their kind; at least one. Required."""
     caller_access_levels: Collection[str] = field(default_factory=list)
-    """The access levels that the caller has; sent sorted and without duplicates. Required."""
+    """The roles or permissions that the caller holds, one or more: ``["Reader", "Contributor"]``. Sent sorted and
+    without duplicates. Required."""
     target_resources: Mapping[str, Sequence[TargetResource]] = field(default_factory=dict)
-    """What the operation was aimed at, by the type of resource. Required."""
+    """The resources that the operation was aimed at, by their type; at least one type, whose list may be empty:
+    ``{"Secret": [TargetResource("db-password")]}``. Required."""
     custom_data: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else worth keeping. Left out on the wire when it is empty."""
+    """Further facts, such as a ticket, a request id or the changed fields. Left out on the wire if empty."""
 
     def replace(self, **changes: Any) -> Record:
         """Return a copy with *changes*: one record serves as the template of many.
@@ -217,27 +245,31 @@ class Record:
 
 @dataclass(slots=True)
 class Msg:
-    """A record with its type: what :meth:`geventaudit.Client.send` takes."""
+    """A record with its type, for :meth:`geventaudit.Client.send`."""
 
     type: AuditType
     """``AuditType.DATA_PLANE`` or ``AuditType.CONTROL_PLANE``."""
     record: Record
+    """The record. ``send()`` encodes it at once, and keeps no reference to it."""
 
 
 class Heartbeat(NamedTuple):
-    """The client's sign of life, as an agent receives it. The library sends it; users do not."""
+    """The sign of life of a client, as an agent receives it. Only the library sends it."""
 
     service_id: str = ""
     """The service tree id of the sender, empty without one."""
     audit_version: str = ""
+    """The version of the sender's library."""
     os_version: str = ""
+    """The release of the sender's kernel, by this library."""
     language: str = ""
+    """The programming language of the sender, with its version where the sender gives it."""
     destination: str = ""
     """The name of the connection kind: ``UnixDomainSocket``, ``TCP``, ``NoOP``."""
 
 
 class Diagnostic:
-    """A sender's trouble report, as an agent may receive it from others. It has no fields: all are equal."""
+    """The trouble report of another library's client, as an agent receives it. It has no fields: all are equal."""
 
     __slots__ = ()
 

@@ -66,7 +66,7 @@ def test_metrics() -> None:
     out = run("metrics.py")
     assert re.search(r"arrived: Msg.*'trace_id': '[0-9a-f]{32}', 'span_id': '[0-9a-f]{16}'", out)
     assert "OpenTelemetry: messages_sent 1\n" in out
-    assert "\nmessages_sent_total 1.0\n" in out
+    assert "\ngeventaudit_messages_sent_total 1.0\n" in out
 
 
 def test_audit_trail() -> None:

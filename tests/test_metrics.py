@@ -23,9 +23,11 @@ from test_client import client_of, records_of
 from geventaudit import Client, NoOp, QueueFullError, Spool, ValidationError
 from geventaudit.agent import Agent, Received
 from geventaudit.integrations.opentelemetry import add_trace_context, instrument
-from geventaudit.integrations.prometheus import AuditCollector
+from geventaudit.integrations.prometheus import PREFIX, AuditCollector
 
-COUNTERS = {"messages_sent", "messages_requeued", "messages_dropped", "messages_errors", "heartbeat_dropped"}
+COUNTERS = {
+    "messages_sent", "messages_requeued", "messages_dropped", "messages_errors", "heartbeat_dropped", "spool_failures",
+}  # fmt: skip
 GAUGES = {"messages_queued", "messages_spooled", "messages_in_flight", "connection_degraded"}
 
 
@@ -54,7 +56,7 @@ def telemetry() -> Iterator[Telemetry]:
 def scraped(text: str) -> dict[str, float]:
     """The figures of a scrape, by the names that OpenTelemetry knows."""
     families = text_string_to_metric_families(text)
-    return {family.name: family.samples[0].value for family in families}
+    return {family.name.removeprefix(PREFIX): family.samples[0].value for family in families}
 
 
 def test_the_figures_of_a_client_during_restarts_of_its_agent(socket_path: str, telemetry: Telemetry) -> None:
@@ -134,7 +136,7 @@ def test_of_several_clients_the_sums(socket_path: str, telemetry: Telemetry, cap
     assert telemetry()["messages_sent"] == 6
     registry = CollectorRegistry()
     registry.register(AuditCollector(*clients, clients[0]))
-    assert registry.get_sample_value("messages_sent_total") == 6
+    assert registry.get_sample_value("geventaudit_messages_sent_total") == 6
     assert not [each for each in caplog.records if each.name.startswith("opentelemetry")]
     with pytest.raises(TypeError, match="at least one client"):
         AuditCollector()
@@ -203,7 +205,8 @@ def test_counters_are_counters(telemetry: Telemetry) -> None:
         assert metric.description
     text = generate_latest(_registry_of(client)).decode()
     kinds = {family.name: family.type for family in text_string_to_metric_families(text)}
-    assert kinds == dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(GAUGES, "gauge")
+    expected = dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(GAUGES, "gauge")
+    assert kinds == {f"geventaudit_{name}": kind for name, kind in expected.items()}
 
 
 def _registry_of(client: Client) -> CollectorRegistry:

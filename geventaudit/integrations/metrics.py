@@ -1,9 +1,9 @@
 """The metrics of clients: one list of names and meanings for OpenTelemetry and Prometheus.
 
-The names of the counters are those of Microsoft's OTEL Audit for Go v1.0.0, so that dashboards serve both. Two are
-counted otherwise. There, ``messages_sent`` are writes that did not fail, those of heartbeats too; here they are
-deliveries of records. There, ``messages_errors`` are writes that failed; here those are seen in ``messages_requeued``,
-once for each record, and ``messages_errors`` are records that ``send`` refused.
+The names of the first five counters are those of Microsoft's OTEL Audit for Go v1.0.0, so that dashboards serve both.
+Two are counted differently. There, ``messages_sent`` counts writes without an error, those of heartbeats too; here it
+counts deliveries of records. There, ``messages_errors`` counts failed writes; here it counts records that ``send()``
+refused, and ``messages_requeued`` counts the records of a failed write, each once.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["COUNTERS", "GAUGES", "Metric"]
 
 
 class Metric(NamedTuple):
-    """One figure of a client; of several clients, their sum."""
+    """One metric of a client; of several clients, their sum."""
 
     name: str
-    """Under which it is published."""
+    """The name for OpenTelemetry, without the prefix for Prometheus."""
     description: str
-    """What it counts."""
+    """The meaning, in one line."""
     unit: str
-    """Of what, as UCUM writes annotations."""
+    """The counted thing, as an annotation of UCUM: ``{message}``."""
     value: Callable[[Stats], int]
-    """Its number, from a snapshot of one client."""
+    """Returns the value from a snapshot of one client."""
 
 
 def _refused(stats: Stats) -> int:
@@ -46,7 +46,15 @@ COUNTERS = (
         "{message}",
         lambda s: s.heartbeats_dropped,
     ),
+    Metric(
+        "spool_failures",
+        "Times that the spool could not be used, or that files in it were damaged, removed or cut",
+        "{failure}",
+        lambda s: s.spool_failures,
+    ),
 )
+"""Metrics that only grow, until the process ends."""
+
 GAUGES = (
     Metric("messages_queued", "Audit records that wait in memory to be written", "{message}", lambda s: s.queued),
     Metric("messages_spooled", "Audit records that wait on disk", "{message}", lambda s: s.spooled),
@@ -58,3 +66,4 @@ GAUGES = (
     ),
     Metric("connection_degraded", "Audit clients at work without a connection", "{client}", lambda s: int(s.degraded)),
 )
+"""Metrics of the moment."""

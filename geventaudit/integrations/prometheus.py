@@ -1,4 +1,4 @@
-"""A client's figures for Prometheus. Extra: ``prometheus``.
+"""Metrics of clients for Prometheus. Extra: ``prometheus``.
 
 ::
 
@@ -19,19 +19,22 @@ except ModuleNotFoundError as error:
 from geventaudit import AuditClient
 from geventaudit.integrations.metrics import COUNTERS, GAUGES
 
-__all__ = ["AuditCollector"]
+__all__ = ["PREFIX", "AuditCollector"]
+
+PREFIX = "geventaudit_"
+"""The start of every metric's name, as Prometheus's rules for names ask."""
 
 
 class AuditCollector(Collector):
-    """The figures of :mod:`geventaudit.integrations.metrics`, as they are when Prometheus asks.
+    """The metrics of :mod:`geventaudit.integrations.metrics`, read from the clients at each scrape.
 
-    The names are those that OpenTelemetry's exporter for Prometheus makes of them: ``messages_sent_total``, ...
+    Each name has :data:`PREFIX`, and a counter ends in ``_total``: ``geventaudit_messages_sent_total``.
 
-    A registry takes one such collector. In the multi-process mode of ``prometheus_client`` (several workers of gunicorn
-    behind one address) collectors are not asked at all: give each worker an address of its own, or use OpenTelemetry.
+    A registry takes one such collector. The multi-process mode of ``prometheus_client`` (several workers of gunicorn
+    behind one address) ignores collectors: give each worker an address of its own, or use OpenTelemetry.
 
-    :param clients: one or more; of several, the sums are published, where the same one given twice counts once.
-    :raises TypeError: there is none, or something else.
+    :param clients: one or more; the metrics are their sums. A client that is given twice counts once.
+    :raises TypeError: no client is given, or an argument is not a client.
     """
 
     def __init__(self, *clients: AuditClient) -> None:
@@ -48,9 +51,9 @@ class AuditCollector(Collector):
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment."""
+        """Yield the metrics with their values of this moment."""
         snapshots = [client.stats() for client in self._clients]
         for each in COUNTERS:
-            yield CounterMetricFamily(each.name, each.description, value=sum(map(each.value, snapshots)))
+            yield CounterMetricFamily(PREFIX + each.name, each.description, value=sum(map(each.value, snapshots)))
         for each in GAUGES:
-            yield GaugeMetricFamily(each.name, each.description, value=sum(map(each.value, snapshots)))
+            yield GaugeMetricFamily(PREFIX + each.name, each.description, value=sum(map(each.value, snapshots)))
