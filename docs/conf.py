@@ -33,7 +33,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = [
     *("bottle", "django", "falcon", "flask", "flask_login", "gunicorn", "locust", "opentelemetry"),
-    *("prometheus_client", "pyramid", "pytest", "rest_framework", "werkzeug"),
+    *("billiard", "celery", "prometheus_client", "pyramid", "pytest", "rest_framework", "werkzeug"),
 ]
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -350,5 +350,5 @@ def _compare(path: str, expected: Any, got: Any) -> Iterator[tuple[str, Any, Any
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         for key, value in expected.items():
             yield from _compare(f"{path}[{show(key)}]", value, got.get(key, _MISSING))
-    elif expected != got:
+    elif got is _MISSING or expected != got:  # mock.ANY is equal to both
         yield path, expected, got
