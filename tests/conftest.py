@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Looking through all objects for greenlets takes a while; these open nothing.
 PURE = {
     "test_golden", "test_rules", "test_values", "test_filling", "test_wire", "test_backoff", "test_layout",
-    "test_typing", "test_json_schema", "test_quarantine",
+    "test_typing", "test_json_schema", "test_editor", "test_quarantine",
 }  # fmt: skip
 
 
