@@ -20,6 +20,7 @@ release = version = geventaudit.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_extra_path = ["schema"]  # message.schema.json, at the root
 html_title = f"geventaudit {release}"
 
 myst_enable_extensions = ["colon_fence"]
