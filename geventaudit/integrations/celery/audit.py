@@ -89,7 +89,7 @@ class Audit:
 
     The caller is that of the HTTP request that queued the task, if an ``AuditMiddleware`` records that request. Without
     a request it is the process that queued the task, as ``System``. It is ``Unknown`` if that process does not have
-    this integration. Whoever can write to the broker can hand over any caller.
+    this integration. A program that can write to the broker can hand over any caller.
 
     A task's option ``audit`` has fields of its records: ``@app.task(audit={"operation_type": OperationType.DELETE})``.
     With ``audit=None``, a task has no records.
