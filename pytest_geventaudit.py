@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def audit_agent() -> Iterator[AuditAgent]:
-    """A real audit agent on a temporary Unix socket; see geventaudit.testing.AuditAgent."""
+def audit_agent(request: pytest.FixtureRequest) -> Iterator[AuditAgent]:
+    """A real audit agent on a temporary Unix socket; see geventaudit.testing.AuditAgent.
+
+    Its indirect parameter is a mode (reads, acks, no_acks, stalled, away):
+    @pytest.mark.parametrize("audit_agent", ["acks", "stalled"], indirect=True)
+    """
     from geventaudit.testing import AuditAgent
 
-    with AuditAgent() as agent:
+    with AuditAgent(mode=getattr(request, "param", "reads")) as agent:
         yield agent
 
 
 @pytest.fixture
 def audit_client(audit_agent: AuditAgent) -> Client:
-    """A geventaudit client of audit_agent, closed after the test."""
+    """A geventaudit client of audit_agent, closed after the test. It asks for acks in the modes acks and no_acks."""
     return audit_agent.make_client()

@@ -28,6 +28,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_extra_path = ["schema"]  # message.schema.json, at the root
 html_title = f"geventaudit {release}"
 html_static_path = ["_static"]
 html_css_files = ["geventaudit.css"]
@@ -59,7 +60,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 autodoc_mock_imports = [
     *("bottle", "django", "falcon", "flask", "flask_login", "gunicorn", "locust", "opentelemetry"),
-    *("prometheus_client", "pyramid", "pytest", "rest_framework", "werkzeug"),
+    *("billiard", "celery", "prometheus_client", "pyramid", "pytest", "rest_framework", "werkzeug"),
 ]
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import gevent
 from gevent.event import Event
@@ -33,15 +33,56 @@ from .runtime.native import start_new_thread
 from .schema.rules import RecordSchema
 from .transport import DomainSocket
 
-__all__ = ["AuditAgent"]
+__all__ = ["AuditAgent", "Mode", "ReceivedList"]
+
+Mode = Literal["reads", "acks", "no_acks", "stalled", "away"]
+"""The way in which an :class:`AuditAgent` begins.
+
+===========  ===================================================  ============================
+mode         the agent                                            its clients ask for acks
+===========  ===================================================  ============================
+``reads``    reads, and acknowledges where it is asked to         no
+``acks``     the same                                             yes
+``no_acks``  reads and never acknowledges                         yes
+``stalled``  accepts connections and reads nothing                no
+``away``     does not listen                                      no
+===========  ===================================================  ============================
+"""
 
 _T = TypeVar("_T")
 
 _START_SECONDS = 10.0
+_DELIVERY_SECONDS = 5.0  # the most that the own clients may take to deliver before a record counts as not received
 _END_SECONDS = 5.0  # the most that reading what has been received may take when the block ends
 _NAMES = tuple(field.name for field in dataclasses.fields(Record))
 _FIELDS = RecordSchema().fields
 _MISSING = object()
+
+
+class ReceivedList(list[Received]):
+    """Messages that arrived, in their order."""
+
+    def filter(self, **fields: Any) -> ReceivedList:
+        """Return the records with these *fields*, compared as by :meth:`AuditAgent.assert_received`.
+
+        Without fields, return all records: everything but heartbeats.
+
+        :raises TypeError: a name is not a field of a record.
+        """
+        expected = _expected(fields)
+        return ReceivedList(
+            each for each in self if isinstance(each.message, Msg) and not _differences(expected, each.message)
+        )
+
+    @property
+    def messages(self) -> list[Msg]:
+        """The messages with records."""
+        return [each.message for each in self if isinstance(each.message, Msg)]
+
+    @property
+    def records(self) -> list[Record]:
+        """The records."""
+        return [each.record for each in self.messages]
 
 
 class AuditAgent:
@@ -53,22 +94,29 @@ class AuditAgent:
     It lives in a native thread of its own, so that it answers whatever the test does meanwhile: a test that is not
     monkey-patched may wait for a subprocess that sends to it. Everything that waits here lets other greenlets run.
 
+    :param mode: the way in which the agent begins, see :data:`Mode`. The methods change it later: :meth:`resume`,
+        :meth:`acknowledge`, :meth:`start`.
     :param web: also show what arrives on a page in the browser, at :attr:`url`, which is printed on standard error.
+    :raises ValueError: *mode* is none.
     """
 
     address: str
     """The path of the socket, from entering on: for the service under test."""
     url: str
     """The address of the page, from entering on; empty without *web*."""
-    received: list[Received]
-    """All that arrived and is valid, heartbeats included, in its order. May be cleared."""
+    received: ReceivedList
+    """All that arrived and is valid, heartbeats included, in its order. May be cleared, and filtered:
+    ``agent.received.filter(operation_name="RotateKey")``."""
     refused: list[Refused]
     """All that arrived and breaks the rules. May be cleared."""
 
-    def __init__(self, *, web: bool = False) -> None:
+    def __init__(self, *, mode: Mode = "reads", web: bool = False) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {show(mode)}")
         self.address = self.url = ""
+        self._mode = mode
         self._web = web
-        self.received = []
+        self.received = ReceivedList()
         self.refused = []
         self._clients: list[Client] = []
         self._thread: _Thread | None = None
@@ -80,6 +128,7 @@ class AuditAgent:
             agent = Agent(self.address, self.received.append, on_refused=self.refused.append, idle_timeout=None)
             page = Page(agent, ("127.0.0.1", 0)) if self._web else None
             self._thread = _Thread(agent, page)
+            self._begin()
         except BaseException:
             self._folder.cleanup()
             raise
@@ -87,6 +136,14 @@ class AuditAgent:
             self.url = page.url
             print(f"geventaudit: the page of the audit agent is {self.url}", file=sys.stderr, flush=True)
         return self
+
+    def _begin(self) -> None:
+        if self._mode == "no_acks":
+            self.acknowledge(False)
+        elif self._mode == "stalled":
+            self.stall()
+        elif self._mode == "away":
+            self.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -109,12 +166,12 @@ class AuditAgent:
     @property
     def messages(self) -> list[Msg]:
         """The messages with records that arrived, in their order."""
-        return [each.message for each in self.received if isinstance(each.message, Msg)]
+        return self.received.messages
 
     @property
     def records(self) -> list[Record]:
         """Their records."""
-        return [each.record for each in self.messages]
+        return self.received.records
 
     def wait_for(self, count: int, timeout: float = 10.0) -> list[Msg]:
         """Wait until at least *count* records have arrived; all that have.
@@ -141,20 +198,43 @@ class AuditAgent:
         :raises TypeError, ValueError: for a name that is not a field of a record, and for a time that is none.
         """
         __tracebackhide__ = True
-        if strange := set(fields) - {*_NAMES, "audit_type"}:
-            raise TypeError(f"{', '.join(sorted(strange))}: must be audit_type or one of {', '.join(_NAMES)}")
-        expected = {name: _normal(name, value) for name, value in fields.items()}
-
-        def first() -> Msg | None:
-            return next((each for each in self.messages if not _differences(expected, each)), None)
-
-        self._wait(lambda: first() is not None, timeout)
-        if (found := first()) is not None:
+        expected = _expected(fields)
+        self._wait(lambda: self._first(expected) is not None, timeout)
+        if (found := self._first(expected)) is not None:
             return found
-        wanted = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         raise AssertionError(
-            f"no record with {wanted} arrived within {timeout} s{self._nearest(expected)}{self._told()}"
+            f"no record{_with(fields)} arrived within {timeout} s{self._nearest(expected)}{self._told()}"
         )
+
+    def assert_not_received(self, *, timeout: float = 0.1, **fields: Any) -> None:
+        """Check that no record with these *fields* has arrived, and that none arrives for some time.
+
+        First wait up to 5 seconds until the clients of :meth:`make_client` have delivered their records, unless the
+        agent is stalled or away.
+
+        :param timeout: seconds to wait for a record of another client: of a service, say.
+        :param fields: as of :meth:`assert_received`. Without fields, no record at all may arrive.
+        :raises AssertionError: there is such a record; the first one is shown in full.
+        :raises TypeError, ValueError: a name is not a field of a record, or the time is not a number of seconds.
+        """
+        __tracebackhide__ = True
+        expected = _expected(fields)
+        if self._thread is not None and self._thread.agent.is_running and self._thread.agent.is_reading:
+            self._wait(lambda: self._first(expected) is not None or not self._undelivered(), _DELIVERY_SECONDS)
+        self._wait(lambda: self._first(expected) is not None, timeout)
+        if (found := self._first(expected)) is not None:
+            lines = [f"a record{_with(fields)} arrived:", *_lines_of(found)]
+            raise AssertionError("\n".join(lines))
+
+    def _first(self, expected: Mapping[str, Any]) -> Msg | None:
+        return next((each for each in self.messages if not _differences(expected, each)), None)
+
+    def _undelivered(self) -> int:
+        """Return the number of records of the own clients that may still arrive."""
+        stats = [each.stats() for each in self._clients]
+        # Without acknowledgements, what has arrived stays in flight.
+        counts_in_flight = self._thread is not None and self._thread.agent.is_acknowledging
+        return sum(each.queued + (each.in_flight if counts_in_flight else 0) for each in stats)
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         __tracebackhide__ = True
@@ -186,8 +266,7 @@ class AuditAgent:
             got = "nothing" if each.got is _MISSING else repr(each.got)
             lines.append(f"  {each.path}:\n    expected {each.expected!r}\n    got      {got}")
         lines.append("in full, but for what is empty:")
-        lines += [f"  {name}={value!r}" for name in ("audit_type", *_NAMES) if (value := _value(nearest, name))]
-        return "\n".join(lines)
+        return "\n".join([*lines, *_lines_of(nearest)])
 
     def _told(self) -> str:
         """Return further hints: names, and refusals on both sides."""
@@ -208,8 +287,13 @@ class AuditAgent:
 
     # -- what it does --------------------------------------------------------------------------------------------------
 
-    def make_client(self, *, require_ack: bool = False, **options: Any) -> Client:
-        """A client of this agent, with *options* as for :class:`~geventaudit.Client`. It is closed with the agent."""
+    def make_client(self, *, require_ack: bool | None = None, **options: Any) -> Client:
+        """Return a client of this agent, with *options* as for :class:`~geventaudit.Client`. It closes with the agent.
+
+        :param require_ack: ask for acknowledgements; None as the mode says.
+        """
+        if require_ack is None:
+            require_ack = self._mode in ("acks", "no_acks")
         options.setdefault("backoff", Backoff(initial=0.01, maximum=0.1))
         address = self.address
         client = Client(lambda: DomainSocket(address, require_ack=require_ack), **options)
@@ -257,7 +341,8 @@ class _Thread:
     """The native thread that an agent lives in, with a hub of its own."""
 
     def __init__(self, agent: Agent, page: Page | None = None) -> None:
-        self._agent = agent
+        self.agent = agent
+        """For looking; :meth:`do` changes it."""
         self._page = page
         self._home: HubThread | None = None
         self._over: Event | None = None
@@ -281,7 +366,7 @@ class _Thread:
         home = self._home
         if home is None or self._ended:
             raise RuntimeError("the agent does not run any more")
-        home.call(lambda: act(self._agent), None)
+        home.call(lambda: act(self.agent), None)
 
     def end(self) -> None:
         """Stop the agent and wait for the end of the thread."""
@@ -299,11 +384,11 @@ class _Thread:
             self._over = Event()
             if self._page is not None:
                 self._page.start()
-            self._agent.start()
+            self.agent.start()
             self._home = HubThread.current()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
                 pass
-            self._agent.stop(_END_SECONDS)
+            self.agent.stop(_END_SECONDS)
         except BaseException as error:
             self._error = error
         finally:
@@ -324,6 +409,25 @@ class _Difference:
     path: str
     expected: Any
     got: Any
+
+
+def _expected(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *fields* as records that arrived would have them.
+
+    :raises TypeError: a name is not a field of a record.
+    """
+    if strange := set(fields) - {*_NAMES, "audit_type"}:
+        raise TypeError(f"{', '.join(sorted(strange))}: must be audit_type or one of {', '.join(_NAMES)}")
+    return {name: _normal(name, value) for name, value in fields.items()}
+
+
+def _with(fields: Mapping[str, Any]) -> str:
+    return f" with {', '.join(f'{name}={value!r}' for name, value in fields.items())}" if fields else ""
+
+
+def _lines_of(msg: Msg) -> list[str]:
+    """Return a line for each field that is not empty."""
+    return [f"  {name}={value!r}" for name in ("audit_type", *_NAMES) if (value := _value(msg, name))]
 
 
 def _normal(name: str, value: Any) -> Any:
@@ -350,5 +454,5 @@ def _compare(path: str, expected: Any, got: Any) -> Iterator[tuple[str, Any, Any
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         for key, value in expected.items():
             yield from _compare(f"{path}[{show(key)}]", value, got.get(key, _MISSING))
-    elif expected != got:
+    elif got is _MISSING or expected != got:  # mock.ANY is equal to both
         yield path, expected, got

@@ -86,9 +86,10 @@ def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iter
 
 # Modules that start processes, break disks, or wait for what takes its time.
 SLOW = {
-    "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_chaos", "test_cli", "test_cli_options",
-    "test_cli_spool", "test_client", "test_connections", "test_delivery", "test_docs", "test_doctor", "test_ends",
-    "test_examples", "test_fluent_logger_js", "test_fork", "test_frameworks", "test_fuzz", "test_gunicorn",
+    "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_celery", "test_chaos", "test_cli",
+    "test_cli_options", "test_cli_spool", "test_client", "test_connections", "test_delivery", "test_docs",
+    "test_doctor", "test_ends", "test_examples", "test_fluent_logger_js", "test_fork", "test_frameworks", "test_fuzz",
+    "test_gunicorn",
     "test_http_frameworks", "test_http_services", "test_layout", "test_lifecycle", "test_locust",
     "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy", "test_senders",
     "test_shown", "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail",
@@ -115,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Looking through all objects for greenlets takes a while; these open nothing.
 PURE = {
     "test_golden", "test_rules", "test_values", "test_filling", "test_wire", "test_backoff", "test_layout",
-    "test_typing", "test_json_schema", "test_quarantine",
+    "test_typing", "test_json_schema", "test_editor", "test_quarantine",
 }  # fmt: skip
 
 

@@ -346,15 +346,75 @@ def test_a_full_disk_is_reported_and_nothing_is_called_stored(socket_path: str) 
     assert b"cannot store: [Errno 28] No space left" in err
 
 
+def check_demo(lines: list[str]) -> None:
+    """Check the tables at the end of a demo of 3,000 records."""
+    figures = {}
+    for line in lines[
+        lines.index("  all delivered") + 2 : lines.index("The first record of each operation, as it arrived:") - 1
+    ]:
+        name, number = re.fullmatch(r"  +(\S+) +(\d+)  \S.*", line).groups()  # type: ignore[union-attr]
+        figures[name] = int(number)
+        assert line.index(number) + len(number) == lines[lines.index("  all delivered") + 2].index("3000") + 4, (
+            "aligned"
+        )
+    assert figures["accepted"] == figures["delivered"] == figures["distinct"] == 3000
+    assert figures["lost"] == 0
+    assert figures["resent"] == figures["unread"] + figures["duplicates"]
+    records = lines[lines.index("The first record of each operation, as it arrived:") + 2 :]
+    column = records[0].index("result")
+    rows = {line[2:column].strip(): line[column:].split()[0] for line in records[1:] if line}
+    assert rows == {
+        "RotateKey": "Success",
+        "CreateVault": "Success",
+        "ReadSecret": "Success",
+        "DeleteVault": "Failure",
+        "GrantRole": "Success",
+    }
+
+
 def test_demo() -> None:
     status, out, err = run("demo", "--records", "3000")
     assert status == 0, err
-    table = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if line.startswith("  ") and line[-1].isdigit())
-    figures = {name.strip(): int(value) for name, value in table.items() if name.strip()[0].isalpha()}
-    assert figures["accepted"] == figures["delivered"] == 3000
-    assert figures["lost"] == 0
+    assert (out + err).replace("\n", "").isprintable(), "no control characters in a pipe"
     assert out.count("the agent was restarted") == 2
-    assert out.count("RotateKey") == 3
+    check_demo(out.splitlines())
+
+
+def test_listen_prints_a_rate_each_second(socket_path: str) -> None:
+    with command("listen", "--unix", socket_path, "--stats") as process:
+        process.stderr.readline()
+        run("send", "-", "--unix", socket_path, given=lines(*[GOOD] * 50, BAD))
+        seen = []
+        while not seen or " 50 received" not in seen[-1] or len(seen) < 3:
+            seen.append(process.stdout.readline().decode())
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    seen += out.decode().splitlines(keepends=True)
+    pattern = r"\d\d:\d\d:\d\d +([\d,]+) records/s +([\d,]+) received +([\d,]+) refused +([\d,]+) connections\n"
+    figures = [[int(each) for each in re.fullmatch(pattern, line).groups()] for line in seen]  # type: ignore[union-attr]
+    assert len({len(line) for line in seen}) == 1, "aligned"
+    assert max(rate for rate, *_ in figures) <= 50
+    assert sum(rate for rate, *_ in figures) > 0
+    assert figures[-1][1] == 50
+
+
+def test_rates_go_beside_json_lines(socket_path: str) -> None:
+    with command("listen", "--unix", socket_path, "--stats", "--output", "-") as process:
+        process.stderr.readline()
+        run("send", "-", "--unix", socket_path, given=lines(GOOD))
+        assert json.loads(process.stdout.readline())["Record"]["OperationName"]
+        while b" 1 received" not in process.stderr.readline():
+            pass
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == b""
+
+
+def test_rates_end_when_nobody_reads_them(socket_path: str) -> None:
+    with command("listen", "--unix", socket_path, "--stats") as process:
+        process.stdout.close()
+        assert process.wait(60) != 0
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_help_and_version() -> None:
@@ -610,6 +670,35 @@ def visible(written: str) -> list[str]:
             screen[row] = line[:column] + part + line[column + len(part) :]
             column += len(part)
     return [line.rstrip() for line in screen]
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_the_demo_at_a_terminal(environment: dict[str, str]) -> None:
+    status, out = at_a_terminal("-m", "geventaudit", "demo", "--records", "3000", **environment)
+    assert status == 0, out
+    lives = re.findall(r"\r  ([\d,]+) of 3,000 arrived, [\d,]+ records/s, restarts: [012]", out)
+    assert bool(lives) is ("TERM" not in environment)
+    assert all(0 <= int(each.replace(",", "")) <= 3000 for each in lives)
+    assert ("\x1b[32m  lost" in out or "\x1b[32mlost" in out) is (not environment), "in colour"
+    assert not environment or "\x1b" not in out
+    shown = [re.sub(r"\x1b\[\d*m", "", line) for line in visible(re.sub(r"\x1b\[\d*m", "", out))]
+    assert not [line for line in shown if "of 3,000 arrived" in line], "the live line is gone"
+    assert sum("the agent was restarted" in line for line in shown) == 2
+    check_demo(shown)
+
+
+def test_tables_align() -> None:
+    from geventaudit.cli.terminal import table
+
+    assert table(
+        [["name", "n", "why"], ["é", "10", ""], ["日本", "7", "a\x1b[31m\nb"], ["e\u0301x", "123", "c"]], right=[1]
+    ) == [
+        "name    n  why",
+        "é      10",
+        "日本    7  a\\x1b[31m\\x0ab",
+        "e\u0301x    123  c",
+    ]
+    assert table([]) == []
 
 
 def test_log_lines_stand_above_the_progress_bar(socket_path: str, folder: Path) -> None:

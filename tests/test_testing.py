@@ -61,6 +61,49 @@ def test_missing(audit_agent, audit_client):
     audit_agent.wait_for(1)
     audit_agent.assert_received(operation_name="CreateUser", custom_data={"n": 1}, timeout=0.1)
 '''
+MODES = """
+import pytest
+from helpers import message
+
+from geventaudit.testing import AuditAgent
+
+ALL = ["reads", "acks", "no_acks", "stalled", "away"]
+
+
+@pytest.mark.parametrize("audit_agent", ALL, indirect=True)
+def test_each_mode(audit_agent: AuditAgent, audit_client, request):
+    mode = request.node.callspec.params["audit_agent"]
+    audit_client.send(message(1))
+    assert audit_client.flush(5.0 if mode in ("reads", "acks") else 0.1) is (mode in ("reads", "acks"))
+    if mode in ("stalled", "away"):
+        audit_agent.assert_not_received(operation_name="CreateUser")
+        assert not audit_agent.received
+        audit_agent.resume() if mode == "stalled" else audit_agent.start()
+    if mode == "no_acks":
+        audit_agent.assert_received(custom_data={"n": 1})
+        assert not audit_client.flush(0.1)
+        audit_agent.acknowledge(True)
+        audit_agent.hang_up()
+    assert audit_client.flush(10.0)
+    audit_agent.assert_received(custom_data={"n": 1})
+
+
+def test_without_a_mode(audit_agent, audit_client):
+    audit_client.send(message(1))
+    assert audit_client.flush(5.0)
+
+
+def test_that_must_not_arrive(audit_agent, audit_client):
+    for number in range(100):
+        audit_client.send(message(number))
+    audit_agent.assert_not_received(custom_data={"n": 100})
+    audit_agent.assert_not_received(timeout=0, custom_data={"n": 99})  # which waits for the own client
+
+
+@pytest.mark.parametrize("audit_agent", ["stuck"], indirect=True)
+def test_in_no_such_mode(audit_agent):
+    pass
+"""
 LAZY = """
 import sys
 
@@ -68,9 +111,9 @@ assert not {"gevent", "geventaudit", "ssl", "greenlet"} & set(sys.modules), "imp
 """
 
 
-def run_pytest(folder: Path, conftest: str, *launcher: str) -> str:
+def run_pytest(folder: Path, conftest: str, *launcher: str, sample: str = SAMPLE) -> str:
     (folder / "conftest.py").write_text(conftest)
-    (folder / "test_sample.py").write_text(SAMPLE)
+    (folder / "test_sample.py").write_text(sample)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
@@ -107,6 +150,17 @@ def test_the_plugin(folder: Path, conftest: str, launcher: list[str]) -> None:
     ]
     assert ">       audit_agent.assert_received(" in out, "the line of the test is shown, and none of this library"
     assert "testing.py" not in out
+
+
+@pytest.mark.parametrize("launcher", [["-m", "pytest"], ["-m", "gevent.monkey", "--module", "pytest"]], ids=str)
+def test_the_plugin_has_modes_and_what_must_not_arrive(folder: Path, launcher: list[str]) -> None:
+    out = run_pytest(folder, "", *launcher, sample=MODES)
+    assert "1 failed, 6 passed, 1 error" in out, out
+    assert "ValueError: mode must be one of reads, acks, no_acks, stalled, away, got 'stuck'" in out
+    complaint = [line.removeprefix("E").strip() for line in out.splitlines() if line.startswith("E ")]
+    assert "AssertionError: a record with custom_data={'n': 99} arrived:" in complaint
+    assert "operation_name='CreateUser'" in complaint, "it is shown"
+    assert ">       audit_agent.assert_not_received(timeout=0" in out, "the line of the test is shown"
 
 
 # -- what arrived ------------------------------------------------------------------------------------------------------
@@ -161,6 +215,48 @@ def test_how_fields_are_compared() -> None:
         assert "got      [TargetResource" in complaint_of(agent, target_resources={"SubscriptionId": []})
         with pytest.raises(TypeError, match="operation_nam: must be audit_type or one of operation_name, "):
             agent.assert_received(operation_nam="typo")
+
+
+def test_what_was_received_can_be_filtered() -> None:
+    with AuditAgent() as agent, agent.make_client(heartbeat_interval=0.01) as client:
+        for number in range(4):
+            client.send(message(number, operation_name=f"Op{number % 2}"))
+        eventually(lambda: len(agent.received) > len(agent.messages) == 4, "a heartbeat too")
+        odd = agent.received.filter(operation_name="Op1")
+        assert [each.custom_data["n"] for each in odd.records] == [1, 3]
+        assert odd.messages == [agent.messages[1], agent.messages[3]]
+        assert odd.filter(custom_data={"n": 3}).records == [agent.records[3]]
+        assert agent.received.filter().records == agent.records
+        assert agent.received.filter(audit_type="AsmAuditDP") == []
+        assert agent.received.filter(custom_data={"missing": mock.ANY}) == []
+        with pytest.raises(TypeError, match="operation_nam: must be audit_type or one of operation_name, "):
+            agent.received.filter(operation_nam="typo")
+        agent.received.clear()
+        assert agent.received.filter() == []
+
+
+def test_what_must_not_be_received() -> None:
+    with AuditAgent() as agent:
+        agent.assert_not_received(timeout=0)
+        client = agent.make_client()
+        client.send(message(1))
+        with pytest.raises(AssertionError, match=r"^a record arrived:\n  audit_type="):
+            agent.assert_not_received(timeout=0)
+        agent.assert_not_received(timeout=0, operation_name="DeleteUser")
+        with pytest.raises(TypeError, match="operation_nam: must be"):
+            agent.assert_not_received(operation_nam="typo")
+        with pytest.raises(TypeError, match="timeout must be a number"):
+            agent.assert_not_received(timeout=None)  # type: ignore[arg-type]
+        # Of another process, a record comes within the time.
+        later = gevent.spawn_later(0.05, client.send, message(2, operation_name="DeleteUser"))
+        with pytest.raises(AssertionError, match="a record with operation_name='DeleteUser' arrived:"):
+            agent.assert_not_received(timeout=30, operation_name="DeleteUser")
+        later.join()
+
+
+def test_no_such_mode() -> None:
+    with pytest.raises(ValueError, match=r"^mode must be one of reads, acks, .*, got 'ack'$"):
+        AuditAgent(mode="ack")  # type: ignore[arg-type]
 
 
 def test_waiting_says_what_is_there() -> None:

@@ -116,6 +116,7 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         """\
   geventaudit listen
   geventaudit listen --web                         and see it in the browser
+  geventaudit listen --stats                       print a rate each second, and no records
   geventaudit listen --unix /tmp/audit.sock --output received.jsonl
   geventaudit listen --output - | jq .Record.OperationName
   geventaudit listen --tcp 0.0.0.0:24224 --cert agent.pem --shared-key-file key.txt""",
@@ -128,6 +129,9 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
             help='append each record to this file, as a line of JSON; "-" for standard output, without other output. '
             "For reading: send and check refuse the Time in it",
         )
+    )
+    listener.add_argument(
+        "--stats", action="store_true", help="print the rate of each second and the totals, instead of each record"
     )
     add_web_option(listener)
     add_agent_options(listener, file)

@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from typing import TextIO
 
 import gevent
@@ -16,6 +17,7 @@ from gevent.event import Event
 from ..agent import Agent, Received, Refused
 from ..agent.shown import json_line, line_of, line_of_refusal, printable
 from ..records import Msg, OperationResult
+from ..runtime.clock import monotonic
 from .arguments import agent_options, name_of
 from .terminal import CommandError, coloured
 from .web import page_of
@@ -35,7 +37,7 @@ def listen(arguments: argparse.Namespace) -> int:
     # A terminal that cannot show a character shows its escape.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with contextlib.ExitStack() as stack:
-        printer = stack.enter_context(_Printer(arguments.output))
+        printer = stack.enter_context(_Printer(arguments.output, prints_records=not arguments.stats))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(gevent.signal_handler(number, printer.done.set).cancel)
         try:
@@ -49,6 +51,8 @@ def listen(arguments: argparse.Namespace) -> int:
         _say(f"listening on {name_of(agent.address)}")
         if arguments.tcp is None and arguments.unix is None:
             _say(f"to send a record here: geventaudit send FILE --tcp {name_of(agent.address)}")
+        if arguments.stats:
+            _print_rates(agent, printer)
         printer.done.wait()
         agent.stop(0.0 if printer.error else 1.0)
         counts = agent.counts
@@ -64,19 +68,41 @@ def _reason(error: Exception, address: str | tuple[str, int]) -> str:
     return reason
 
 
+_INTERVAL = 1.0
+
+
+def _print_rates(agent: Agent, printer: _Printer) -> None:
+    """Print a line each second until nothing more is to be printed."""
+    began, before = monotonic(), 0
+    due = began + _INTERVAL
+    while not printer.done.wait(max(due - monotonic(), 0.0)):
+        now, counts = monotonic(), agent.counts
+        records = counts.messages - counts.heartbeats
+        rate = round((records - before) / (now - began))
+        printer.print_line(
+            f"{time.strftime('%H:%M:%S')} {rate:>9,} records/s {records:>13,} received "
+            f"{counts.refused:>9,} refused {counts.open_connections:>6,} connections"
+        )
+        began, before = now, records
+        # A second that was missed is not made up for.
+        due = max(due + _INTERVAL, now)
+
+
 class _Printer:
     """Prints each message as a line for people, and writes each record to the output as a JSON line.
 
     :param output: the path of the output, "-" for standard output, which then has JSON lines only; None for no output.
+    :param prints_records: False for the JSON lines only.
     :raises CommandError: the output cannot be written.
     """
 
-    def __init__(self, output: str | None) -> None:
+    def __init__(self, output: str | None, *, prints_records: bool) -> None:
         self.done = Event()
         """Set when nothing more can be written, or by a signal."""
         self.error: OSError | ValueError | None = None
         """The reason why nothing more can be written."""
         self._is_for_people = output != _STANDARD_OUTPUT
+        self._prints_records = prints_records and self._is_for_people
         self._json: TextIO | None = None if self._is_for_people else sys.stdout
         if output is not None and self._is_for_people:
             try:
@@ -90,7 +116,7 @@ class _Printer:
         :raises OSError, ValueError: a write failed. The agent does not acknowledge the message then.
         """
         try:
-            if self._is_for_people:
+            if self._prints_records:
                 print(_line_of(received), flush=True)
             if self._json is not None and isinstance(received.message, Msg):
                 print(json_line(received), file=self._json, flush=True)
@@ -98,6 +124,14 @@ class _Printer:
             self.error = error
             self.done.set()
             raise
+
+    def print_line(self, line: str) -> None:
+        """Print a line for people: on standard error if standard output has JSON lines."""
+        try:
+            print(line, file=sys.stdout if self._is_for_people else sys.stderr, flush=True)
+        except (OSError, ValueError) as error:
+            self.error = error
+            self.done.set()
 
     def check(self) -> None:
         """Raise if a write failed.

@@ -1,17 +1,20 @@
-"""Output for people: colours and progress at a terminal, log lines, errors of one line."""
+"""Output for people: colours, progress and a live line at a terminal, tables, log lines, errors of one line."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import threading
+import unicodedata
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TextIO
 
 from ..agent.shown import printable
 
-__all__ = ["Colour", "CommandError", "LogHandler", "Progress", "coloured", "complain"]
+__all__ = ["Colour", "CommandError", "LiveLine", "LogHandler", "Progress", "coloured", "complain", "table"]
 
 Colour = Literal["red", "green", "yellow"]
 
@@ -36,6 +39,70 @@ def coloured(text: str, colour: Colour, stream: TextIO) -> str:
 def complain(text: object) -> None:
     """Print a line on standard error that begins with the name of the program."""
     Progress.say(f"geventaudit: {text}", sys.stderr)
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Return a line for each row, with the columns aligned. Control characters are escaped.
+
+    :param right: the indices of columns of numbers.
+    """
+    cells = [[printable(each) for each in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        blanks = [" " * (width - _width(each)) for each, width in zip(row, widths, strict=True)]
+        padded = (
+            blank + each if index in right else each + blank
+            for index, (each, blank) in enumerate(zip(row, blanks, strict=True))
+        )
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return the number of columns that *text* takes at a terminal."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+class LiveLine:
+    """A line on standard error that is written anew, again and again. Nothing if that is no terminal, or a dumb one.
+
+    :meth:`Progress.say` prints above it. Only one is shown at a time.
+    """
+
+    _shown: ClassVar[LiveLine | None] = None
+
+    def __init__(self) -> None:
+        self._is_on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        """Write *text* in the place of the last one, cut to the width of the terminal."""
+        if self._is_on and text != self._text:
+            blank = " " * len(self._text)
+            self._text = text[: shutil.get_terminal_size().columns - 1]
+            # Without escape sequences, every terminal can do it.
+            print(f"\r{blank}\r{self._text}", end="", file=sys.stderr, flush=True)
+
+    def say(self, text: str, stream: TextIO) -> None:
+        """Print a line on *stream*, above this one."""
+        shown = self._text
+        self.show("")
+        print(text, file=stream, flush=True)
+        self.show(shown)
+
+    def __enter__(self) -> Self:
+        LiveLine._shown = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        LiveLine._shown = None
+        self.show("")
 
 
 class Progress:
@@ -68,8 +135,10 @@ class Progress:
 
     @staticmethod
     def say(text: str, stream: TextIO) -> None:
-        """Print a line on *stream*, above the bar if there is one. Control characters are escaped."""
-        if Progress._shown is None:
+        """Print a line on *stream*, above the bar or the live line if there is one. Control characters are escaped."""
+        if LiveLine._shown is not None:
+            LiveLine._shown.say(printable(text), stream)
+        elif Progress._shown is None:
             print(printable(text), file=stream, flush=True)
         else:
             Progress._shown.write(printable(text), file=stream)

@@ -22,7 +22,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 try:
@@ -71,6 +71,8 @@ class AuditFactsMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseBase | None = None
+        if (begun := facts_of(request.META)) is not None:
+            begun.refresh = partial(self._refresh, request, begun)
         try:
             response = self._get_response(request)
             return response
@@ -81,8 +83,7 @@ class AuditFactsMiddleware:
                     _note_route(request, facts)
                     if response is not None:
                         _note_response(request, response, facts)
-                    if user := self._user(request):
-                        facts.user = user
+                    self._note_user(request, facts)
                 except Exception as error:  # a user model of one's own can do anything
                     facts.error = error
             elif FACTS_KEY not in request.META:
@@ -93,6 +94,14 @@ class AuditFactsMiddleware:
         facts = facts_of(request.META)
         if facts is not None:
             facts.tell_failure(exception)
+
+    def _refresh(self, request: HttpRequest, facts: RequestFacts) -> None:
+        _note_route(request, facts)
+        self._note_user(request, facts)
+
+    def _note_user(self, request: HttpRequest, facts: RequestFacts) -> None:
+        if user := self._user(request):
+            facts.user = user
 
     def _user(self, request: HttpRequest) -> str:
         user = getattr(request, "user", None)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 try:
@@ -108,6 +109,7 @@ class Audit:
         if facts is not None:
             facts.method = request.method
             facts.context = copy_context()
+            facts.refresh = partial(self._note_user, app)
             if request.url_rule is not None:
                 facts.route = mount_of(request.environ) + request.url_rule.rule
                 # The defaults of a route go before the path, so none of them came with the request.

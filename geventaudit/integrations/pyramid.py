@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 try:
@@ -40,6 +41,7 @@ def _note_route(event: Any) -> None:
     facts = facts_of(request.environ)
     if facts is not None:
         facts.method = request.method
+        facts.refresh = partial(_note_user, request, facts)
         if request.matched_route is not None:
             facts.route = f"{mount_of(request.environ)}/{request.matched_route.pattern.lstrip('/')}"
             facts.arguments = dict(request.matchdict or {})
@@ -51,6 +53,10 @@ def _note_response(event: Any) -> None:
     if facts is None:
         return
     _note_error(facts, getattr(request, "exception", None) or response, response)
+    _note_user(request, facts)
+
+
+def _note_user(request: Any, facts: RequestFacts) -> None:
     try:
         facts.user = name_of(request.authenticated_userid) or facts.user
     except Exception as error:  # a security policy can do anything

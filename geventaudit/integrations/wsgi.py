@@ -33,6 +33,7 @@ from geventaudit import (
     fill_unknown,
 )
 
+from .http.current import set_current
 from .http.facts import FACTS_KEY, RequestFacts, facts_of
 from .http.forwarding import Address, Network, TrustedProxies
 from .http.frameworks import attach, read_environ
@@ -188,6 +189,7 @@ class AuditMiddleware:
         if not is_excluded and (hub := self._hub) is not None and hub.is_settled():
             self._hub = None  # another thread may find it out at the same time
         environ[FACTS_KEY] = None if is_excluded else request.facts
+        set_current(None if is_excluded else partial(self._record_so_far, request))
         # write() hands chunks to the server, and any of them may be the last.
         on_write = partial(self._record, request) if self._records_before and not is_excluded else None
         try:
@@ -231,7 +233,21 @@ class AuditMiddleware:
             self.counts.lost += 1
             raise
         finally:
-            request.facts.context = None  # it has the environment, which has the facts: a cycle
+            # Both have the environment, which has the facts: a cycle.
+            request.facts.context = request.facts.refresh = None
+            set_current(None)
+
+    def _record_so_far(self, request: Request) -> Record | None:
+        """Return the record of a request that is being served, as far as it is known; None if the request is over."""
+        if request.is_over:
+            return None
+        facts = request.facts
+        try:
+            if facts.refresh is not None:
+                facts.refresh()
+        except Exception as error:  # the caller is handed on without what the framework knows
+            facts.error = error
+        return self._record_of(request, Redaction(self._redact, facts.arguments or {}))
 
     def _lose(self, error: Exception) -> None:
         self.counts.lost += 1

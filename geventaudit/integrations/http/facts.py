@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ class RequestFacts:
     """An exception that kept the facts from being complete. It is counted and notified of."""
     context: Context | None = None
     """The context in which ``describe`` runs."""
+    refresh: Callable[[], object] | None = None
+    """Adds what the framework knows by now (the user) while the request is served. None without such a source."""
 
     def tell_failure(self, error: BaseException) -> None:
         """Note that a view raised *error*, and the framework made a response of it."""
