@@ -270,13 +270,17 @@ def test_a_page_runs(path: Path, place: Place) -> None:
 
 
 def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
-    kinds = {"python", "sh", "text", "json", "yaml", "ini"}
+    kinds = {"python", "sh", "text", "json", "yaml", "ini", "js"}
     for path in PAGES:
         for block in blocks_of(path):
             if not block.language.startswith("{"):
                 assert block.language in kinds, f"{path.name}:{block.line}"
             if block.language == "json":
                 json.loads(block.text)
+            if block.language == "js" and shutil.which("node"):
+                check = ["node", "--input-type=module", "--check", "-"]
+                done = subprocess.run(check, input=block.text.encode(), stderr=subprocess.PIPE)
+                assert done.returncode == 0, f"{path.name}:{block.line}: {done.stderr.decode()}"
             if block.language == "yaml":
                 pytest.importorskip("yaml", reason="needs pyyaml, which the extra [test] brings").safe_load(block.text)
 
