@@ -489,6 +489,31 @@ def test_a_nested_task_has_the_caller_of_the_outer_one(app: Any, kept: Kept) -> 
     assert kept[0].custom_data["queued_by"] == "outer"
 
 
+def test_a_task_that_a_request_runs_at_once_has_its_caller(app: Any, kept: Kept) -> None:
+    from geventaudit.integrations.wsgi import AuditMiddleware, facts_of
+
+    Audit(kept.make_client, app)
+    task = app.task(name="one")(nothing)
+
+    def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        facts = facts_of(environ)
+        assert facts is not None
+        facts.user = "ann"
+        task.delay()
+        start_response("200 OK", [])
+        return []
+
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/orders", "REMOTE_ADDR": "192.0.2.9"}
+    with Client(NoOp) as client:
+        AuditMiddleware(view, client)(environ, lambda *_: None).close()  # type: ignore
+    record = kept.only()
+    assert record.caller_identities == {USERNAME: [CallerIdentity("ann", "the application's user")]}
+    assert record.caller_ip_address == "192.0.2.9"
+    assert record.custom_data["queued_by"] == "POST /orders"
+    task.delay()
+    assert kept.only().caller_identities.keys() == {SYSTEM}, "the request is over"
+
+
 def test_ends_by_exceptions_of_celery(app: Any, kept: Kept) -> None:
     Audit(kept.make_client, app)
 

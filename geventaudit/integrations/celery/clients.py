@@ -99,9 +99,16 @@ class _ClientThread:
             self._ended.acquire(True, _END_SECONDS)
 
     def _run(self) -> None:
+        # The client finds the hub that it will live in.
+        hub = gevent.get_hub()
         try:
-            # The client finds the hub that it will live in.
-            gevent.get_hub()
+            self._serve()
+        finally:
+            hub.destroy(destroy_loop=True)
+            self._ended.release()
+
+    def _serve(self) -> None:
+        try:
             self.client = _started(self._make_client)
             self._over = Event()
         except BaseException as error:
@@ -111,8 +118,6 @@ class _ClientThread:
             self._started.release()
         while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
             pass
-        gevent.get_hub().destroy(destroy_loop=True)
-        self._ended.release()
 
 
 def _started(make_client: Callable[[], AuditClient]) -> AuditClient:
