@@ -32,7 +32,7 @@ def main() -> None:
         path = os.path.join(folder, "agent.sock")
         with (
             Agent(path, lambda received: print("arrived:", received.message)),
-            geventaudit.Client(lambda: geventaudit.DomainSocket(path)) as client,
+            geventaudit.Client(lambda: geventaudit.DomainSocket(path), stamp=True) as client,
         ):
             logger.addHandler(AuditHandler(client))
             logger.info("a secret was read", extra={"audit": Msg(AuditType.DATA_PLANE, RECORD)})

@@ -4,29 +4,76 @@ pip install 'geventaudit[django]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples django_app:application
 
 The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker
-lets its records drain before it goes.
+lets its records drain before it goes. What records will say, and that nothing in them is Unknown:
+
+geventaudit routes --fail-on-unknown django_app
 """
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import django
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import path, re_path
+from django.utils.decorators import method_decorator
+from django.views import View
 
 import geventaudit
-from geventaudit.integrations.wsgi import AuditMiddleware
+from geventaudit import AuditType, OperationCategory
+from geventaudit.integrations.django import audited, unaudited
+from geventaudit.integrations.wsgi import AuditMiddleware, facts_of
 
 settings.configure(
     ALLOWED_HOSTS=["*"],
     SECRET_KEY="an example has no secrets",
     ROOT_URLCONF=__name__,
-    MIDDLEWARE=["geventaudit.integrations.django.AuditFactsMiddleware"],  # first: it sees what all others did
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    MIDDLEWARE=[
+        "geventaudit.integrations.django.AuditFactsMiddleware",  # first: it sees what all others did
+        f"{__name__}.ExampleAuthenticationMiddleware",
+    ],
 )
+django.setup()
+
+from django.contrib.auth.models import AnonymousUser, User
+
+ROLES = {"ann": ["Administrator", "Contributor"], "bob": ["Reader"]}
 
 
+class ExampleAuthenticationMiddleware:
+    """Takes the user from the query: a real service checks who that is."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        name = request.GET.get("user")
+        request.user = User(username=name) if name else AnonymousUser()
+        return self.get_response(request)
+
+
+def roles(environ: Mapping[str, Any]) -> list[str]:
+    """Return the roles of the caller."""
+    request = facts_of(environ).request
+    return ROLES.get(request.user.get_username(), ["Anonymous"])
+
+
+@audited("ReadThing", audit_type=AuditType.DATA_PLANE, access_level="Reader", target={"Thing": "{number}"})
 def get_thing(request: HttpRequest, number: int) -> HttpResponse:
     return JsonResponse({"number": number})
+
+
+@method_decorator(audited("ManageOwner", target={"Thing": "{number}"}), name="dispatch")
+class Owner(View):
+    def get(self, request: HttpRequest, number: int) -> HttpResponse:
+        return JsonResponse({"owner": "ann"})
+
+    @audited("ChangeOwner", category=OperationCategory.AUTHORIZATION, access_level="Administrator")
+    def put(self, request: HttpRequest, number: int) -> HttpResponse:
+        return HttpResponse(status=204)
 
 
 def search(request: HttpRequest, word: str) -> HttpResponse:
@@ -41,12 +88,27 @@ def broken(request: HttpRequest) -> HttpResponse:
     raise RuntimeError("this view does not work")
 
 
+@unaudited
+def healthz(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("well")
+
+
 urlpatterns = [
     path("things/<int:number>", get_thing),
+    path("things/<int:number>/owner", Owner.as_view()),
     re_path(r"^search/(\w+)$", search),
     path("export", export),
     path("broken", broken),
+    path("healthz", healthz),
 ]
 
-client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None))
-application = AuditMiddleware(get_wsgi_application(), client, trusted_proxies=["127.0.0.1"])
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None), stamp=True)
+application = AuditMiddleware(
+    get_wsgi_application(),
+    client,
+    # What a view does not declare:
+    category=OperationCategory.RESOURCE_MANAGEMENT,
+    access_level="Contributor",
+    caller_access_levels=roles,
+    trusted_proxies=["127.0.0.1"],
+)

@@ -4,7 +4,9 @@ pip install 'geventaudit[flask]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples flask_app:app
 
 The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker
-lets its records drain before it goes.
+lets its records drain before it goes. What records will say, and that nothing in them is Unknown:
+
+geventaudit routes --fail-on-unknown flask_app:app
 """
 
 import os
@@ -14,16 +16,21 @@ from typing import Any
 from flask import Flask, Response, abort, g, request
 
 import geventaudit
-from geventaudit.integrations.flask import Audit
+from geventaudit import AuditType, OperationCategory
+from geventaudit.integrations.flask import Audit, audited, unaudited
 
-client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None))
+ROLES = {"ann": ["Administrator", "Contributor"], "bob": ["Reader"]}
+
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None), stamp=True)
 app = Flask(__name__)
 Audit(
     client,
     app,
     user=lambda: g.get("user"),
+    # What a view does not declare:
+    category=OperationCategory.RESOURCE_MANAGEMENT,
     access_level="Contributor",
-    exclude=["/healthz"],
+    caller_access_levels=lambda environ: ROLES.get(g.get("user"), ["Anonymous"]),
     trusted_proxies=["127.0.0.1"],  # nginx on this host says who called
 )
 
@@ -34,6 +41,7 @@ def sign_in() -> None:
 
 
 @app.get("/things/<int:number>")
+@audited("ReadThing", audit_type=AuditType.DATA_PLANE, access_level="Reader", target={"Thing": "{number}"})
 def get_thing(number: int) -> dict[str, Any]:
     if number < 1:
         abort(404)
@@ -41,11 +49,13 @@ def get_thing(number: int) -> dict[str, Any]:
 
 
 @app.post("/things")
+@audited("CreateThing")
 def create_thing() -> tuple[dict[str, Any], int]:
     return {"number": 1}, 201
 
 
 @app.delete("/things/<int:number>")
+@audited("DeleteThing", access_level="Administrator", target={"Thing": "{number}"})
 def delete_thing(number: int) -> tuple[str, int]:
     return "", 204
 
@@ -65,5 +75,6 @@ def broken() -> str:
 
 
 @app.get("/healthz")
+@unaudited
 def healthz() -> str:
     return "well"

@@ -23,7 +23,7 @@ from geventaudit import (
 )
 
 # Made when the module is imported, also in gunicorn's master with preload_app: nothing starts before the first send.
-client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None))
+client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUDIT_SOCKET") or None), stamp=True)
 
 TEMPLATE = Record(
     operation_name="GetThing",

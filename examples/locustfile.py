@@ -23,6 +23,7 @@ RECORD = Record(
 
 
 class Service(AuditUser):
+    client_options = {"stamp": True}  # noqa: RUF012  (as Locust's own attributes)
     wait_time = constant_throughput(10)
 
     @task

@@ -39,7 +39,9 @@ def main() -> None:
         path = os.path.join(folder, "agent.sock")
         with (
             Agent(path, lambda received: print("arrived:", received.message)),
-            geventaudit.Client(lambda: geventaudit.DomainSocket(path), before_send=add_trace_context) as client,
+            geventaudit.Client(
+                lambda: geventaudit.DomainSocket(path), before_send=add_trace_context, stamp=True
+            ) as client,
         ):
             instrument(client, MeterProvider([reader]))
             registry.register(AuditCollector(client))

@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "agent.sock")
         agent = Agent(path, print)
-        client = geventaudit.Client(lambda: geventaudit.DomainSocket(path))
+        client = geventaudit.Client(lambda: geventaudit.DomainSocket(path), stamp=True)
         watching = gevent.spawn(watch, client)
         client.send(Msg(AuditType.DATA_PLANE, RECORD))  # the agent does not exist yet: that is no reason to wait
         gevent.sleep(0.05)

@@ -31,7 +31,9 @@ def main() -> None:
         with (
             Agent(path, lambda received: print("arrived:", received.message)),
             geventaudit.Client(
-                lambda: geventaudit.DomainSocket(path), service_tree_id="e6c9fcb1-7f08-4c1d-9e7a-123456789abc"
+                lambda: geventaudit.DomainSocket(path),
+                service_tree_id="e6c9fcb1-7f08-4c1d-9e7a-123456789abc",
+                stamp=True,  # number the records, so that a gap is seen
             ) as client,
         ):
             client.send(

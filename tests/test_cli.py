@@ -427,7 +427,7 @@ def test_help_and_version() -> None:
     assert run("spool") == (0, run("spool", "--help")[1], "")
 
 
-COMMANDS = ("listen", "send", "check", "spool", "schema", "doctor", "completion", "demo")
+COMMANDS = ("listen", "send", "check", "spool", "schema", "routes", "doctor", "completion", "demo")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

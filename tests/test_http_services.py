@@ -111,10 +111,10 @@ def told(folder: Path) -> tuple[int, int]:
 
 # method, path (a number goes into it), code; operation name, type, result
 FLASK = [
-    ("GET", "/things/{}?user=ann", 200, "GET /things/<int:number>", OperationType.READ, OperationResult.SUCCESS),
-    ("GET", "/things/0?n={}", 404, "GET /things/<int:number>", OperationType.READ, OperationResult.FAILURE),
-    ("POST", "/things?n={}", 201, "POST /things", OperationType.CREATE, OperationResult.SUCCESS),
-    ("DELETE", "/things/{}", 204, "DELETE /things/<int:number>", OperationType.DELETE, OperationResult.SUCCESS),
+    ("GET", "/things/{}?user=ann", 200, "ReadThing", OperationType.READ, OperationResult.SUCCESS),
+    ("GET", "/things/0?n={}", 404, "ReadThing", OperationType.READ, OperationResult.FAILURE),
+    ("POST", "/things?n={}", 201, "CreateThing", OperationType.CREATE, OperationResult.SUCCESS),
+    ("DELETE", "/things/{}", 204, "DeleteThing", OperationType.DELETE, OperationResult.SUCCESS),
     ("GET", "/export?n={}", 200, "GET /export", OperationType.READ, OperationResult.SUCCESS),
     ("GET", "/nowhere?n={}", 404, "GET /nowhere", OperationType.READ, OperationResult.FAILURE),
     ("GET", "/broken?n={}", 500, "GET /broken", OperationType.READ, OperationResult.FAILURE),
@@ -170,11 +170,18 @@ def test_flask_under_load_while_the_agent_restarts(socket_path: str, folder: Pat
         if "user=ann" in path:
             assert record.caller_identities[CallerIdentityType.USERNAME][0].identity == "ann"
             assert record.custom_data["arguments"] == {"number": str(number + 1)}
+            assert record.target_resources["Thing"][0].name == str(number + 1)
+            assert record.caller_access_levels == ["Administrator", "Contributor"]
+            assert "filled_unknown" not in record.custom_data
+        else:
+            assert record.custom_data["filled_unknown"] == ["CallerIdentities"], "nobody signed in"
+        assert record.custom_data["geventaudit"]["seq"] > 0
 
 
 def test_django(socket_path: str, folder: Path) -> None:
     requests = [
-        ("/things/7", 200, "GET /things/<int:number>", {"number": "7"}),
+        ("/things/7", 200, "ReadThing", {"number": "7"}),
+        ("/things/7/owner", 200, "ManageOwner", {"number": "7"}),
         ("/search/word", 404, r"GET /search/(\w+)$", {"0": "word"}),
         ("/export", 200, "GET /export", None),
         ("/broken", 500, "GET /broken", None),
@@ -186,17 +193,26 @@ def test_django(socket_path: str, folder: Path) -> None:
         gunicorn(folder, socket_path, "django_app", "application", "-w", "1") as (server, port),
     ):
         for path, code, _, _ in requests:
-            assert fetch(port, "GET", path, b"User-Agent: me", b"X-Forwarded-For: 198.18.0.1").code == code
+            headers = (b"User-Agent: me", b"X-Forwarded-For: 198.18.0.1", b"X-Request-Id: r-1")
+            assert fetch(port, "GET", f"{path}?user=ann", *headers).code == code
+        assert fetch(port, "GET", "/healthz").code == 200
         assert fetch(port, "GET", "/static/things/7", b"User-Agent: mounted", b"SCRIPT_NAME: /static").code == 200
         log = end(server, folder)
     assert "requests go unrecorded" not in log
     (mounted,) = (record for record in got if record.caller_agent == "mounted")
-    assert mounted.operation_name == "GET /things/<int:number>"
-    assert mounted.target_resources == {"Path": [TargetResource("/things/7")]}
+    assert mounted.operation_name == "ReadThing"
+    assert mounted.target_resources == {"Thing": [TargetResource("7")], "Path": [TargetResource("/things/7")]}
+    assert mounted.caller_access_levels == ["Anonymous"]
+    assert len(got) == len(requests) + 1, "healthz is unaudited"
     records = [record for record in got if record.caller_agent == "me"]
     assert [each.operation_name for each in records] == [name for _, _, name, _ in requests]
     assert [each.custom_data.get("arguments") for each in records] == [arguments for *_, arguments in requests]
-    assert Counter(each.operation_result for each in records) == {"Success": 2, "Failure": 3}
+    assert Counter(each.operation_result for each in records) == {"Success": 3, "Failure": 3}
+    for each in records:
+        assert each.caller_identities[CallerIdentityType.USERNAME][0].identity == "ann"
+        assert each.caller_access_levels == ["Administrator", "Contributor"]
+        assert each.custom_data["request_id"] == "r-1"
+        assert "filled_unknown" not in each.custom_data
     assert {each.caller_ip_address for each in records} == {"198.18.0.1"}
 
 

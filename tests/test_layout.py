@@ -45,7 +45,7 @@ ORDER = [
     "verify", "verify.lines", "verify.records", "verify.rows", "verify.keyring", "verify.state", "verify.findings",
     "verify.streams", "verify.trail",
     "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.web", "cli.listen", "cli.send", "cli.demo",
-    "cli.spool", "cli.trail", "cli", "__main__",
+    "cli.spool", "cli.trail", "cli.routes", "cli", "__main__",
 ]  # fmt: skip
 PACKAGES = [
     "agent", "agent.web", "cli", "delivery", "encoder", "protocol", "runtime", "schema", "spool", "trail", "transport",

@@ -40,7 +40,7 @@ from geventaudit import (
     WouldBlockError,
     fill_unknown,
 )
-from geventaudit.integrations.wsgi import AuditMiddleware, facts_of
+from geventaudit.integrations.wsgi import AuditMiddleware, audited, facts_of, unaudited
 
 
 def factory() -> DomainSocket:
@@ -173,7 +173,56 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> list
     return []
 
 
+def roles(environ: Mapping[str, Any]) -> list[str]:
+    return ["Reader"]
+
+
+def key_of(environ: Mapping[str, Any]) -> dict[str, str | TargetResource]:
+    return {"Key": TargetResource("db", region="eu")}
+
+
+ROTATE = audited(
+    "RotateKey",
+    category=[OperationCategory.KEY_MANAGEMENT],
+    type=OperationType.UPDATE,
+    audit_type=AuditType.DATA_PLANE,
+    access_level="Owner",
+    target=key_of,
+    redact=lambda name, text: text,
+)
+
+
+@ROTATE
+def rotate(number: int) -> str:
+    return str(number + 1)
+
+
+@unaudited
+def healthz() -> str:
+    return rotate(1) + "x"
+
+
+class Views:
+    @audited("ReadKey", category=OperationCategory.KEY_MANAGEMENT, target={"Key": ("{name}", "x")})
+    def get(self, name: str) -> str:
+        return name.upper()
+
+
+def declares(environ: Mapping[str, Any]) -> None:
+    if (facts := facts_of(environ)) is not None:
+        facts.declaration, facts.caller_access_levels = ROTATE, ["Reader"]
+
+
 def serves(client: Client) -> WSGIApplication:
-    audited = AuditMiddleware(application, client, describe=describe, exclude=("/x",), trusted_proxies=["10.0.0.0/8"])
-    print(audited.counts.recorded)
-    return audited
+    served = AuditMiddleware(
+        application,
+        client,
+        describe=describe,
+        exclude=("/x",),
+        trusted_proxies=["10.0.0.0/8"],
+        category=OperationCategory.KEY_MANAGEMENT,
+        caller_access_levels=roles,
+        target={"Service": "vault"},
+    )
+    print(served.counts.recorded)
+    return served

@@ -1,8 +1,8 @@
 """The command line: ``geventaudit COMMAND``.
 
 Exit status: 0 when all went well; 1 when messages were refused, damaged or not delivered, when the doctor found a
-fault, or when a trail is not whole; 2 for bad arguments, for addresses that cannot be reached or listened on, and for
-spools that cannot be opened.
+fault, when a trail is not whole, or when records of a route are not complete; 2 for bad arguments, for addresses that
+cannot be reached or listened on, and for spools and applications that cannot be opened.
 
 Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``listen``, ``send``, ``demo``, ``spool`` and
 ``trail`` first.
@@ -40,6 +40,7 @@ from .arguments import (
     service_tree_id,
     tcp_options,
 )
+from .routes import add_routes
 from .signals import run_until_signal
 from .terminal import Colour, CommandError, LogHandler, coloured, complain
 from .web import add_web_option
@@ -197,6 +198,8 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
         """\
   geventaudit schema > message.schema.json""",
     )
+
+    add_routes(command)
 
     doctor = command(
         "doctor",

@@ -1,5 +1,7 @@
 """The errors of a Bottle application, for the record that ``AuditMiddleware`` sends. Its routes are in the environment.
 
+Views declare their operations by ``@audited``, below or above ``@app.route``.
+
 ::
 
     app = bottle.Bottle()
@@ -18,7 +20,8 @@ except ModuleNotFoundError as error:
     needs = "geventaudit.integrations.bottle needs bottle: pip install 'geventaudit[bottle]'"
     raise ModuleNotFoundError(needs) from error
 
-from .http.facts import facts_of
+from .http.facts import RequestFacts, facts_of
+from .http.frameworks import read_environ
 from .http.text import printable
 
 __all__ = ["attach"]
@@ -39,19 +42,24 @@ class _Facts:
     def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
         @functools.wraps(callback)
         def noting(*args: Any, **kwargs: Any) -> Any:
+            environ = bottle.request.environ
+            facts = facts_of(environ)
+            if facts is not None:
+                read_environ(environ, facts)
             try:
                 return callback(*args, **kwargs)
             except Exception as error:
-                _note(error)
+                if facts is not None:
+                    _note(facts, error)
                 raise
+            finally:
+                if facts is not None:
+                    facts.ask(environ)
 
         return noting
 
 
-def _note(error: Exception) -> None:
-    facts = facts_of(bottle.request.environ)
-    if facts is None:
-        return
+def _note(facts: RequestFacts, error: Exception) -> None:
     if isinstance(error, bottle.HTTPError):
         facts.failure = printable(error.body or "")
     elif not isinstance(error, bottle.HTTPResponse):

@@ -6,6 +6,9 @@ Two places: the WSGI application is wrapped, and the middleware of this module c
 
     MIDDLEWARE = ["geventaudit.integrations.django.AuditFactsMiddleware", ...]  # settings.py
 
+Views declare their operations by ``@audited``: functions, methods and classes of class-based views, by
+``method_decorator`` too, and actions of Django REST Framework. The order of ``@audited`` and ``@api_view`` is free.
+
 Nothing is sent while an unpatched ``runserver`` runs; :mod:`geventaudit.integrations.wsgi` says why. Patched, it is,
 without the reloader, which would start another process that is not::
 
@@ -41,8 +44,9 @@ except ModuleNotFoundError as error:
 from .http.facts import FACTS_KEY, RequestFacts, facts_of
 from .http.paths import is_same_page, mount_of
 from .http.text import name_of, printable
+from .http.views import audited, note_view, unaudited
 
-__all__ = ["AuditFactsMiddleware"]
+__all__ = ["AuditFactsMiddleware", "audited", "unaudited"]
 
 logger = logging.getLogger("geventaudit.django")
 
@@ -71,13 +75,14 @@ class AuditFactsMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseBase | None = None
-        if (begun := facts_of(request.META)) is not None:
-            begun.refresh = partial(self._refresh, request, begun)
+        facts = facts_of(request.META)
+        if facts is not None:
+            facts.request = request
+            facts.refresh = partial(self._refresh, request, facts)
         try:
             response = self._get_response(request)
             return response
         finally:
-            facts = facts_of(request.META)
             if facts is not None:
                 try:
                     _note_route(request, facts)
@@ -86,8 +91,15 @@ class AuditFactsMiddleware:
                     self._note_user(request, facts)
                 except Exception as error:  # a user model of one's own can do anything
                     facts.error = error
+                facts.ask(request.META)
             elif FACTS_KEY not in request.META:
                 _warn()
+
+    def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
+        """Note the declaration of the view, before other middlewares and decorators may refuse the request."""
+        facts = facts_of(request.META)
+        if facts is not None:
+            note_view(facts, view, request.method or "")
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Note what a view raised, whether Django or a handler of the project answers it."""
@@ -140,9 +152,7 @@ def _watch_rest_framework() -> None:
 def _note_route(request: HttpRequest, facts: RequestFacts) -> None:
     facts.method = request.method or ""
     if (match := request.resolver_match) is not None:
-        is_rest = _is_rest_framework(match.func)
-        route = _template(match.route) if is_rest else "/" + match.route.removeprefix("^")
-        facts.route = mount_of(request.META) + route
+        facts.route = mount_of(request.META) + recorded_route(match.route, match.func)
         facts.arguments = {str(index): value for index, value in enumerate(match.args)}
         # What urls.py gives to a view besides did not come with the request, and may be anything.
         besides = match.extra_kwargs or {}
@@ -172,7 +182,12 @@ def _login_pages(location: str) -> Iterator[str]:
         pass
 
 
-def _is_rest_framework(view: Any) -> bool:
+def recorded_route(route: str, view: Any) -> str:
+    """Return *route*, the route that Django matched, as records have it."""
+    return _template(route) if is_rest_framework(view) else "/" + route.removeprefix("^")
+
+
+def is_rest_framework(view: Any) -> bool:
     """Return True if *view* is made of an ``APIView`` of Django REST Framework."""
     kind = getattr(view, "cls", None)
     return isinstance(kind, type) and any(each.__module__ == "rest_framework.views" for each in kind.__mro__)
@@ -217,6 +232,7 @@ def _note_sign_out(request: HttpRequest | None = None, user: Any = None, **_: An
     if facts is None:
         return
     facts.signed_out = True
+    facts.ask_levels(request.META)  # type: ignore[union-attr]  # it has facts
     try:
         facts.user = "" if user is None else name_of(user.get_username())
     except Exception as error:  # which would keep the user from signing out

@@ -5,6 +5,8 @@
     app = falcon.App()
     application = AuditMiddleware(app, client)  # attaches by itself, if app is the falcon.App
 
+Responders declare their operations by ``@audited``, when they are called.
+
 Who is signed in, Falcon does not know. A middleware that signs users in says so::
 
     if (facts := facts_of(req.env)) is not None:
@@ -51,6 +53,7 @@ class _Facts:
         facts = facts_of(req.env)
         if facts is not None:
             facts.arguments = dict(params)
+            facts.request = req
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: Any, req_succeeded: bool) -> None:
         facts = facts_of(req.env)
@@ -58,6 +61,7 @@ class _Facts:
             facts.method = req.method
             if req.uri_template is not None:
                 facts.route = mount_of(req.env) + req.uri_template
+            facts.ask(req.env)
 
 
 class _NotingHandlers(dict[type[Exception], Handler]):

@@ -5,6 +5,10 @@
     app = Flask(__name__)
     Audit(client, access_level="Contributor").init_app(app)
 
+    @app.post("/keys/<name>/rotate")
+    @audited("RotateKey", category=OperationCategory.KEY_MANAGEMENT, target={"Key": "{name}"})
+    def rotate(name): ...
+
 A record is sent when the server closes the response. Flask's test client leaves that to the test:
 ``app.test_client().get("/", buffered=True)``, or ``with``.
 
@@ -35,6 +39,7 @@ from .http.facts import RequestFacts, facts_of
 from .http.hooks import check_hook
 from .http.paths import is_same_page, mount_of
 from .http.text import name_of, printable
+from .http.views import audited, note_view, unaudited
 from .wsgi import AuditMiddleware
 
 try:
@@ -42,7 +47,7 @@ try:
 except ImportError:
     flask_login = None
 
-__all__ = ["Audit"]
+__all__ = ["Audit", "audited", "unaudited"]
 
 
 class Audit:
@@ -101,6 +106,7 @@ class Audit:
         app.handle_user_exception = _before(app.handle_user_exception, _note_error)  # type: ignore[method-assign]
         app.do_teardown_request = _before(app.do_teardown_request, lambda *_: self._note_user(app))  # type: ignore[method-assign]
         app.extensions["geventaudit"] = middleware
+        app.extensions["geventaudit.user"] = self._user
         app.wsgi_app = middleware  # type: ignore[method-assign]  # as Flask's documentation says
 
     def _note_route(self, app: Flask, **_: Any) -> None:
@@ -116,10 +122,18 @@ class Audit:
                 besides = request.url_rule.defaults or {}
                 given = request.view_args or {}
                 facts.arguments = {name: value for name, value in given.items() if name not in besides}
+                answers_options = getattr(request.url_rule, "provide_automatic_options", False)
+                is_automatic = request.method == "OPTIONS" and answers_options
+                view = app.view_functions.get(request.url_rule.endpoint)
+                note_view(facts, view, request.method, is_automatic=is_automatic)
 
     def _note_response(self, app: Flask, *, response: Response, **_: Any) -> None:
         facts = facts_of(request.environ)
-        if facts is None or facts.denied or facts.signed_out or not response.location or response.status_code < 300:
+        if facts is None:
+            return
+        # Before any teardown function closes the database. A teardown comes for each copy of the context, too.
+        facts.ask(request.environ)
+        if facts.denied or facts.signed_out or not response.location or response.status_code < 300:
             return
         try:
             if any(is_same_page(response.location, page, request.environ) for page in _login_pages(app)):
@@ -131,6 +145,7 @@ class Audit:
         facts = facts_of(request.environ)
         if facts is not None:
             facts.tell_failure(exception)
+            facts.ask(request.environ)
 
     def _note_sign_out(self, app: Flask, **_: Any) -> None:
         # Flask-Login says so while current_user is still who it was. To ask before each view would be to call the
@@ -139,6 +154,7 @@ class Audit:
         facts = facts_of(request.environ)
         if facts is not None:
             facts.signed_out = True
+            facts.ask_levels(request.environ)
 
     def _note_user(self, app: Flask) -> None:
         facts = facts_of(request.environ)
@@ -202,6 +218,13 @@ def _login_pages(app: Flask) -> list[str]:
 
 def _user_of_login(app: Flask) -> Any:
     """Return the name of Flask-Login's user; None without one."""
-    if flask_login is None or not isinstance(getattr(app, "login_manager", None), flask_login.LoginManager):
-        return None
-    return flask_login.current_user.get_id()
+    return flask_login.current_user.get_id() if _has_login(app) else None
+
+
+def _has_login(app: Flask) -> bool:
+    return flask_login is not None and isinstance(getattr(app, "login_manager", None), flask_login.LoginManager)
+
+
+def has_users(app: Flask) -> bool:
+    """Return True if *app*, an audited application, names the users who are signed in."""
+    return app.extensions["geventaudit.user"] is not None or _has_login(app)

@@ -4,6 +4,10 @@
 
     app = config.make_wsgi_app()
     application = AuditMiddleware(app, client)  # attaches by itself, if app is Pyramid's
+
+Views declare their operations by ``@audited``, below ``@view_config``: above it, as any decorator, it would hide the
+view from ``config.scan()``. A view declares itself when it is called, so a request that Pyramid refuses before that (a
+permission) has the defaults of the middleware.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ def _note_route(event: Any) -> None:
     facts = facts_of(request.environ)
     if facts is not None:
         facts.method = request.method
+        facts.request = request
         facts.refresh = partial(_note_user, request, facts)
         if request.matched_route is not None:
             facts.route = f"{mount_of(request.environ)}/{request.matched_route.pattern.lstrip('/')}"
@@ -53,6 +58,7 @@ def _note_response(event: Any) -> None:
     if facts is None:
         return
     _note_error(facts, getattr(request, "exception", None) or response, response)
+    facts.ask(request.environ)
     _note_user(request, facts)
 
 

@@ -1,6 +1,7 @@
 """The parts of a record about an HTTP request, for the modules of the frameworks beside this folder.
 
-Read ``text`` (bounded, printable texts), ``facts`` (the place where frameworks put their knowledge), ``paths`` (mounts,
-exclusion, Azure targets), ``forwarding`` (caller's addresses), ``redaction`` (secrets), ``request`` (one request), then
-``response`` (the end of a body), ``hub_watch`` and ``hooks``. Not imported by geventaudit itself.
+Read ``text`` (bounded, printable texts), ``declarations``, ``marking`` and ``views`` (``@audited``), ``asking`` and
+``facts`` (the place where frameworks put their knowledge), ``paths`` (mounts, exclusion, Azure targets), ``forwarding``
+(caller's addresses), ``tracing``, ``redaction`` (secrets), ``request`` (one request), then ``response`` (the end of a
+body), ``hub_watch`` and ``hooks``. ``routes`` is for ``geventaudit routes``. Not imported by geventaudit itself.
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from .asking import Questions
+from .declarations import Declaration, Target
 from .text import name_of, named
 
 __all__ = ["FACTS_KEY", "RequestFacts", "facts_of"]
@@ -42,6 +44,35 @@ class RequestFacts:
     """The context in which ``describe`` runs."""
     refresh: Callable[[], object] | None = None
     """Adds what the framework knows by now (the user) while the request is served. None without such a source."""
+    declaration: Declaration | None = None
+    """The declaration of the matched view: the result of ``audited(...)``."""
+    is_unaudited: bool = False
+    """True if no record is to be made of this request."""
+    caller_access_levels: Collection[str] = ()
+    """The access levels that the caller has. Empty: ``caller_access_levels`` of the middleware is asked for them."""
+    request: Any = None
+    """The request object of Django, Falcon or Pyramid, until the record is sent."""
+    questions: Questions = field(default_factory=Questions)
+    """The questions that the application is asked about the request."""
+
+    @property
+    def target(self) -> Target | None:
+        """The declared target, or the application's default."""
+        declared = self.declaration.target if isinstance(self.declaration, Declaration) else None
+        return declared or self.questions.default_target
+
+    def ask(self, environ: Mapping[str, Any]) -> None:
+        """Ask the application for the caller's access levels and for the target, once.
+
+        The integration of a framework does so when the view has ended and the request is open: its database, say.
+        """
+        self.ask_levels(environ)
+        self.questions.ask_target(self.target, environ)
+
+    def ask_levels(self, environ: Mapping[str, Any]) -> None:
+        """Ask the application for the caller's access levels, once: before the user is signed out, say."""
+        if not self.caller_access_levels:
+            self.questions.ask_levels(environ)
 
     def tell_failure(self, error: BaseException) -> None:
         """Note that a view raised *error*, and the framework made a response of it."""

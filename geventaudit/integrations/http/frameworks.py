@@ -8,6 +8,7 @@ from typing import Any
 
 from .facts import RequestFacts
 from .paths import mount_of
+from .views import note_view
 
 __all__ = ["attach", "read_environ"]
 
@@ -29,3 +30,4 @@ def read_environ(environ: Mapping[str, Any], facts: RequestFacts) -> None:
     if route is not None and not facts.route:
         facts.route = mount_of(environ) + str(getattr(route, "rule", ""))
         facts.arguments = facts.arguments or environ.get("route.url_args") or {}
+        note_view(facts, getattr(route, "callback", None), str(environ.get("REQUEST_METHOD")))
