@@ -14,7 +14,6 @@ import gevent
 
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
-from .delivery.outbox import new_turn
 from .encoder import engine
 from .encoder.encoding import Datetimes, Encoder
 from .encoder.plan import plan_of, stock_schema
@@ -102,7 +101,6 @@ class AuditClient:
         # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
         # sends may interrupt it there.
         logger()
-        new_turn()
         if spool is not None:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)

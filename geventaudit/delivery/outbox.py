@@ -42,21 +42,19 @@ from gevent.queue import Full, Queue
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
 from ..runtime.copying import copied
-from ..runtime.signal import Change, Signal
+from ..runtime.signal import Change, Line, Place, Signal
 from ..runtime.workers import may_wait
 from ..spool.stream import Entry, Memory, Stream
 from ..stats import Counters
 from .inbox import Inbox
 
 if TYPE_CHECKING:
-    from gevent.lock import RLock
-
     from ..notifications import Notifier
     from ..spool import Spool
     from ..spool.pending import Pending
     from ..spool.store import Store
 
-__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox", "new_turn"]
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox"]
 
 MAX_BATCH_BYTES = 1 << 16
 """Bytes of joined frames in one write. The last frame may exceed them."""
@@ -92,7 +90,7 @@ class Outbox:
         """Wakes the sender."""
         self._counters = counters
         self._room = Change()
-        self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
+        self._line = Line()
         self._refusal: Exception | None = None
         self.is_plain = spool is None
         """True if acceptance depends only on the queue."""
@@ -214,19 +212,22 @@ class Outbox:
         ``Queue.put(timeout=...)`` could put a frame onto the queue after the client was closed.
         """
         deadline = Deadline(timeout)
-        has_turn = False
+        place = Place()
         try:
-            has_turn = self._turn.acquire(timeout=timeout)
-            while has_turn and self._refusal is None:
-                room = self._room.event
-                try:
-                    return self._put(frame)
-                except Full:
-                    if not room.wait(deadline.left()):
-                        break
+            self._line.join(place)
+            while self._refusal is None:
+                room = self._room.event if self._line.is_first(place) else None
+                if room is not None:
+                    try:
+                        return self._put(frame)
+                    except Full:
+                        pass
+                if deadline.has_passed():
+                    break
+                self._line.wait(place, room, deadline.left())
         finally:
-            if has_turn:
-                self._turn.release()
+            place.is_over = True
+            self._line.call_first()
         if self._refusal is not None:
             raise self._refused(self._refusal)
         raise self._full(f" after {timeout} s")
@@ -465,13 +466,6 @@ class Outbox:
 
 
 _stream_of = itemgetter(0)
-
-
-def new_turn() -> RLock:
-    """Return a lock for greenlets. The import loads gevent.monkey, a tenth of what importing this package costs."""
-    from gevent.lock import RLock
-
-    return RLock()
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
