@@ -19,7 +19,7 @@ to send                   :attr:`Outbox.window`, behind the cursor              
 in flight                 :attr:`Outbox.window`, before the cursor, from just before the      delivery pops it; a broken
                           write on                                                            connection sets the cursor
                                                                                               back to 0; nothing moves
-given up                  ``_given_up``, while the client closes                              the spool, or close()
+given up                  ``given_up``, while the client closes                              the spool, or close()
 ========================  ==================================================================  ==========================
 
 A signal handler or ``__del__`` may call ``send()`` again at any bytecode. So frames are copied first and removed after:
@@ -97,7 +97,8 @@ class Outbox:
         self._to_resend = 0  # entries after the cursor that were written before
         self._ahead: int | None = None  # the place of the first entry before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
-        self._given_up: list[Entry] | None = None
+        self.given_up: list[Entry] | None = None
+        """The frames of a client that closes, until they are kept or handed back; None before."""
         self._is_moving = False
         self.store: Store | None = None
         if spool is not None:
@@ -253,10 +254,10 @@ class Outbox:
         A signal handler that sends meanwhile moves nothing: its record goes behind.
         """
         entries = self.inbox.entries
-        if self._is_moving or not entries or self._given_up is not None:
+        if self._is_moving or not entries or self.given_up is not None:
             return
-        self._is_moving = True
         try:
+            self._is_moving = True
             while entries:
                 entry = entries[0]
                 if entry.claim("hub"):
@@ -287,20 +288,18 @@ class Outbox:
 
     def _fill(self, max_bytes: int) -> None:
         """Take records into the window, from the oldest place that has some."""
-        if self.store is not None:
-            earlier = self.store.take_earlier(max_bytes)
-            if earlier is None:
-                return
-            if earlier:
-                self.window.extend(earlier)
-                return
+        if self.store is not None and self.store.take_earlier(max_bytes):
+            return
         frames, _ = _up_to(copied(self.queue.queue, 0, _MAX_BATCH_RECORDS), max_bytes)
         if frames:
-            self.window.extend(zip(repeat(self.stream), count(self.stream.taken + 1), frames))
-            self.stream.taken += len(frames)
-            _remove(self.queue.get_nowait, len(frames))
+            amount = len(frames)
+            moved = islice(iter(self.queue.get_nowait, None), amount)
+            entries = zip(repeat(self.stream), count(self.stream.taken + 1), moved)
+            # No signal handler comes between these lines, and none raises in the middle of the last one, a call in C.
+            self.stream.taken += amount
+            self.window.extend(entries)
         elif self.store is not None:
-            self.window.extend(self.store.take(max_bytes))
+            self.store.take(max_bytes)
         self._room.set()
 
     def waiting(self, at_least: int) -> int:
@@ -329,10 +328,14 @@ class Outbox:
         if not delivered:
             return 0
         records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=_stream_of))
-        self.in_flight_bytes -= sum([len(frame) for _, _, frame in delivered])
-        self.cursor -= len(delivered)
-        _remove(self.window.popleft, len(delivered))
+        count, size = len(delivered), sum([len(frame) for _, _, frame in delivered])
+        removal = islice(iter(self.window.popleft, None), count)
+        # As in _fill().
+        self._counters.delivered += records
+        self.in_flight_bytes -= size
+        self.cursor -= count
         self._ahead = None
+        deque(removal, maxlen=0)
         self._after_settling()
         return records
 
@@ -385,8 +388,8 @@ class Outbox:
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        if self._given_up is not None:
-            return len(self._given_up)
+        if self.given_up is not None:
+            return len(self.given_up)
         return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
 
     @property
@@ -406,7 +409,10 @@ class Outbox:
 
     def remove_flush(self, flush: tuple[int, Event]) -> None:
         """Forget a flush."""
-        self._flushes.remove(flush)
+        try:
+            self._flushes.remove(flush)
+        except ValueError:  # an interruption came before it was added
+            pass
 
     def end_flushes(self) -> None:
         """End all pending flushes."""
@@ -453,16 +459,15 @@ class Outbox:
         :param seconds: the time for the disk, at least a second; None for no limit.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
-        # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
-        if self._given_up is None:
-            self._given_up = self._copy_all()
-            self._clear(self._given_up)
+        # They stay until they are counted: an exception may interrupt the close, or the thread may end while it waits
+        # for the disk. Another call goes on then.
+        if self.given_up is None:
+            entries = self._copy_all()
+            self.given_up = entries
+            self._clear(entries)
         if self.store is None:
-            left, interruption = [frame for _, _, frame in self._given_up], None
-        else:
-            left, interruption = self.store.persist(self._given_up, seconds)
-        self._given_up = []
-        return left, interruption
+            return [frame for _, _, frame in self.given_up], None
+        return self.store.persist(self.given_up, seconds)
 
 
 _stream_of = itemgetter(0)

@@ -138,8 +138,8 @@ class StampedOutbox(Outbox):
         # As in a stamper: no signal handler comes between the question and the assignment.
         if self._is_opening:
             raise StamperBusyError
-        self._is_opening = True
         try:
+            self._is_opening = True
             if self._stamper is not None:
                 return self._stamper
             stamper = self._stamper = self._trail.stamper()

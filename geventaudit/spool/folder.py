@@ -183,18 +183,19 @@ class Folder:
             raise ValueError(f"sequence number {seq} does not belong to index {index} of segment {segment.name}")
         try:
             write_all(segment.fd, [segment.header, data] if is_new else [data], 0 if is_new else segment.end)
-        except OSError as error:
+        except BaseException as error:
             self._cut_back(segment, is_new)
             raise with_path(error, directory.full_path(segment.name)) from None
         try:
             self._sync_append(directory, segment, is_new, len(data))
-        except OSError as error:
+            if is_new:
+                self._segments.append(segment)
+            segment.extend(count, len(data))
+        except BaseException as error:
             self._abandon(segment)
             raise with_path(error, directory.full_path(segment.name)) from None
-        segment.extend(count, len(data))
         self.last_seq = segment.last
         if is_new:
-            self._segments.append(segment)
             self._current = segment
 
     def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
@@ -210,10 +211,10 @@ class Folder:
             if self._synchronous != "OFF":
                 os.fdatasync(segment.fd)
                 directory.sync()
-        except OSError as error:
+            segment.extend(count, len(data))
+        except BaseException as error:
             self._cut_back(segment, is_new=True)
             raise with_path(error, directory.full_path(segment.name)) from None
-        segment.extend(count, len(data))
         self.last_seq = max(self.last_seq, segment.last)
         self._segments.insert(bisect_right([each.first for each in self._segments], seq), segment)
 

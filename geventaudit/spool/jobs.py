@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from ..errors import SpoolError
+from ..errors import SpoolError, show
 from .backlogs import Remains
 from .folder import Check, Folder, orphans
 from .settings import Spool
@@ -63,13 +63,13 @@ def write(
             check = folder.check()
             if not check:
                 folder.append(append.first, append.magic, append.data, append.amount)
-        except (OSError, SpoolError) as problem:
+        except Exception as problem:
             error = problem
     for each, number in advances:
         try:
             removed |= set(each.advance(number))
-        except OSError as problem:
-            problems.append(f"{each.path}: the delivery could not be noted: {problem}")
+        except Exception as problem:  # for lack of memory, too: the frames are written already
+            problems.append(f"{each.path}: the delivery could not be noted: {str(problem) or show(problem)}")
     for each in finished:
         each.close(remove_if_empty=True)
     return Written(error, check, problems, removed, folder.undelivered_bytes)
