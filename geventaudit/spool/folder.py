@@ -363,11 +363,13 @@ class Folder:
             segment.replace(directory.copy(segment.fd, segment.end, segment.name, durable=is_durable), segment.end)
             self.changes.restored += 1
 
-    def read(self, after: int, max_bytes: int) -> Read:
+    def read(self, after: int, max_bytes: int, *, skips: bool = True) -> Read:
         """Read the undelivered frames after the sequence number *after*, oldest first.
 
         :param max_bytes: about how many to read; at least one frame is read if there is any.
+        :param skips: False to read up to a page only that the disk cannot read.
         :returns: frames and losses. The losses are counted again if the same range is read again.
+        :raises OSError: no file can be opened; without *skips*, the first frame is in such a page.
         """
         directory = self._claimed()
         result = Read(last=max(after, self._cursor.seq))
@@ -383,15 +385,24 @@ class Folder:
             if segment.last <= result.last:
                 continue
             after = max(result.last, segment.first - 1)
-            part = read_segment(directory, segment, after, max_bytes, save)
+            was_unreadable = segment.is_unreadable
+            try:
+                part = read_segment(directory, segment, after, max_bytes, save, skips=skips)
+            except OSError:
+                if not result.frames:
+                    raise
+                break
             result.frames += part.frames
             result.damaged += part.damaged
             result.last = part.last
             if part.error is not None:
                 path = directory.full_path(segment.name)
                 result.problems.append(f"{path} is unreadable: {part.error.strerror}; check the disk")
+            elif segment.is_unreadable > was_unreadable:
+                path = directory.full_path(segment.name)
+                result.problems.append(f"{path} is unreadable in part; check the disk")
             max_bytes -= part.size
-            if max_bytes <= 0:
+            if max_bytes <= 0 or (part.last < segment.last and not skips):
                 break
         return result
 

@@ -69,10 +69,12 @@ def _leave_alone(directory: Directory, name: str, error: OSError, problems: list
     return parsed[0] + status.st_size // OVERHEAD if parsed and status else 0
 
 
-def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink) -> Part:
+def read_segment(
+    directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink, *, skips: bool = True
+) -> Part:
     """Read a segment that may be parked (see :meth:`.Segment.read`)."""
     if not segment.is_parked:
-        return segment.read(after, max_bytes, sink)
+        return segment.read(after, max_bytes, sink, skips=skips)
     try:
         segment.unpark(directory)
     except OSError as error:
@@ -80,7 +82,7 @@ def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: 
             raise
         return Part(damaged=segment.last - after, last=segment.last, error=error)
     try:
-        return segment.read(after, max_bytes, sink)
+        return segment.read(after, max_bytes, sink, skips=skips)
     finally:
         segment.park(directory)
 
@@ -92,10 +94,15 @@ def _printable(path: str) -> str:
 def remove(directory: Directory, segment: Segment) -> None:
     """Remove the file of a segment, unless another file has its name, and close it.
 
+    A file that the disk could not read to its end gets another name.
+
     :raises OSError: the segment stays open.
     """
     if segment.is_in_place(directory):
-        directory.unlink(segment.name)
+        if segment.is_unreadable:
+            directory.rename(segment.name, f"{segment.name}{_LEFT}")
+        else:
+            directory.unlink(segment.name)
     segment.close()
 
 

@@ -228,7 +228,8 @@ class Store:
             return not is_blocked
         for backlog in self._backlogs.all():
             if backlog.is_loading_due and monotonic() >= self._read_at:
-                read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES)
+                skips = backlog.failed_reads >= MAX_READS
+                read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES, skips=skips)
                 self._submit(read, partial(self._loaded, backlog))
                 return True
         if self._backlogs.unsaved and not is_blocked:
@@ -309,13 +310,17 @@ class Store:
             self._report(SpoolError(problem))
 
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
-        if job.error is not None:  # no descriptor or no memory is left: the records are read later
-            self._read_at = monotonic() + READ_AGAIN_SECONDS
+        if job.error is not None:  # the disk fails, or no descriptor or no memory is left: the records are read later
+            backlog.failed_reads += 1
+            self._read_at = monotonic() + READ_AGAIN_SECONDS * min(backlog.failed_reads, MAX_READS)
             self._report_failure(job)
-        backlog.failed_reads = backlog.failed_reads + 1 if job.error is not None else 0
-        if 0 < backlog.failed_reads < MAX_READS:
             return
-        lost = backlog.loaded(Read(last=backlog.last) if job.error is not None else job.result, job)
+        read: Read = job.result
+        lost = backlog.loaded(read, job)
+        # After pages were skipped, the next unreadable ones are tried once more only.
+        backlog.failed_reads = MAX_READS - 1 if backlog.failed_reads >= MAX_READS else 0
+        for problem in read.problems:
+            self._report(SpoolError(problem))
         if lost:
             self._report(SpoolError(f"{backlog.folder.path}: {lost} records in it are damaged or gone"))
 
