@@ -111,7 +111,7 @@ class Folder:
             raise
 
     def _load(self, directory: Directory) -> None:
-        last = load(directory, self._segments, self.problems)
+        last = load(directory, self._segments, self.problems, self._cursor.counts)
         self.last_seq = max(last, self._cursor.seq)
         try:
             self._drop_delivered(directory)
@@ -464,9 +464,11 @@ class Folder:
         """
         self._rejected.append(self._claimed(), rejected_entry(frame, reason))
 
-    def close(self, remove_if_empty: bool = False) -> None:
+    def close(self, remove_if_empty: bool = False, *, notes_counts: bool = False) -> None:
         """Write the cursor, close all files and release the lock. Idempotent, never raises an OSError.
 
+        :param notes_counts: write beside the cursor how many frames each segment has: whatever is damaged later, the
+            loss is known.
         :param remove_if_empty: remove the folder too if it holds no segment, no rejected and no damaged data.
         """
         directory = self._directory
@@ -478,6 +480,9 @@ class Folder:
             pass
         try:
             self._finish()
+            if notes_counts and self._segments:
+                self._cursor.open(directory)
+                self._cursor.write_counts((segment.magic, segment.count) for segment in self._segments)
         except OSError:
             pass
         try:

@@ -160,7 +160,7 @@ def keep(
             error = problem
             numbers = range(append.first, append.first + append.amount)
             left.update((number, remains.memory[number]) for number in numbers)
-    folder.close(remove_if_empty=remove_if_empty)
+    folder.close(remove_if_empty=remove_if_empty, notes_counts=True)
     for other in others:
         other.close(remove_if_empty=True)
     return Kept([frame for _, frame in sorted(left.items())], lost, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 
 from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
@@ -21,12 +22,15 @@ MAX_OPEN = 128
 """The most segments of earlier runs that are kept open."""
 
 
-def load(directory: Directory, segments: list[Segment], problems: list[str]) -> int:
+def load(
+    directory: Directory, segments: list[Segment], problems: list[str], counts: Mapping[bytes, int] | None = None
+) -> int:
     """Open the segments of earlier runs, in order, and return the highest sequence number that may be in use.
 
     Files that are not segments or cannot be read are left alone and reported in *problems*.
 
     :param segments: is filled one by one, so that the caller can close them after an error.
+    :param counts: numbers of frames, by magic, where they are known.
     """
     highest = 0
     changed: dict[str, int] = {}
@@ -35,7 +39,7 @@ def load(directory: Directory, segments: list[Segment], problems: list[str]) -> 
             if is_temporary(name):
                 directory.unlink(name)
             elif name.endswith(".seg"):
-                segment, last = Segment.load(directory, name)
+                segment, last = Segment.load(directory, name, counts or {})
                 segments.append(segment)
                 changed[name] = os.fstat(segment.fd).st_mtime_ns
                 highest = max(highest, last)

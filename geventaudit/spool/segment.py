@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .directory import Directory, close_descriptor, temporary_name, write_all
@@ -91,9 +91,10 @@ class Segment:
         self.name = name
 
     @classmethod
-    def load(cls, directory: Directory, name: str) -> tuple[Segment, int]:
+    def load(cls, directory: Directory, name: str, counts: Mapping[bytes, int]) -> tuple[Segment, int]:
         """Open a segment of an earlier run, and return it and its highest sequence number, torn frames included.
 
+        :param counts: numbers of frames, by magic, where they are known.
         :raises OSError: the name is no segment's, or the file is not regular or not readable.
         """
         parsed = parse_name(name)
@@ -105,7 +106,7 @@ class Segment:
             header = Reader(descriptor, magic, HEADER_SIZE).get(0, HEADER_SIZE)
             magic, first = parse_header(header) or (magic, first)
             segment = cls(name, descriptor, magic, first)
-            return segment, segment._measure(limit)
+            return segment, segment._measure(counts.get(magic) if limit is None else limit)
         except BaseException:
             close_descriptor(descriptor)
             raise
