@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -25,7 +25,6 @@ from .delivery.heartbeats import Heartbeats
 from .delivery.inbox import Inbox
 from .delivery.outbox import Outbox
 from .delivery.sender import Sender
-from .delivery.stamped_outbox import StampedOutbox
 from .errors import ClientClosedError, WouldBlockError, logger
 from .notifications import NotificationKind, Notifier
 from .records import Msg
@@ -35,7 +34,9 @@ from .runtime.hub_thread import GONE, HubThread, NoAnswerError, Waiter
 from .spool import Spool
 from .stats import Counters, Stats
 from .trail.stamp import handed_back
-from .trail.stamping import Trail
+
+if TYPE_CHECKING:
+    from .trail.stamping import Trail
 
 __all__ = ["Lifecycle", "State", "check_may_wait", "close_all", "keep_alive"]
 
@@ -150,7 +151,11 @@ class Lifecycle:
 
     def _make_outbox(self) -> Outbox:
         settings = self.inbox, self._queue_size, self._spool, self._counters, self._notifier
-        return Outbox(*settings) if self._trail is None else StampedOutbox(self._trail, *settings)
+        if self._trail is None:
+            return Outbox(*settings)
+        from .delivery.stamped_outbox import StampedOutbox  # loaded when the client was constructed
+
+        return StampedOutbox(self._trail, *settings)
 
     def wake(self) -> None:
         """Take the frames that other threads handed over. In the hub."""
@@ -268,11 +273,14 @@ class Lifecycle:
                     self._closer = None
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
-            deadline = Deadline(timeout)
-            while self.state is State.CLOSING and self._closer is not None and not deadline.has_passed():
-                self._closed.wait(min(deadline.left() or _LOOK_SECONDS, _LOOK_SECONDS))
-            if self.state is State.CLOSING and self._closer is None:
-                self._finish(deadline.left())
+            self._wait_for_closer(Deadline(timeout))
+
+    def _wait_for_closer(self, deadline: Deadline) -> None:
+        """Wait until another greenlet has closed the client; finish if something has interrupted it."""
+        while self.state is State.CLOSING and self._closer is not None and not deadline.has_passed():
+            self._closed.wait(min(deadline.left() or _LOOK_SECONDS, _LOOK_SECONDS))
+        if self._closer is None:
+            self._finish(deadline.left())
 
     def _hand_back(self) -> list[Msg]:
         """Return the messages that were not handed back yet, each once. Thread-safe."""
@@ -291,7 +299,7 @@ class Lifecycle:
 
     def _end_stream(self, deadline: Deadline) -> bool:
         """Put the last checkpoint of a sealed stream on the queue. Return False if there is none."""
-        return isinstance(self.outbox, StampedOutbox) and self.outbox.end(deadline)
+        return self.outbox is not None and self.outbox.end(deadline)
 
     def _drain_accepted(self, deadline: Deadline) -> None:
         # In a loop: a send() that waited for room when closing began may still be accepted.
@@ -415,10 +423,8 @@ class Lifecycle:
             self._closed.set()
         if sender is not None:
             sender.stop(ClientClosedError("the process was forked while send() waited for room"))
-        if isinstance(outbox, StampedOutbox):
+        if outbox is not None:
             outbox.forget()
-        if outbox is not None and outbox.store is not None:
-            outbox.store.abandon()
         self._connector.reset()  # after stop(), which ends the connector
         # Last: sender.stop() counts the deliveries of the parent's connection.
         self._counters.reset()

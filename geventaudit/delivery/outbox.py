@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate, count, groupby, islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -295,7 +295,7 @@ class Outbox:
             amount = len(frames)
             moved = islice(iter(self.queue.get_nowait, None), amount)
             entries = zip(repeat(self.stream), count(self.stream.taken + 1), moved)
-            # No signal handler comes between these lines, and none raises in the middle of the last one, a call in C.
+            # No signal handler comes between these lines, or raises in the middle of the last one, a call in C.
             self.stream.taken += amount
             self.window.extend(entries)
         elif self.store is not None:
@@ -327,7 +327,7 @@ class Outbox:
         delivered = copied(self.window, 0, amount)
         if not delivered:
             return 0
-        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=_stream_of))
+        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=itemgetter(0)))
         count, size = len(delivered), sum([len(frame) for _, _, frame in delivered])
         removal = islice(iter(self.window.popleft, None), count)
         # As in _fill().
@@ -409,10 +409,8 @@ class Outbox:
 
     def remove_flush(self, flush: tuple[int, Event]) -> None:
         """Forget a flush."""
-        try:
+        if flush in self._flushes:  # else an interruption came before it was added
             self._flushes.remove(flush)
-        except ValueError:  # an interruption came before it was added
-            pass
 
     def end_flushes(self) -> None:
         """End all pending flushes."""
@@ -446,12 +444,21 @@ class Outbox:
         self.stream.taken = max(own, default=self.stream.taken)
         self.window.clear()
         self.inbox.remove_claimed()
-        _remove(self.queue.get_nowait, self.queue.qsize())
+        deque(islice(iter(self.queue.get_nowait, None), self.queue.qsize()), maxlen=0)
 
     def settle_all(self) -> None:
         """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
         self.stream.settle(self.stream.settled + 1, self.stream.taken)
         self._after_settling()
+
+    def end(self, deadline: Deadline) -> bool:
+        """Put the last record of a stream with a seal; return False if there is none to put."""
+        return False
+
+    def forget(self) -> None:
+        """Let go of the keys and the files, in a forked child: they are the parent's."""
+        if self.store is not None:
+            self.store.abandon()
 
     def give_up(self, seconds: float | None) -> tuple[list[bytes], BaseException | None]:
         """Remove all frames, and keep them in the spool. Thread-safe if the hub was destroyed.
@@ -468,9 +475,6 @@ class Outbox:
         if self.store is None:
             return [frame for _, _, frame in self.given_up], None
         return self.store.persist(self.given_up, seconds)
-
-
-_stream_of = itemgetter(0)
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
@@ -491,8 +495,3 @@ def _up_to(frames: list[bytes], max_bytes: int) -> tuple[list[bytes], int]:
     sizes = list(accumulate(map(len, frames)))
     end = bisect_left(sizes, max_bytes) + 1
     return frames[:end], sizes[:end][-1] if sizes else 0
-
-
-def _remove(pop: Callable[[], object], amount: int) -> None:
-    """Call *pop* *amount* times in one call in C, which no exception of a signal handler can interrupt."""
-    deque(islice(iter(pop, None), amount), maxlen=0)

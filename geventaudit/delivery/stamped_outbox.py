@@ -229,7 +229,7 @@ class StampedOutbox(Outbox):
             timer.close()
 
     def forget(self) -> None:
-        """Drop the keys, in a forked child: they are the parent's."""
+        super().forget()
         if self._stamper is not None:
             self._stamper.forget()
         self.stop_checkpoints()

@@ -118,6 +118,13 @@ class Backlogs:
             unsaved |= {number for number in numbers if number not in own.on_disk}
         return Remains(memory, unsaved, unread)
 
+    def unsaved_frames(self, entries: Iterable[Entry]) -> list[bytes]:
+        """Return the frames that are in memory only, of those that the outbox held and the ones to write again."""
+        if self.own is None:
+            return [frame for _, _, frame in entries]
+        remains = self.remains(entries)
+        return [remains.memory[number] for number in sorted(remains.unsaved)]
+
     def _in_own_folder(self) -> list[Backlog]:
         return [each for each in self.all() if each.folder is self.folder]
 

@@ -23,44 +23,16 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from dataclasses import dataclass, field
 
 from ..errors import SpoolError, show
 from .directory import Directory, orphans, with_path, write_all
-from .recovery import load, mark_end, read_segment, remove, rewrite
+from .recovery import Check, Read, load, mark_end, read_segment, remove, rewrite
 from .segment import Segment, first_index
 from .sidefiles import Cursor, RotatingPair, damaged_entry, rejected_entry
 
 __all__ = ["Check", "Folder", "Read", "orphans"]
 
 _SYNC_BYTES = 4 << 20
-
-
-@dataclass(slots=True)
-class Check:
-    """Changes of other programs to the files, as found by :meth:`Folder.check`."""
-
-    restored: int = 0
-    """Segments that were removed or replaced, and copied back."""
-    missing: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges of sequence numbers, both ends included, whose frames were cut off before they were delivered."""
-    problems: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.restored or self.missing or self.problems)
-
-
-@dataclass(slots=True)
-class Read:
-    """The result of :meth:`Folder.read`."""
-
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    """Frames by sequence number, in order."""
-    damaged: int = 0
-    """Frames that are lost, among those up to ``last``."""
-    last: int = 0
-    """The sequence number up to which the folder is read."""
-    problems: list[str] = field(default_factory=list)
 
 
 class Folder:
@@ -181,6 +153,11 @@ class Folder:
             raise OSError(errno.ESTALE, "the segment takes no more frames; start a new one", self.path)
         elif seq != segment.first + index:
             raise ValueError(f"sequence number {seq} does not belong to index {index} of segment {segment.name}")
+        self._append(directory, segment, data, count, is_new)
+        self.last_seq = segment.last
+        self._current = segment
+
+    def _append(self, directory: Directory, segment: Segment, data: bytes, count: int, is_new: bool) -> None:
         try:
             write_all(segment.fd, [segment.header, data] if is_new else [data], 0 if is_new else segment.end)
         except BaseException as error:
@@ -194,9 +171,6 @@ class Folder:
         except BaseException as error:
             self._abandon(segment)
             raise with_path(error, directory.full_path(segment.name)) from None
-        self.last_seq = segment.last
-        if is_new:
-            self._current = segment
 
     def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
         """Write *count* encoded frames, which may be older than others, to a new segment.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ..errors import SpoolError, show
-from .backlogs import Remains
+from .backlogs import Backlogs, Remains
 from .folder import Check, Folder, orphans
 from .settings import Spool
+from .stream import Entry
 from .writer import Append, encode_runs
 
-__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "open_and_keep", "rewrite", "write"]
+__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "rewrite", "write"]
 
 
 class Written(NamedTuple):
@@ -105,6 +106,27 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
         else:
             folder.close(remove_if_empty=True)
     return Adopted(folders, problems)
+
+
+def last(
+    backlogs: Backlogs, entries: Sequence[Entry], pending: Sequence[bytes], next_number: int, remove_if_empty: bool
+) -> Callable[[], Kept]:
+    """Return the last job, which leaves all undelivered records on disk.
+
+    :param entries: the records that the outbox held.
+    :param pending: frames behind these.
+    :param next_number: the number on disk of the first of *pending*, if the folder is open.
+    """
+    own = backlogs.own
+    if own is None:
+        frames = [*(frame for _, _, frame in entries), *pending]
+        return lambda: open_and_keep(backlogs.folder, frames, backlogs.orphans, remove_if_empty)
+    remains = backlogs.remains(entries)
+    numbered = dict(enumerate(pending, next_number))
+    remains.memory.update(numbered)
+    remains.unsaved.update(numbered)
+    advances = [(each.folder, number) for each, number in backlogs.advances()]
+    return lambda: keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
 
 
 def open_and_keep(folder: Folder, frames: Sequence[bytes], others: Sequence[Folder], remove_if_empty: bool) -> Kept:

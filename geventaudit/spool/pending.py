@@ -82,6 +82,14 @@ class PendingRecords:
         size = sum(len(pending.frame) + OVERHEAD for pending in ended)
         return islice(iter(self.records.popleft, None), len(ended)), size
 
+    def refuse_writing(self, error: Exception | None) -> None:
+        """Refuse the records that were being written."""
+        removal, size = self.end_writing(error)
+        self.size -= size
+        self.writing = 0
+        self.has_news = True
+        deque(removal, maxlen=0)
+
     def call_senders(self) -> None:
         """Wake the senders whose records were written or refused."""
         if self.has_news:

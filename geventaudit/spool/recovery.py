@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
 from .segment import Part, Segment, Sink
 
-__all__ = ["load", "mark_end", "read_segment", "remove", "rewrite"]
+__all__ = ["Check", "Read", "load", "mark_end", "read_segment", "remove", "rewrite"]
 
 _PIECE = 1 << 20
 _TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
@@ -20,6 +21,33 @@ _LEFT = ".left"
 
 MAX_OPEN = 128
 """The most segments of earlier runs that are kept open."""
+
+
+@dataclass(slots=True)
+class Check:
+    """Changes of other programs to the files, as found by :meth:`.Folder.check`."""
+
+    restored: int = 0
+    """Segments that were removed or replaced, and copied back."""
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of sequence numbers, both ends included, whose frames were cut off before they were delivered."""
+    problems: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.restored or self.missing or self.problems)
+
+
+@dataclass(slots=True)
+class Read:
+    """The result of :meth:`.Folder.read`."""
+
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    """Frames by sequence number, in order."""
+    damaged: int = 0
+    """Frames that are lost, among those up to ``last``."""
+    last: int = 0
+    """The sequence number up to which the folder is read."""
+    problems: list[str] = field(default_factory=list)
 
 
 def load(

@@ -228,8 +228,8 @@ class Store:
             return not is_blocked
         for backlog in self._backlogs.all():
             if backlog.is_loading_due and monotonic() >= self._read_at:
-                skips = backlog.failed_reads >= MAX_READS
-                read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES, skips=skips)
+                skips, after = backlog.failed_reads >= MAX_READS, backlog.read_up_to
+                read = partial(backlog.folder.read, after, AHEAD_BYTES, skips=skips)
                 self._submit(read, partial(self._loaded, backlog))
                 return True
         if self._backlogs.unsaved and not is_blocked:
@@ -261,9 +261,9 @@ class Store:
 
     # -- the outcomes of jobs ------------------------------------------------------------------------------------------
     #
-    # An exception may end each of these methods anywhere: Ctrl-C, or for lack of memory. It is called again then. The
-    # state changes in consecutive lines in which no signal handler runs, since they call nothing, or by their last
-    # line, in C. All other calls are harmless if repeated.
+    # An exception may end each of these methods anywhere: Ctrl-C, or for lack of memory. Then it is called again. The
+    # state changes in consecutive lines that call nothing, or one function in C at their end: no signal handler runs
+    # in them. All other calls are harmless if repeated.
 
     def _submit(self, work: Callable[[], _T], note: Callable[[Job[_T]], None]) -> None:
         self._disk.submit(work, partial(self._note, note))
@@ -293,8 +293,7 @@ class Store:
         self._disk_bytes = size
         backlogs.earlier, backlogs.own = earlier, own
         job.is_noted = True
-        for problem in backlogs.folder.problems:
-            self._report(SpoolError(problem))
+        self._report(*backlogs.folder.problems)
         self._recovered()
 
     def _adopted(self, job: Job[jobs.Adopted]) -> None:
@@ -306,8 +305,7 @@ class Store:
         self._counters.adopted += count
         backlogs.earlier = earlier
         job.is_noted = True
-        for problem in job.result.problems:
-            self._report(SpoolError(problem))
+        self._report(*job.result.problems)
 
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
         if job.error is not None:  # the disk fails, or no descriptor or no memory is left: the records are read later
@@ -319,39 +317,31 @@ class Store:
         lost = backlog.loaded(read, job)
         # After pages were skipped, the next unreadable ones are tried once more only.
         backlog.failed_reads = MAX_READS - 1 if backlog.failed_reads >= MAX_READS else 0
-        for problem in read.problems:
-            self._report(SpoolError(problem))
+        self._report(*read.problems)
         if lost:
-            self._report(SpoolError(f"{backlog.folder.path}: {lost} records in it are damaged or gone"))
+            self._report(f"{backlog.folder.path}: {lost} records in it are damaged or gone")
 
     def _write(self, own: Backlog, advances: list[tuple[Backlog, int]], frames: list[bytes]) -> None:
-        append = None
-        if frames:
-            append = self._segments.encode(self._next_number(own), frames)
+        append = self._segments.encode(self._next_number(own), frames) if frames else None
         folders = [(each.folder, number) for each, number in advances]
         finished = self._backlogs.finished(advances)
         closing = [each.folder for each in finished if each.folder is not own.folder]
         self._submit(
             partial(jobs.write, own.folder, append, folders, closing),
-            partial(self._written, own, append, frames, finished),
+            partial(self._written, own, append, finished),
         )
         for each, number in advances:
             each.advanced = number
 
-    def _next_number(self, own: Backlog) -> int:
+    def _next_number(self, own: Backlog | None) -> int:
         """Return the number on disk of the oldest pending record. It is constant while that record is pending."""
+        if own is None:
+            return 0
         if own.count:
             return own.last + 1
         return own.base + self._memory.stream.taken + self._memory.queue.qsize() + 1
 
-    def _written(
-        self,
-        own: Backlog,
-        append: Append | None,
-        frames: list[bytes],
-        finished: list[Backlog],
-        job: Job[jobs.Written],
-    ) -> None:
+    def _written(self, own: Backlog, append: Append | None, finished: list[Backlog], job: Job[jobs.Written]) -> None:
         if job.error is not None:
             self._not_written(append, job.error)
             return
@@ -368,37 +358,30 @@ class Store:
             job.is_noted = True
             self._take_note(written.check)
         elif append is not None and written.error is None:
-            self._note_written(own, append, frames, job)
+            self._note_written(own, append, job)
         else:
             self._not_written(append, written.error)
-        for problem in written.problems:
-            self._report(SpoolError(problem))
+        self._report(*written.problems)
 
-    def _note_written(self, own: Backlog, append: Append, frames: list[bytes], job: Job[jobs.Written]) -> None:
+    def _note_written(self, own: Backlog, append: Append, job: Job[jobs.Written]) -> None:
         pending = self.pending
-        noted = own.with_written(append.first, len(frames))
+        noted = own.with_written(append.first, append.amount)
         removal, size = pending.end_writing(None)
         own.last, own.count, own.read_up_to, own.on_disk = noted
         pending.size -= size
         pending.writing = 0
         pending.has_news = job.is_noted = True
         deque(removal, maxlen=0)
-        own.keep_in_memory(append.first, frames)
+        own.keep_in_memory(append.first, append.frames)
         self._recovered()
 
     def _not_written(self, append: Append | None, error: Exception | None) -> None:
-        if append is None or error is None:
-            return
-        pending = self.pending
-        self._segments.start_new_segment()
-        self._fail(error)
-        if self.is_always:
-            removal, size = pending.end_writing(self._trouble.error)
-            pending.size -= size
-            pending.has_news = True
-            pending.writing = 0
-            deque(removal, maxlen=0)
-        pending.writing = 0
+        if append is not None and error is not None:
+            self._segments.start_new_segment()
+            self._fail(error)
+            if self.is_always:
+                self.pending.refuse_writing(self._trouble.error)
+            self.pending.writing = 0
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
@@ -406,12 +389,11 @@ class Store:
         """Note changes of other programs to the files."""
         self._segments.start_new_segment()
         if check.restored:
-            self._report(SpoolError(f"{self._path}: {check.restored} files in it were removed, and are restored"))
-        for problem in check.problems:
-            self._report(SpoolError(problem))
+            self._report(f"{self._path}: {check.restored} files in it were removed, and are restored")
+        self._report(*check.problems)
         lost = self._backlogs.take_damage(check, self._memory.window)
         if lost:
-            self._report(SpoolError(f"{self._path}: a file in it was cut off; {lost} records are lost"))
+            self._report(f"{self._path}: a file in it was cut off; {lost} records are lost")
 
     def _rewritten(self, job: Job[None]) -> None:
         if job.error is not None:
@@ -438,11 +420,13 @@ class Store:
 
     def _report_failure(self, job: Job[_T]) -> None:
         if job.error is not None:
-            self._report(SpoolError(f"{self._path}: {job.error}"))
+            self._report(f"{self._path}: {job.error}")
 
-    def _report(self, error: SpoolError) -> None:
-        self._counters.spool_failures += 1
-        self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
+    def _report(self, *problems: SpoolError | str) -> None:
+        for each in problems:
+            self._counters.spool_failures += 1
+            error = SpoolError(each) if isinstance(each, str) else each
+            self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
@@ -469,9 +453,12 @@ class Store:
         except BaseException as error:
             interruption = self._settle_interrupted(error)
         pending = [] if self.is_always else self.pending.frames()
+        next_number, remove_if_empty = self._next_number(self._own), self._spool.is_for_each_process
         total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
         try:
-            job = self._disk.run_last(self._last_job(entries, pending), deadline)
+            job = self._disk.run_last(
+                jobs.last(self._backlogs, entries, pending, next_number, remove_if_empty), deadline
+            )
         except BaseException as error:
             interruption = error
         self.pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
@@ -481,7 +468,7 @@ class Store:
             kept: jobs.Kept = job.result
             left, lost, problem = kept.left, min(kept.lost, total - len(kept.left)), kept.error
         else:
-            left, lost = self._unsaved(entries) + pending, 0
+            left, lost = self._backlogs.unsaved_frames(entries) + pending, 0
             problem = (job and job.error) or TimeoutError("the disk did not answer")
         kept_count = total - len(left) - lost
         # No signal handler comes between these lines.
@@ -490,7 +477,7 @@ class Store:
         self._backlogs.own, self._backlogs.earlier = None, []
         self._left = left
         if problem is not None and total:
-            self._report(SpoolError(f"{self._path}: not all undelivered records could be kept: {problem}"))
+            self._report(f"{self._path}: not all undelivered records could be kept: {problem}")
         return left, interruption
 
     def _settle_interrupted(self, interruption: BaseException) -> BaseException:
@@ -500,25 +487,6 @@ class Store:
         except BaseException as error:
             return error
         return interruption
-
-    def _last_job(self, entries: Sequence[Entry], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
-        backlogs, own = self._backlogs, self._own
-        remove_if_empty = self._spool.is_for_each_process
-        if own is None:
-            unnumbered = [frame for _, _, frame in entries] + list(pending)
-            return lambda: jobs.open_and_keep(backlogs.folder, unnumbered, backlogs.orphans, remove_if_empty)
-        remains = backlogs.remains(entries)
-        numbered = dict(enumerate(pending, self._next_number(own)))
-        remains.memory.update(numbered)
-        remains.unsaved.update(numbered)
-        advances = [(each.folder, number) for each, number in backlogs.advances()]
-        return lambda: jobs.keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
-
-    def _unsaved(self, entries: Sequence[Entry]) -> list[bytes]:
-        if self._own is None:
-            return [frame for _, _, frame in entries]
-        remains = self._backlogs.remains(entries)
-        return [remains.memory[number] for number in sorted(remains.unsaved)]
 
     def close_watcher(self) -> None:
         """Close the disk thread's watcher, after :meth:`persist`. In the hub's thread."""
