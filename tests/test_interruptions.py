@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -214,6 +215,45 @@ def test_a_callback_of_the_hub_that_fails_anywhere_costs_nothing(
             break
     assert at > 30
     assert "MemoryError" in capsys.readouterr().err or kind is not MemoryError
+
+
+class FailingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("no log")
+
+
+@pytest.mark.parametrize("mode", [None, "overflow", "always"])
+def test_a_log_handler_that_raises_costs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    """Connections fail and are lost meanwhile, and the spool has files that are no segments."""
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *arguments: reported.append(arguments))
+    handler = FailingHandler()
+    logging.getLogger("geventaudit").addHandler(handler)
+    outcomes = iter([None, Silent(), None, Silent()])
+
+    def factory() -> NoOp:
+        connection = next(outcomes)
+        if connection is None:
+            raise OSError("no agent")
+        made.append(connection)
+        return connection
+
+    made: list[NoOp] = []
+    (folder / "spool").mkdir(mode=0o700)
+    (folder / "spool" / "x.seg").touch()
+    try:
+        client = Client(factory, backoff=QUICK, spool=None if mode is None else Spool(folder / "spool", mode=mode))
+        client.send(message(1))
+        assert client.flush(10)
+        made[0].close()
+        eventually(lambda: len(made) == 2)
+        client.send(message(2))
+        assert client.flush(10)
+        assert client.close(10) == []
+        assert client.stats().delivered == client.stats().accepted == 2
+        assert reported
+    finally:
+        logging.getLogger("geventaudit").removeHandler(handler)
 
 
 def test_a_close_that_is_interrupted_can_be_repeated() -> None:

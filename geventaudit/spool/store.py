@@ -93,7 +93,7 @@ class Store:
         self._disk_bytes = 0  # of undelivered frames in this run's folder
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
-        self._writer = workers.OneWorker(self._run, self._has_senders)
+        self._writer = workers.OneWorker(self._run, lambda: bool(self.pending) and not self.is_closing)
         self._adopt_at = 0.0
         self._read_at = 0.0
         self._left: list[bytes] | None = None  # the frames that persist() could not keep
@@ -117,9 +117,6 @@ class Store:
         """Start the writer if it does not run."""
         if not self._writer.greenlet and not self.is_closing:
             self._writer.ensure_running()
-
-    def _has_senders(self) -> bool:
-        return bool(self.pending) and not self.is_closing
 
     @property
     def is_passed(self) -> bool:
