@@ -746,12 +746,13 @@ def test_without_skips_reading_stops_before_an_unreadable_page(path: Path, monke
     with opened(path) as folder:
         Writer(folder).append(frames)
         bad = BadPages(monkeypatch, segments(path)[0], {2})
-        result = folder.read(0, 1 << 30, skips=False)
+        folder.skips = False
+        result = folder.read(0, 1 << 30)
         assert (len(result.frames), result.damaged, result.last) == (min(lost) - 1, 0, min(lost) - 1)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            folder.read(result.last, 1 << 30, skips=False)
+            folder.read(result.last, 1 << 30)
         bad.pages = set()
-        assert len(folder.read(result.last, 1 << 30, skips=False).frames) == 300 - result.last
+        assert len(folder.read(result.last, 1 << 30).frames) == 300 - result.last
         folder.advance(300)
         assert not list(Path(folder.path).glob("*.seg*"))
 

@@ -51,6 +51,8 @@ class Folder:
         """Files that were left alone when the folder was opened, with the reasons."""
         self.last_seq = 0
         """The highest sequence number that is or was in use; 0 for none."""
+        self.skips = True
+        """True to read on behind pages that the disk cannot read; False to raise its error."""
         self._synchronous = synchronous
         self._directory: Directory | None = None
         self._cursor = Cursor()
@@ -337,13 +339,12 @@ class Folder:
             segment.replace(directory.copy(segment.fd, segment.end, segment.name, durable=is_durable), segment.end)
             self.changes.restored += 1
 
-    def read(self, after: int, max_bytes: int, *, skips: bool = True) -> Read:
+    def read(self, after: int, max_bytes: int) -> Read:
         """Read the undelivered frames after the sequence number *after*, oldest first.
 
         :param max_bytes: about how many to read; at least one frame is read if there is any.
-        :param skips: False to read up to a page only that the disk cannot read.
         :returns: frames and losses. The losses are counted again if the same range is read again.
-        :raises OSError: no file can be opened; without *skips*, the first frame is in such a page.
+        :raises OSError: no file can be opened; without :attr:`skips`, the disk cannot read the first frame.
         """
         directory = self._claimed()
         result = Read(last=max(after, self._cursor.seq))
@@ -361,7 +362,7 @@ class Folder:
             after = max(result.last, segment.first - 1)
             was_unreadable = segment.is_unreadable
             try:
-                part = read_segment(directory, segment, after, max_bytes, save, skips=skips)
+                part = read_segment(directory, segment, after, max_bytes, save, skips=self.skips)
             except OSError:
                 if not result.frames:
                     raise
@@ -376,7 +377,7 @@ class Folder:
                 path = directory.full_path(segment.name)
                 result.problems.append(f"{path} is unreadable in part; check the disk")
             max_bytes -= part.size
-            if max_bytes <= 0 or (part.last < segment.last and not skips):
+            if max_bytes <= 0 or (part.last < segment.last and not self.skips):
                 break
         return result
 

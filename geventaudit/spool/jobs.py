@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ..errors import SpoolError, show
 from .backlogs import Backlogs, Remains
-from .folder import Check, Folder, orphans
+from .folder import Check, Folder, Read, orphans
+from .recovery import TRANSIENT
 from .settings import Spool
 from .stream import Entry
 from .writer import Append, encode_runs
 
-__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "rewrite", "write"]
+__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "read", "rewrite", "write"]
 
 
 class Written(NamedTuple):
@@ -74,6 +76,21 @@ def write(
     for each in finished:
         each.close(remove_if_empty=True)
     return Written(error, check, problems, removed, folder.undelivered_bytes)
+
+
+def read(folder: Folder, after: int, max_bytes: int, skips: bool) -> Read:
+    """Read the frames after the number *after*; see :meth:`.Folder.read`.
+
+    :param skips: True to give up frames that the disk cannot read.
+    :raises OSError: for want of descriptors or memory, say; without *skips*, a failure of the disk.
+    """
+    folder.skips = skips
+    try:
+        return folder.read(after, max_bytes)
+    except OSError as error:
+        if not skips or error.errno in TRANSIENT:
+            raise
+        return Read(last=sys.maxsize, problems=[f"{folder.path} is unreadable: {error.strerror}; check the disk"])
 
 
 def rewrite(folder: Folder, appends: Sequence[Append]) -> None:

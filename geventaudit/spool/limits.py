@@ -25,7 +25,7 @@ CLOSE_SECONDS = 1.0
 """The least time in seconds to keep the undelivered records, also if the timeout of ``close()`` has passed."""
 
 READ_AGAIN_SECONDS = 1.0
-"""Seconds until records that could not be read are tried again; more after each attempt, up to MAX_READS times that."""
+"""Seconds until records that could not be read are tried again."""
 
 MAX_READS = 5
 """Failed attempts after which unreadable records are skipped and count as lost: they hold up all later ones."""

@@ -11,10 +11,10 @@ from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
 from .segment import Part, Segment, Sink
 
-__all__ = ["Check", "Read", "load", "mark_end", "read_segment", "remove", "rewrite"]
+__all__ = ["TRANSIENT", "Check", "Read", "load", "mark_end", "read_segment", "remove", "rewrite"]
 
 _PIECE = 1 << 20
-_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
 _LEFT = ".left"
 
@@ -90,7 +90,7 @@ def _leave_alone(directory: Directory, name: str, error: OSError, problems: list
 
     :raises OSError: *error*, if it is transient.
     """
-    if error.errno in _TRANSIENT:
+    if error.errno in TRANSIENT:
         raise error
     parsed, status = parse_name(name), directory.stat(name)
     path = _printable(directory.full_path(name))
@@ -110,7 +110,7 @@ def read_segment(
     try:
         segment.unpark(directory)
     except OSError as error:
-        if error.errno in _TRANSIENT:
+        if error.errno in TRANSIENT:
             raise
         return Part(damaged=segment.last - after, last=segment.last, error=error)
     try:

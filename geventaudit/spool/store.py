@@ -225,8 +225,8 @@ class Store:
             return not is_blocked
         for backlog in self._backlogs.all():
             if backlog.is_loading_due and monotonic() >= self._read_at:
-                skips, after = backlog.failed_reads >= MAX_READS, backlog.read_up_to
-                read = partial(backlog.folder.read, after, AHEAD_BYTES, skips=skips)
+                skips = backlog.failed_reads >= MAX_READS
+                read = partial(jobs.read, backlog.folder, backlog.read_up_to, AHEAD_BYTES, skips)
                 self._submit(read, partial(self._loaded, backlog))
                 return True
         if self._backlogs.unsaved and not is_blocked:
@@ -305,9 +305,9 @@ class Store:
         self._report(*job.result.problems)
 
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
-        if job.error is not None:  # the disk fails, or no descriptor or no memory is left: the records are read later
+        if job.error is not None:
             backlog.failed_reads += 1
-            self._read_at = monotonic() + READ_AGAIN_SECONDS * min(backlog.failed_reads, MAX_READS)
+            self._read_at = monotonic() + READ_AGAIN_SECONDS
             self._report_failure(job)
             return
         read: Read = job.result
