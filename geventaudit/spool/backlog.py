@@ -6,14 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count as count_up
 from itertools import islice, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..runtime.copying import copied
 from .stream import Entry, Stream
 
 if TYPE_CHECKING:
     from ..stats import Counters
-    from .disk import Job
     from .folder import Folder, Read
 
 __all__ = ["Backlog"]
@@ -22,6 +21,13 @@ AHEAD_BYTES = 1 << 20
 """The approximate limit in bytes of frames that are read ahead."""
 
 _MAX_RECORDS = 256  # that the window takes at once
+
+
+class Outcome(Protocol):
+    """The outcome of a job of the disk thread."""
+
+    is_noted: bool
+    """Set in the moment in which the state changes."""
 
 
 class Ranges:
@@ -109,8 +115,8 @@ class Backlog:
             self.read_up_to = last
             self._ahead.extend(entries)
 
-    def loaded(self, read: Read, job: Job[Read]) -> int:
-        """Take the frames that *job* has read, and return how many records turned out to be lost."""
+    def loaded(self, read: Read, outcome: Outcome) -> int:
+        """Take the frames that were read, and return how many records turned out to be lost."""
         entries = [(self.stream, number - self.base, frame) for number, frame in read.frames if number <= self.last]
         size = sum(len(frame) for _, _, frame in entries)
         unread = self.count - len(self._ahead)
@@ -124,7 +130,7 @@ class Backlog:
         self.count -= lost
         self._ahead_bytes += size
         self.read_up_to = last
-        job.is_noted = True
+        outcome.is_noted = True
         self._ahead.extend(entries)
         self.settle_rest()
         return lost
