@@ -14,7 +14,6 @@ import gevent
 
 from .delivery.connector import Connector
 from .delivery.heartbeats import Heartbeats
-from .delivery.outbox import new_turn
 from .encoder import engine
 from .encoder.encoding import Datetimes, Encoder
 from .encoder.plan import plan_of, stock_schema
@@ -42,10 +41,10 @@ from .spool import Spool
 from .stats import Counters, Rejection, Stats
 from .trail.seal import Seal
 from .trail.stamp import MAX_STAMP_BYTES
-from .trail.stamping import Trail
 
 if TYPE_CHECKING:
     from .encoder._fast import Gate
+    from .trail.stamping import Trail
 
 __all__ = ["AuditClient", "BeforeSend", "live_clients"]
 
@@ -102,7 +101,6 @@ class AuditClient:
         # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
         # sends may interrupt it there.
         logger()
-        new_turn()
         if spool is not None:
             from .spool import store  # noqa: F401
         self._schema = None if schema is None else MsgSchema(record=schema)
@@ -113,7 +111,7 @@ class AuditClient:
             is_sealed=seal is not None,
             max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
-        self._trail = Trail(seal, self._encoder) if is_stamped else None
+        self._trail = self._make_trail(seal) if is_stamped else None
         self._walker = engine.walker_of(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
@@ -135,6 +133,12 @@ class AuditClient:
             self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
         _clients.add(self)
         _warn_of_many(self)
+
+    def _make_trail(self, seal: Seal | None) -> Trail:
+        from .delivery import stamped_outbox  # noqa: F401
+        from .trail.stamping import Trail
+
+        return Trail(seal, self._encoder)
 
     # -- messages in ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -25,23 +25,25 @@ from .delivery.heartbeats import Heartbeats
 from .delivery.inbox import Inbox
 from .delivery.outbox import Outbox
 from .delivery.sender import Sender
-from .delivery.stamped_outbox import StampedOutbox
 from .errors import ClientClosedError, WouldBlockError, logger
 from .notifications import NotificationKind, Notifier
 from .records import Msg
-from .runtime import exits, forks, native, workers
+from .runtime import exits, forks, workers
 from .runtime.clock import Deadline
 from .runtime.hub_thread import GONE, HubThread, NoAnswerError, Waiter
 from .spool import Spool
 from .stats import Counters, Stats
 from .trail.stamp import handed_back
-from .trail.stamping import Trail
+
+if TYPE_CHECKING:
+    from .trail.stamping import Trail
 
 __all__ = ["Lifecycle", "State", "check_may_wait", "close_all", "keep_alive"]
 
 _T = TypeVar("_T")
 
 _EXIT_SECONDS = 2.0  # that all clients together may take to drain at interpreter exit
+_LOOK_SECONDS = 1.0  # after which a greenlet that waits for another's close() looks whether that goes on
 _LATE_SECONDS = 1.0  # by which the hubs of other threads may exceed that
 
 
@@ -89,7 +91,7 @@ class Lifecycle:
         self._parts: dict[str, tuple[Outbox, Sender]] = {}
         self._undelivered: deque[Msg] = deque()  # not handed back yet
         self._closed = Event()
-        self._orphan_close_lock = native.allocate_lock()  # one thread closes a client whose own thread has ended
+        self._orphan_closer: dict[str, Waiter] = {}  # one thread closes a client whose own thread has ended
         self._closer: object = None  # the greenlet that closes
         forks.register(self)
         exits.register(close_all)
@@ -149,7 +151,11 @@ class Lifecycle:
 
     def _make_outbox(self) -> Outbox:
         settings = self.inbox, self._queue_size, self._spool, self._counters, self._notifier
-        return Outbox(*settings) if self._trail is None else StampedOutbox(self._trail, *settings)
+        if self._trail is None:
+            return Outbox(*settings)
+        from .delivery.stamped_outbox import StampedOutbox  # loaded when the client was constructed
+
+        return StampedOutbox(self._trail, *settings)
 
     def wake(self) -> None:
         """Take the frames that other threads handed over. In the hub."""
@@ -228,6 +234,8 @@ class Lifecycle:
         any        interpreter exit           closes all clients, 2 s for all of them; see :func:`close_all`
         CLOSING    a forked child             is CLOSED there; the parent continues to close
         =========  =========================  ==========================================================================
+
+        After an exception in the middle of it, as at Ctrl-C, call it again.
         """
         if not self.thread.is_alive():
             return self._close_without_hub()
@@ -253,16 +261,26 @@ class Lifecycle:
             self._make_parts()
             if self.state is not State.RUNNING:  # a signal handler has closed it meanwhile
                 return
-            self._closer = gevent.getcurrent()
-            self.state = State.CLOSING
             deadline = Deadline(timeout)
             try:
+                self._closer = gevent.getcurrent()
+                self.state = State.CLOSING
                 self._drain(deadline)
             finally:  # a Timeout or a kill that ends the wait ends the client all the same
-                self._finish(deadline.left())
+                try:
+                    self._finish(deadline.left())
+                finally:  # Ctrl-C may have interrupted that; the next close() finishes then
+                    self._closer = None
         elif self.state is State.CLOSING and self._closer is not gevent.getcurrent():
             check_may_wait("close()")
-            self._closed.wait(timeout)
+            self._wait_for_closer(Deadline(timeout))
+
+    def _wait_for_closer(self, deadline: Deadline) -> None:
+        """Wait until another greenlet has closed the client; finish if something has interrupted it."""
+        while self.state is State.CLOSING and self._closer is not None and not deadline.has_passed():
+            self._closed.wait(min(deadline.left() or _LOOK_SECONDS, _LOOK_SECONDS))
+        if self._closer is None:
+            self._finish(deadline.left())
 
     def _hand_back(self) -> list[Msg]:
         """Return the messages that were not handed back yet, each once. Thread-safe."""
@@ -281,7 +299,7 @@ class Lifecycle:
 
     def _end_stream(self, deadline: Deadline) -> bool:
         """Put the last checkpoint of a sealed stream on the queue. Return False if there is none."""
-        return isinstance(self.outbox, StampedOutbox) and self.outbox.end(deadline)
+        return self.outbox is not None and self.outbox.end(deadline)
 
     def _drain_accepted(self, deadline: Deadline) -> None:
         # In a loop: a send() that waited for room when closing began may still be accepted.
@@ -307,8 +325,8 @@ class Lifecycle:
             self._end(left)
         finally:
             self._closed.set()
-        if store is not None:
-            store.close_watcher()
+            if store is not None:
+                store.close_watcher()
         if interruption is not None:
             raise interruption
         if workers.may_wait():
@@ -316,9 +334,10 @@ class Lifecycle:
 
     def _close_without_hub(self) -> list[Msg]:
         waiter = Waiter()
-        while not self._orphan_close_lock.acquire(False):
-            waiter.wait(0.002)
         try:
+            # setdefault is atomic: no exception comes between the question and the turn.
+            while self._orphan_closer.setdefault("closer", waiter) is not waiter:
+                waiter.wait(0.002)
             if self.state is not State.CLOSED:
                 self.inbox.is_closed = True
                 if self.sender is None or self.outbox is None:
@@ -332,13 +351,18 @@ class Lifecycle:
                         raise interruption
             return self._hand_back()
         finally:
-            self._orphan_close_lock.release()
+            if self._orphan_closer.get("closer") is waiter:
+                self._orphan_closer.clear()
 
     def _end(self, frames: list[bytes]) -> None:
         messages = handed_back(frames)
-        self._undelivered.extend(messages)
-        self._counters.dropped += len(frames)
+        count, outbox = len(frames), self.outbox
+        # No signal handler comes between these lines: the messages are counted and handed back, or nothing has changed.
+        self._counters.dropped += count
         self.state = State.CLOSED
+        if outbox is not None:
+            outbox.given_up = []
+        self._undelivered.extend(messages)
         _running.discard(self)
         try:
             if messages:
@@ -390,7 +414,7 @@ class Lifecycle:
         self.outbox = self.sender = None
         self.inbox = Inbox()
         self._parts = {}
-        self._orphan_close_lock = native.allocate_lock()
+        self._orphan_closer = {}
         self._undelivered.clear()
         if self.state is State.RUNNING:
             self.state = State.NEW
@@ -399,10 +423,8 @@ class Lifecycle:
             self._closed.set()
         if sender is not None:
             sender.stop(ClientClosedError("the process was forked while send() waited for room"))
-        if isinstance(outbox, StampedOutbox):
+        if outbox is not None:
             outbox.forget()
-        if outbox is not None and outbox.store is not None:
-            outbox.store.abandon()
         self._connector.reset()  # after stop(), which ends the connector
         # Last: sender.stop() counts the deliveries of the parent's connection.
         self._counters.reset()

@@ -7,6 +7,7 @@ greenlet to stop, and notifications can be read after the client is closed.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -148,8 +149,11 @@ class Notifier:
         self._serve_waiting_readers()
         if gevent.getcurrent() is get_hub_if_exists():  # a log handler may wait, and in the hub nothing may
             gevent.spawn(_log, kind, error)
-        else:
+            return
+        try:
             _log(kind, error)
+        except Exception:  # a log handler's: it must not end the caller, whose state has changed
+            sys.excepthook(*sys.exc_info())
 
     def notify_rate_limited(self, kind: NotificationKind, error: BaseException) -> None:
         """Notify at most once a second. The next notification counts the suppressed ones."""

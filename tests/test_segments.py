@@ -682,6 +682,91 @@ def test_an_unreadable_segment_counts_as_damaged(path: Path, monkeypatch: pytest
         assert str(segments(path)[1]) in result.problems[0]
 
 
+class BadPages:
+    """A disk that cannot read some pages of files."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path, pages: set[int], attempts: int = 1 << 30) -> None:
+        self.inode = file.stat().st_ino
+        self.pages = pages
+        self.attempts = attempts
+        self._pread: Callable[[int, int, int], bytes] = os.pread
+        monkeypatch.setattr(os, "pread", self.pread)
+
+    def pread(self, descriptor: int, size: int, offset: int) -> bytes:
+        asked = set(range(offset // 4096, (offset + size - 1) // 4096 + 1))
+        if asked & self.pages and os.fstat(descriptor).st_ino == self.inode and self.attempts > 0:
+            self.attempts -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._pread(descriptor, size, offset)
+
+
+def touching(page: int, sizes: list[int]) -> set[int]:
+    """Return the numbers of the frames that have a byte in that page of a segment; sizes without OVERHEAD."""
+    start, found = HEADER_SIZE, set()
+    for number, size in enumerate(sizes, 1):
+        end = start + OVERHEAD + size
+        if start < (page + 1) * 4096 and end > page * 4096:
+            found.add(number)
+        start = end
+    return found
+
+
+@pytest.mark.parametrize("is_earlier", [False, True], ids=["live", "earlier"])
+@pytest.mark.parametrize("pages", [{0}, {3}, {5, 6}, {2, 9, 30}, {70}, {73}, set(range(20, 60))])
+def test_unreadable_pages_cost_only_the_frames_in_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pages: set[int], is_earlier: bool
+) -> None:
+    frames = [bytes([number % 256]) * (number % 700 + 1) for number in range(1, 1001)]
+    lost = set[int]().union(*(touching(page, [len(frame) for frame in frames]) for page in pages))
+    with opened(path) as folder:
+        Writer(folder).append(frames)
+        if not is_earlier:
+            BadPages(monkeypatch, segments(path)[0], pages)
+            check_unreadable(folder, frames, lost)
+    if is_earlier:
+        BadPages(monkeypatch, segments(path)[0], pages)
+        with opened(path) as folder:
+            assert not folder.problems
+            check_unreadable(folder, frames, lost)
+
+
+def check_unreadable(folder: Folder, frames: list[bytes], lost: set[int]) -> None:
+    result = folder.read(0, 1 << 30)
+    assert result.frames == [(number, frame) for number, frame in enumerate(frames, 1) if number not in lost]
+    assert (result.damaged, result.last) == (len(lost), len(frames))
+    assert "unreadable" in "".join(result.problems)
+    name = segments(Path(folder.path))[0].name
+    folder.advance(len(frames))
+    assert [each.name for each in Path(folder.path).glob("*.seg*")] == [f"{name}.left"]
+
+
+def test_without_skips_reading_stops_before_an_unreadable_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = frames_of(300)
+    lost = touching(2, [len(frame) for frame in frames])
+    with opened(path) as folder:
+        Writer(folder).append(frames)
+        bad = BadPages(monkeypatch, segments(path)[0], {2})
+        folder.skips = False
+        result = folder.read(0, 1 << 30)
+        assert (len(result.frames), result.damaged, result.last) == (min(lost) - 1, 0, min(lost) - 1)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            folder.read(result.last, 1 << 30)
+        bad.pages = set()
+        assert len(folder.read(result.last, 1 << 30).frames) == 300 - result.last
+        folder.advance(300)
+        assert not list(Path(folder.path).glob("*.seg*"))
+
+
+def test_a_disk_that_reads_nothing_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as folder:
+        Writer(folder).append([bytes(4076)] * 1000)
+        bad = BadPages(monkeypatch, segments(path)[0], set(range(10, 1001)))
+        result = folder.read(0, 1 << 30)
+        assert result.damaged + len(result.frames) == 1000
+        assert len(result.frames) >= 9
+        assert (1 << 30) - bad.attempts < 500
+
+
 # Failures of the disk
 
 

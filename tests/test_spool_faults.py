@@ -16,6 +16,7 @@ import gevent
 import pytest
 from gevent import subprocess
 from helpers import HERE, Receiver, destroys_a_hub, eventually, message, receiving
+from test_segments import BadPages
 from test_spool import MODES, balanced, client_of, fill, forked, numbers_of, on_disk, send_all, told, unreachable
 
 from geventaudit import (
@@ -223,6 +224,82 @@ def test_a_segment_that_is_damaged_before_close(
             assert 1 <= dropped <= 2
         else:
             assert 1 <= dropped <= 2 * SEGMENT
+
+
+DAMAGES: list[list[tuple[str, float, float]]] = [
+    [("write", 0.9, 1.0)],
+    [("write", 0.4, 1.3)],
+    [("cut", 0.6, 0.0), ("write", 0.5, 0.6)],
+    [("write", 0.5, 0.7), ("cut", 0.6, 0.0)],
+    [("write", 0.1, 0.3), ("write", 0.8, 0.9), ("cut", 0.85, 0.0), ("write", 0.0, 0.01)],
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("which", [-1, 1], ids=["live", "older"])
+@pytest.mark.parametrize("damages", DAMAGES)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_segment_that_is_overwritten_and_cut_around_close_is_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any, damages: list[Any], which: int, when: str
+) -> None:
+    """Also where nothing readable follows: it is known how many records there were."""
+    forget_frames(monkeypatch)
+    path = folder / "spool"
+    with receiving(folder) as receiver:
+        client = filled(receiver, path, mode)
+        file = segments(path)[which]
+        if when == "after":
+            assert client.close(0.0) == []
+        size = file.stat().st_size
+        for how, start, end in damages:
+            if how == "cut":
+                os.truncate(file, int(size * start))
+            else:
+                with open(file, "r+b") as opened:
+                    opened.seek(int(size * start))
+                    opened.write(b"\xff" * int(size * (end - start)))
+        assert client.close(0.0) == []
+        dropped = client.stats().dropped + deliver_rest(receiver, path)
+        arrived = [number for number in receiver.numbers() if number != 9999]
+        assert arrived == sorted(set(arrived))
+        assert dropped == COUNT - len(arrived) > 0
+
+
+def test_records_that_the_disk_cannot_read_for_a_while_are_read_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_frames(monkeypatch)
+    monkeypatch.setattr("geventaudit.spool.store.READ_AGAIN_SECONDS", 0.02)
+    path = folder / "spool"
+    with receiving(folder) as receiver:
+        client = filled(receiver, path, "always")
+        BadPages(monkeypatch, segments(path)[1], {1, 2}, attempts=12)
+        receiver.start()
+        assert client.flush(30)
+        stats = client.stats()
+        assert (stats.delivered, stats.dropped) == (COUNT, 0)
+        assert stats.spool_failures
+        assert client.close() == []
+        assert receiver.numbers() == list(range(COUNT))
+
+
+def test_records_that_the_disk_cannot_read_for_long_are_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_frames(monkeypatch)
+    monkeypatch.setattr("geventaudit.spool.store.READ_AGAIN_SECONDS", 0.01)
+    path = folder / "spool"
+    with receiving(folder) as receiver:
+        client = filled(receiver, path, "always")
+        BadPages(monkeypatch, segments(path)[1], {1, 2})
+        receiver.start()
+        eventually(lambda: not client.stats().spooled and not client.stats().in_flight)
+        stats = client.stats()
+        assert 2 <= stats.dropped <= 20
+        assert stats.delivered + stats.dropped == COUNT
+        client.flush(30)
+        assert client.close() == []
+        assert receiver.numbers() == sorted(set(receiver.numbers()))
+        assert len(receiver.numbers()) == stats.delivered
+        assert [each.name.rsplit(".", 1)[1] for each in path.glob("*.seg*")] == ["left"], "for a better disk"
 
 
 # -- the other files ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ to send                   :attr:`Outbox.window`, behind the cursor              
 in flight                 :attr:`Outbox.window`, before the cursor, from just before the      delivery pops it; a broken
                           write on                                                            connection sets the cursor
                                                                                               back to 0; nothing moves
-given up                  ``_given_up``, while the client closes                              the spool, or close()
+given up                  ``given_up``, while the client closes                              the spool, or close()
 ========================  ==================================================================  ==========================
 
 A signal handler or ``__del__`` may call ``send()`` again at any bytecode. So frames are copied first and removed after:
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate, count, groupby, islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -42,21 +42,19 @@ from gevent.queue import Full, Queue
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
 from ..runtime.copying import copied
-from ..runtime.signal import Change, Signal
+from ..runtime.signal import Change, Line, Place, Signal
 from ..runtime.workers import may_wait
 from ..spool.stream import Entry, Memory, Stream
 from ..stats import Counters
 from .inbox import Inbox
 
 if TYPE_CHECKING:
-    from gevent.lock import RLock
-
     from ..notifications import Notifier
     from ..spool import Spool
     from ..spool.pending import Pending
     from ..spool.store import Store
 
-__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox", "new_turn"]
+__all__ = ["MAX_BATCH_BYTES", "MAX_WINDOW_BYTES", "Outbox"]
 
 MAX_BATCH_BYTES = 1 << 16
 """Bytes of joined frames in one write. The last frame may exceed them."""
@@ -92,14 +90,15 @@ class Outbox:
         """Wakes the sender."""
         self._counters = counters
         self._room = Change()
-        self._turn = new_turn()  # held by the one greenlet that waits for room, and by a handler within it
+        self._line = Line()
         self._refusal: Exception | None = None
         self.is_plain = spool is None
         """True if acceptance depends only on the queue."""
         self._to_resend = 0  # entries after the cursor that were written before
         self._ahead: int | None = None  # the place of the first entry before bring_forward()
         self._flushes: list[tuple[int, Event]] = []
-        self._given_up: list[Entry] | None = None
+        self.given_up: list[Entry] | None = None
+        """The frames of a client that closes, until they are kept or handed back; None before."""
         self._is_moving = False
         self.store: Store | None = None
         if spool is not None:
@@ -214,19 +213,22 @@ class Outbox:
         ``Queue.put(timeout=...)`` could put a frame onto the queue after the client was closed.
         """
         deadline = Deadline(timeout)
-        has_turn = False
+        place = Place()
         try:
-            has_turn = self._turn.acquire(timeout=timeout)
-            while has_turn and self._refusal is None:
-                room = self._room.event
-                try:
-                    return self._put(frame)
-                except Full:
-                    if not room.wait(deadline.left()):
-                        break
+            self._line.join(place)
+            while self._refusal is None:
+                room = self._room.event if self._line.is_first(place) else None
+                if room is not None:
+                    try:
+                        return self._put(frame)
+                    except Full:
+                        pass
+                if deadline.has_passed():
+                    break
+                self._line.wait(place, room, deadline.left())
         finally:
-            if has_turn:
-                self._turn.release()
+            place.is_over = True
+            self._line.call_first()
         if self._refusal is not None:
             raise self._refused(self._refusal)
         raise self._full(f" after {timeout} s")
@@ -252,10 +254,10 @@ class Outbox:
         A signal handler that sends meanwhile moves nothing: its record goes behind.
         """
         entries = self.inbox.entries
-        if self._is_moving or not entries or self._given_up is not None:
+        if self._is_moving or not entries or self.given_up is not None:
             return
-        self._is_moving = True
         try:
+            self._is_moving = True
             while entries:
                 entry = entries[0]
                 if entry.claim("hub"):
@@ -286,20 +288,18 @@ class Outbox:
 
     def _fill(self, max_bytes: int) -> None:
         """Take records into the window, from the oldest place that has some."""
-        if self.store is not None:
-            earlier = self.store.take_earlier(max_bytes)
-            if earlier is None:
-                return
-            if earlier:
-                self.window.extend(earlier)
-                return
+        if self.store is not None and self.store.take_earlier(max_bytes):
+            return
         frames, _ = _up_to(copied(self.queue.queue, 0, _MAX_BATCH_RECORDS), max_bytes)
         if frames:
-            self.window.extend(zip(repeat(self.stream), count(self.stream.taken + 1), frames))
-            self.stream.taken += len(frames)
-            _remove(self.queue.get_nowait, len(frames))
+            amount = len(frames)
+            moved = islice(iter(self.queue.get_nowait, None), amount)
+            entries = zip(repeat(self.stream), count(self.stream.taken + 1), moved)
+            # No signal handler comes between these lines, or raises in the middle of the last one, a call in C.
+            self.stream.taken += amount
+            self.window.extend(entries)
         elif self.store is not None:
-            self.window.extend(self.store.take(max_bytes))
+            self.store.take(max_bytes)
         self._room.set()
 
     def waiting(self, at_least: int) -> int:
@@ -327,11 +327,15 @@ class Outbox:
         delivered = copied(self.window, 0, amount)
         if not delivered:
             return 0
-        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=_stream_of))
-        self.in_flight_bytes -= sum([len(frame) for _, _, frame in delivered])
-        self.cursor -= len(delivered)
-        _remove(self.window.popleft, len(delivered))
+        records = sum(_settle(stream, group) for stream, group in groupby(delivered, key=itemgetter(0)))
+        count, size = len(delivered), sum([len(frame) for _, _, frame in delivered])
+        removal = islice(iter(self.window.popleft, None), count)
+        # As in _fill().
+        self._counters.delivered += records
+        self.in_flight_bytes -= size
+        self.cursor -= count
         self._ahead = None
+        deque(removal, maxlen=0)
         self._after_settling()
         return records
 
@@ -384,8 +388,8 @@ class Outbox:
     @property
     def queued(self) -> int:
         """Records that wait to be written, in memory."""
-        if self._given_up is not None:
-            return len(self._given_up)
+        if self.given_up is not None:
+            return len(self.given_up)
         return len(self.inbox) + self.queue.qsize() + len(self.window) - self.cursor
 
     @property
@@ -405,7 +409,8 @@ class Outbox:
 
     def remove_flush(self, flush: tuple[int, Event]) -> None:
         """Forget a flush."""
-        self._flushes.remove(flush)
+        if flush in self._flushes:  # else an interruption came before it was added
+            self._flushes.remove(flush)
 
     def end_flushes(self) -> None:
         """End all pending flushes."""
@@ -439,12 +444,21 @@ class Outbox:
         self.stream.taken = max(own, default=self.stream.taken)
         self.window.clear()
         self.inbox.remove_claimed()
-        _remove(self.queue.get_nowait, self.queue.qsize())
+        deque(islice(iter(self.queue.get_nowait, None), self.queue.qsize()), maxlen=0)
 
     def settle_all(self) -> None:
         """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
         self.stream.settle(self.stream.settled + 1, self.stream.taken)
         self._after_settling()
+
+    def end(self, deadline: Deadline) -> bool:
+        """Put the last record of a stream with a seal; return False if there is none to put."""
+        return False
+
+    def forget(self) -> None:
+        """Let go of the keys and the files, in a forked child: they are the parent's."""
+        if self.store is not None:
+            self.store.abandon()
 
     def give_up(self, seconds: float | None) -> tuple[list[bytes], BaseException | None]:
         """Remove all frames, and keep them in the spool. Thread-safe if the hub was destroyed.
@@ -452,26 +466,15 @@ class Outbox:
         :param seconds: the time for the disk, at least a second; None for no limit.
         :returns: the frames that are not kept, and an exception that has interrupted the wait for the disk.
         """
-        # Kept until they are counted: the thread may end during the wait for the disk, and another one closes then.
-        if self._given_up is None:
-            self._given_up = self._copy_all()
-            self._clear(self._given_up)
+        # They stay until they are counted: an exception may interrupt the close, or the thread may end while it waits
+        # for the disk. Another call goes on then.
+        if self.given_up is None:
+            entries = self._copy_all()
+            self.given_up = entries
+            self._clear(entries)
         if self.store is None:
-            left, interruption = [frame for _, _, frame in self._given_up], None
-        else:
-            left, interruption = self.store.persist(self._given_up, seconds)
-        self._given_up = []
-        return left, interruption
-
-
-_stream_of = itemgetter(0)
-
-
-def new_turn() -> RLock:
-    """Return a lock for greenlets. The import loads gevent.monkey, a tenth of what importing this package costs."""
-    from gevent.lock import RLock
-
-    return RLock()
+            return [frame for _, _, frame in self.given_up], None
+        return self.store.persist(self.given_up, seconds)
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:
@@ -492,8 +495,3 @@ def _up_to(frames: list[bytes], max_bytes: int) -> tuple[list[bytes], int]:
     sizes = list(accumulate(map(len, frames)))
     end = bisect_left(sizes, max_bytes) + 1
     return frames[:end], sizes[:end][-1] if sizes else 0
-
-
-def _remove(pop: Callable[[], object], amount: int) -> None:
-    """Call *pop* *amount* times in one call in C, which no exception of a signal handler can interrupt."""
-    deque(islice(iter(pop, None), amount), maxlen=0)

@@ -75,8 +75,8 @@ class Sender:
         target, given_up = self._outbox.last_accepted, self._given_up()
         deadline = Deadline(timeout)
         flush = (target, Event())
-        self._outbox.add_flush(flush)
         try:
+            self._outbox.add_flush(flush)
             while self._outbox.stream.settled < target and not flush[1].is_set() and not deadline.has_passed():
                 left = deadline.left()
                 flush[1].wait(_LAST_LOOK if left is None else min(left, _LAST_LOOK))
@@ -247,14 +247,13 @@ class Sender:
         """Note the deliveries that the connection, or its end, reports. Return True if there are new ones."""
         if self._is_settling:  # a signal handler that looks, in the middle of this
             return False
-        self._is_settling = True
         try:
+            self._is_settling = True
             fresh = min(max(connection.delivered(), frames_read) - self._delivered, self._outbox.cursor)
             if fresh <= 0:
                 return False
             self._delivered += fresh
             records = self._outbox.settle(fresh)
-            self._counters.delivered += records
             if records:
                 self.quarantine.on_delivered(monotonic(), records)
             return True

@@ -138,8 +138,8 @@ class StampedOutbox(Outbox):
         # As in a stamper: no signal handler comes between the question and the assignment.
         if self._is_opening:
             raise StamperBusyError
-        self._is_opening = True
         try:
+            self._is_opening = True
             if self._stamper is not None:
                 return self._stamper
             stamper = self._stamper = self._trail.stamper()
@@ -229,7 +229,7 @@ class StampedOutbox(Outbox):
             timer.close()
 
     def forget(self) -> None:
-        """Drop the keys, in a forked child: they are the parent's."""
+        super().forget()
         if self._stamper is not None:
             self._stamper.forget()
         self.stop_checkpoints()

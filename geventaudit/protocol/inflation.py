@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 from ..errors import FrameError
@@ -10,7 +9,7 @@ from ..errors import FrameError
 __all__ = ["inflate"]
 
 _STEP_BYTES = 1 << 14
-_GZIP = 16 + zlib.MAX_WBITS
+_GZIP = 16 + 15  # the largest window
 
 
 def inflate(data: bytes, max_bytes: int, offset: int) -> Iterator[bytes]:
@@ -23,6 +22,8 @@ def inflate(data: bytes, max_bytes: int, offset: int) -> Iterator[bytes]:
     :param offset: the offset of the frame in its stream, for the errors.
     :raises FrameError: *data* is not gzip, cut short, or too long.
     """
+    import zlib  # agents need it, and clients only for their spools
+
     total = position = 0
     member = zlib.decompressobj(_GZIP)
     is_begun = False

@@ -23,10 +23,13 @@ class OneWorker:
 
     A signal handler may start a second worker while the first is being started, and wait for its work. The first that
     gets a turn does the work; the other ends.
+
+    :param is_needed: called in the hub when a worker has ended, whatever ended it; returns True to start the next.
     """
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], is_needed: Callable[[], bool] | None = None) -> None:
         self._function = function
+        self._is_needed = is_needed
         self.greenlet: Worker | None = None
         """The greenlet that was started last; falsy once it has ended."""
         self._at_work: Worker | None = None
@@ -35,6 +38,8 @@ class OneWorker:
         """Start the worker unless it runs."""
         if not self.greenlet:
             worker = self.greenlet = Worker(self._run)
+            if self._is_needed is not None:
+                worker.rawlink(self._go_on)
             worker.start()
 
     def kill(self) -> None:
@@ -47,6 +52,10 @@ class OneWorker:
         """Wait for the worker's end, at most *timeout* seconds."""
         if self.greenlet:
             self.greenlet.join(timeout)
+
+    def _go_on(self, ended: object) -> None:
+        if self._is_needed is not None and self._is_needed():
+            self.ensure_running()
 
     def _run(self) -> None:
         current = gevent.getcurrent()

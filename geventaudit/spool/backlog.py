@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from itertools import count as count_up
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Protocol
 
+from ..runtime.copying import copied
 from .stream import Entry, Stream
 
 if TYPE_CHECKING:
+    from ..stats import Counters
     from .folder import Folder, Read
 
 __all__ = ["Backlog"]
@@ -16,27 +20,33 @@ __all__ = ["Backlog"]
 AHEAD_BYTES = 1 << 20
 """The approximate limit in bytes of frames that are read ahead."""
 
+_MAX_RECORDS = 256  # that the window takes at once
+
+
+class Outcome(Protocol):
+    """The outcome of a job of the disk thread."""
+
+    is_noted: bool
+    """Set in the moment in which the state changes."""
+
 
 class Ranges:
     """A set of numbers that is mostly consecutive."""
 
     __slots__ = ("_ranges",)
 
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
+    def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
+        self._ranges = ranges
 
     def __contains__(self, number: int) -> bool:
         return any(first <= number <= last for first, last in self._ranges)
 
-    def add(self, first: int, last: int) -> None:
-        """Add the numbers *first* to *last*, which are above all others."""
-        if self._ranges and self._ranges[-1][1] == first - 1:
-            first, _ = self._ranges.pop()
-        self._ranges.append((first, last))
-
-    def forget_up_to(self, number: int) -> None:
-        """Remove the ranges that end at *number* or before."""
-        self._ranges = [each for each in self._ranges if each[1] > number]
+    def extended(self, first: int, last: int, forget: int) -> Ranges:
+        """Return the set with *first* to *last*, above all others, and without the ranges that end up to *forget*."""
+        ranges = [each for each in self._ranges if each[1] > forget]
+        if ranges and ranges[-1][1] == first - 1:
+            first, _ = ranges.pop()
+        return Ranges([*ranges, (first, last)])
 
 
 class Backlog:
@@ -44,14 +54,16 @@ class Backlog:
 
     :param folder: holds the records.
     :param stream: the records' numbers.
+    :param counters: count the records that are lost.
     :param base: a record's number on disk less its number in the stream.
     :param last: the number on disk of the last record.
     :param count: the number of records.
     """
 
-    def __init__(self, folder: Folder, stream: Stream, base: int, last: int, count: int) -> None:
+    def __init__(self, folder: Folder, stream: Stream, counters: Counters, *, base: int, last: int, count: int) -> None:
         self.folder = folder
         self.stream = stream
+        self._counters = counters
         self.base = base
         self.last = last
         self.count = count
@@ -62,19 +74,15 @@ class Backlog:
         """The number on disk up to which the folder knows of the delivery."""
         self.on_disk = Ranges()
         """The numbers on disk of the records that this run wrote."""
-        self._read = base + stream.taken
-        self._ahead: deque[tuple[int, bytes]] = deque()
+        self.read_up_to = base + stream.taken
+        """The number on disk of the last frame that was read."""
+        self._ahead: deque[Entry] = deque()
         self._ahead_bytes = 0
 
     @property
     def is_loading_due(self) -> bool:
         """True if frames should be read from disk."""
         return self.count > len(self._ahead) and self._ahead_bytes < AHEAD_BYTES // 2
-
-    @property
-    def read_up_to(self) -> int:
-        """The number on disk of the last frame that was read."""
-        return self._read
 
     @property
     def is_advance_due(self) -> bool:
@@ -91,62 +99,77 @@ class Backlog:
         """True if all records are settled."""
         return not self.count and self.settled_on_disk >= self.last
 
-    def add(self, first: int, frames: Sequence[bytes]) -> None:
-        """Note that *frames*, numbered on disk from *first*, were written. The first ones stay in memory."""
-        self.on_disk.add(first, first + len(frames) - 1)
-        self.on_disk.forget_up_to(self.settled_on_disk)
-        if self._read >= self.last and self._ahead_bytes < AHEAD_BYTES:
-            self._ahead.extend(zip(range(first, first + len(frames)), frames, strict=False))
-            self._ahead_bytes += sum(map(len, frames))
-            self._read = first + len(frames) - 1
-        elif self._read >= self.last:
-            self._read = first - 1
-        self.last = first + len(frames) - 1
-        self.count += len(frames)
+    def with_written(self, first: int, count: int) -> tuple[int, int, int, Ranges]:
+        """Return ``last``, ``count``, ``read_up_to`` and ``on_disk`` after *count* frames, from *first* on."""
+        last = first + count - 1
+        read = first - 1 if self.read_up_to >= self.last else self.read_up_to
+        return last, self.count + count, read, self.on_disk.extended(first, last, self.settled_on_disk)
 
-    def loaded(self, read: Read) -> int:
+    def keep_in_memory(self, first: int, frames: Sequence[bytes]) -> None:
+        """Keep *frames*, which were just written and are numbered on disk from *first*, if there is room."""
+        if self.read_up_to == first - 1 and self._ahead_bytes < AHEAD_BYTES:
+            size, last = sum(map(len, frames)), first + len(frames) - 1
+            entries = zip(repeat(self.stream), count_up(first - self.base), frames)
+            # No signal handler comes between these lines.
+            self._ahead_bytes += size
+            self.read_up_to = last
+            self._ahead.extend(entries)
+
+    def loaded(self, read: Read, outcome: Outcome) -> int:
         """Take the frames that were read, and return how many records turned out to be lost."""
-        frames = [each for each in read.frames if each[0] <= self.last]
-        self._ahead.extend(frames)
-        self._ahead_bytes += sum(len(frame) for _, frame in frames)
-        unread = self.count - len(self._ahead) + len(frames)
-        lost = min(read.damaged, max(unread - len(frames), 0))
-        self._read = min(read.last, self.last)
-        if self._read >= self.last or not (read.frames or read.damaged):
-            lost = unread - len(frames)
-            self._read = self.last
-        self.count -= lost
+        entries = [(self.stream, number - self.base, frame) for number, frame in read.frames if number <= self.last]
+        size = sum(len(frame) for _, _, frame in entries)
+        unread = self.count - len(self._ahead)
+        lost = min(read.damaged, max(unread - len(entries), 0))
+        last = min(read.last, self.last)
+        if last >= self.last or not (read.frames or read.damaged):
+            lost, last = unread - len(entries), self.last
+        # No signal handler comes between these lines.
+        self._counters.dropped += lost
         self.stream.dropped += lost
-        if not self._ahead and not self.count:
-            self._settle_up_to(self.last)
+        self.count -= lost
+        self._ahead_bytes += size
+        self.read_up_to = last
+        outcome.is_noted = True
+        self._ahead.extend(entries)
+        self.settle_rest()
         return lost
 
-    def take(self, max_bytes: int) -> list[Entry]:
-        """Return the next records, up to *max_bytes* and one more; none if they have to be read first."""
-        entries: list[Entry] = []
-        size = 0
-        while self._ahead and size < max_bytes:
-            number, frame = self._ahead[0]
-            self._settle_up_to(number - 1)
-            entries.append((self.stream, number - self.base, frame))
-            self.stream.taken = number - self.base
-            self._ahead.popleft()
+    def take(self, window: deque[Entry], max_bytes: int) -> None:
+        """Move the next records to *window*, up to *max_bytes* and one more; none if they have to be read first."""
+        if not self._ahead:
+            return
+        self._settle_up_to(self._ahead[0][1] + self.base - 1)
+        amount, size = 0, 0
+        for _, number, frame in copied(self._ahead, 0, _MAX_RECORDS):
+            if size >= max_bytes or number != self.stream.taken + amount + 1:
+                break
+            amount += 1
             size += len(frame)
+        moved = islice(iter(self._ahead.popleft, None), amount)
+        # No signal handler comes between these lines.
         self._ahead_bytes -= size
-        self.count -= len(entries)
-        if not self.count and not self._ahead:
-            self._settle_up_to(self.last)
-        return entries
+        self.count -= amount
+        self.stream.taken += amount
+        window.extend(moved)
+        self.settle_rest()
 
     def in_memory(self, first: int, last: int, window: Iterable[Entry]) -> list[tuple[int, bytes]]:
         """Return the frames that are in memory, of the numbers on disk *first* to *last*."""
-        taken = [(number + self.base, frame) for stream, number, frame in window if stream is self.stream]
-        return sorted(each for each in (*taken, *self._ahead) if first <= each[0] <= last)
+        entries = [
+            (number + self.base, frame) for stream, number, frame in (*window, *self._ahead) if stream is self.stream
+        ]
+        return sorted(each for each in entries if first <= each[0] <= last)
 
     def note_lost(self, count: int) -> None:
-        """Note that *count* records cannot be read any more, and are counted as dropped already."""
+        """Note that *count* records cannot be read any more."""
+        self._counters.dropped += count
         self.stream.dropped += count
         self.count -= count
+        self.settle_rest()
+
+    def settle_rest(self) -> None:
+        """Settle the numbers behind the last readable record, once there is no other."""
         if not self._ahead and not self.count:
             self._settle_up_to(self.last)
 

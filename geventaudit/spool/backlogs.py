@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..stats import Counters
 from .backlog import Backlog
 from .folder import Check, Folder
 from .stream import Entry, Stream
@@ -29,8 +30,9 @@ class Backlogs:
     :param folder: the folder of this process.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, counters: Counters) -> None:
         self.folder = folder
+        self._counters = counters
         self.own: Backlog | None = None
         """The records that this run wrote; None while the folder is not open."""
         self.earlier: list[Backlog] = []
@@ -44,19 +46,19 @@ class Backlogs:
         """Return the backlogs, oldest first."""
         return [*self.earlier, self.own] if self.own is not None else self.earlier
 
-    def add_earlier(self, folder: Folder) -> int:
-        """Add the records that a folder has, and return their number."""
-        count = folder.count
-        if count:
-            self.earlier.append(Backlog(folder, Stream(folder.cursor), base=0, last=folder.last_seq, count=count))
-        return count
+    def with_earlier(self, folders: Iterable[Folder]) -> tuple[list[Backlog], int]:
+        """Return the earlier backlogs with those of *folders*, and the number of records in these."""
+        counted = [(folder, count) for folder in folders if (count := folder.count)]
+        added = [
+            Backlog(folder, Stream(folder.cursor), self._counters, base=0, last=folder.last_seq, count=count)
+            for folder, count in counted
+        ]
+        return [*self.earlier, *added], sum(count for _, count in counted)
 
-    def open(self, stream: Stream) -> Backlog:
-        """Add the folder of this process, which is open now."""
-        self.add_earlier(self.folder)
+    def own_of(self, stream: Stream) -> Backlog:
+        """Return the backlog of this run, whose folder is open now."""
         last = self.folder.last_seq
-        self.own = Backlog(self.folder, stream, base=last, last=last, count=0)
-        return self.own
+        return Backlog(self.folder, stream, self._counters, base=last, last=last, count=0)
 
     def advances(self) -> list[tuple[Backlog, int]]:
         """Return the backlogs with deliveries that their folders do not know, and the numbers of the last settled ones.
@@ -72,9 +74,10 @@ class Backlogs:
                 open_folders.append(backlog.folder)
         return advances
 
-    def finished(self) -> list[Backlog]:
-        """Return the earlier backlogs whose records are all settled, as their folders know."""
-        return [each for each in self.earlier if each.is_finished and not each.is_advance_due]
+    def finished(self, advances: Iterable[tuple[Backlog, int]]) -> list[Backlog]:
+        """Return the earlier backlogs whose records are all settled, as their folders know after *advances*."""
+        known = [backlog for backlog, _ in advances]
+        return [each for each in self.earlier if each.is_finished and (each in known or not each.is_advance_due)]
 
     def take_damage(self, check: Check, window: Iterable[Entry]) -> int:
         """Note that frames were cut off. Those in memory become unsaved. Return the number of lost ones."""
@@ -114,6 +117,13 @@ class Backlogs:
             memory.update(numbers)
             unsaved |= {number for number in numbers if number not in own.on_disk}
         return Remains(memory, unsaved, unread)
+
+    def unsaved_frames(self, entries: Iterable[Entry]) -> list[bytes]:
+        """Return the frames that are in memory only, of those that the outbox held and the ones to write again."""
+        if self.own is None:
+            return [frame for _, _, frame in entries]
+        remains = self.remains(entries)
+        return [remains.memory[number] for number in sorted(remains.unsaved)]
 
     def _in_own_folder(self) -> list[Backlog]:
         return [each for each in self.all() if each.folder is self.folder]

@@ -56,8 +56,10 @@ def write_all(descriptor: int, buffers: Sequence[bytes | memoryview], offset: in
     return total
 
 
-def with_path(error: OSError, path: str) -> OSError:
-    """Return the same error with the full path of the file."""
+def with_path(error: BaseException, path: str) -> BaseException:
+    """Return the same error, with the full path of the file if it is one of the system."""
+    if not isinstance(error, OSError):
+        return error
     return OSError(error.errno, error.strerror or str(error), path)
 
 

@@ -23,16 +23,24 @@ __all__ = ["DiskThread", "Job"]
 
 _T = TypeVar("_T")
 
+_ATTEMPTS = 3  # to take note of an outcome
+
 
 class Job(Generic[_T]):
     """A function that the disk thread calls, and its outcome."""
 
-    __slots__ = ("_work", "done", "error", "is_over", "result")
+    __slots__ = ("_work", "attempts", "done", "error", "is_finished", "is_noted", "is_over", "result")
 
     def __init__(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
         self._work = work
         self.done = done
-        """Called when the job is over: in the hub, except for the last job of a thread."""
+        """Called when the job is over: in the hub, except for the last job of a thread. Called again if it raises."""
+        self.attempts = 0
+        """How often ``done`` has raised."""
+        self.is_noted = False
+        """Set by ``done`` in the moment in which it changes the state, so that it does not change it twice."""
+        self.is_finished = False
+        """True once ``done`` has returned."""
         self.is_over = False
         self.result: Any = None
         """The function's result; None if it raised."""
@@ -54,7 +62,7 @@ class DiskThread:
     def __init__(self) -> None:
         self._jobs: deque[Job[Any]] = deque()
         self._over: deque[Job[Any]] = deque()
-        self._under_way = 0  # jobs that the hub has not been called back for
+        self._running: Job[Any] | None = None  # the job that the thread took last
         self._idle = native.allocate_lock()  # locked while the thread waits for a job
         self._idle.acquire()
         self._is_started = False
@@ -72,21 +80,22 @@ class DiskThread:
         If the thread cannot be started, or has ended, the job fails.
         """
         job = Job(work, done)
-        self._under_way += 1
         self._watcher.ref = True
         self._start(job, RuntimeError("the spool is closed") if self._is_ended else None)
 
     @property
     def is_busy(self) -> bool:
-        """True while a job is under way."""
-        return self._under_way > 0
+        """True while a job is under way, or the hub has not taken note of its outcome."""
+        if self._jobs or self._over:  # in this order: the thread takes a job before it removes it
+            return True
+        running = self._running
+        return running is not None and not running.is_finished
 
     def wait_idle(self, deadline: Deadline) -> None:
         """Wait until no job is under way and all callbacks were called. From any thread, also without a hub."""
-        while self._under_way and not deadline.has_passed() and not self._is_ended:
+        while self.is_busy and not deadline.has_passed() and not self._is_ended:
             waiter = Waiter()
             barrier = Job(waiter.wake, lambda job: None)
-            self._under_way += 1
             self._start(barrier, None)
             while not barrier.is_over and not deadline.has_passed():
                 waiter.wait(min(1.0, deadline.left() or 1.0))
@@ -151,26 +160,39 @@ class DiskThread:
     def _call_back(self) -> None:
         """Call the callback of each job that is over. In the hub."""
         while self._over:
-            job = self._over.popleft()
-            self._under_way -= 1
-            if self._is_ended:
-                continue  # the last job has the state of before, and does its work again
-            try:
-                job.done(job)
-            except BaseException:
-                gevent.get_hub().handle_error(job.done, *sys.exc_info())
-        if not self._under_way:
+            job = self._over[0]
+            if not self._is_ended:  # else the last job has the state of before, and does its work again
+                try:
+                    job.done(job)
+                except BaseException:
+                    # Ctrl-C, too, for which handle_error() switches to the main greenlet. That may close the client.
+                    job.attempts += 1
+                    if job.attempts >= _ATTEMPTS:
+                        self._finish(job)
+                    self._wake_hub()
+                    gevent.get_hub().handle_error(job.done, *sys.exc_info())
+                    return
+            self._finish(job)
+        if not self.is_busy:
             try:
                 self._watcher.ref = False
             except ValueError:  # the hub was destroyed
                 pass
+
+    def _finish(self, job: Job[Any]) -> None:
+        job.is_finished = True
+        try:
+            self._over.remove(job)
+        except ValueError:  # finished by a signal handler, or by a greenlet that closes
+            pass
 
     def _run(self) -> None:
         while True:
             self._idle.acquire()
             while self._jobs:
                 is_last = self._is_ended and len(self._jobs) == 1
-                job = self._jobs.popleft()
+                job = self._running = self._jobs[0]
+                self._jobs.popleft()
                 job.run()
                 if is_last:
                     job.done(job)

@@ -23,44 +23,16 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from dataclasses import dataclass, field
 
 from ..errors import SpoolError, show
 from .directory import Directory, orphans, with_path, write_all
-from .recovery import load, mark_end, read_segment, remove, rewrite
+from .recovery import Check, Read, load, mark_end, read_segment, remove, rewrite
 from .segment import Segment, first_index
 from .sidefiles import Cursor, RotatingPair, damaged_entry, rejected_entry
 
 __all__ = ["Check", "Folder", "Read", "orphans"]
 
 _SYNC_BYTES = 4 << 20
-
-
-@dataclass(slots=True)
-class Check:
-    """Changes of other programs to the files, as found by :meth:`Folder.check`."""
-
-    restored: int = 0
-    """Segments that were removed or replaced, and copied back."""
-    missing: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges of sequence numbers, both ends included, whose frames were cut off before they were delivered."""
-    problems: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.restored or self.missing or self.problems)
-
-
-@dataclass(slots=True)
-class Read:
-    """The result of :meth:`Folder.read`."""
-
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    """Frames by sequence number, in order."""
-    damaged: int = 0
-    """Frames that are lost, among those up to ``last``."""
-    last: int = 0
-    """The sequence number up to which the folder is read."""
-    problems: list[str] = field(default_factory=list)
 
 
 class Folder:
@@ -79,6 +51,8 @@ class Folder:
         """Files that were left alone when the folder was opened, with the reasons."""
         self.last_seq = 0
         """The highest sequence number that is or was in use; 0 for none."""
+        self.skips = True
+        """True to read on behind pages that the disk cannot read; False to raise its error."""
         self._synchronous = synchronous
         self._directory: Directory | None = None
         self._cursor = Cursor()
@@ -111,7 +85,7 @@ class Folder:
             raise
 
     def _load(self, directory: Directory) -> None:
-        last = load(directory, self._segments, self.problems)
+        last = load(directory, self._segments, self.problems, self._cursor.counts)
         self.last_seq = max(last, self._cursor.seq)
         try:
             self._drop_delivered(directory)
@@ -181,21 +155,24 @@ class Folder:
             raise OSError(errno.ESTALE, "the segment takes no more frames; start a new one", self.path)
         elif seq != segment.first + index:
             raise ValueError(f"sequence number {seq} does not belong to index {index} of segment {segment.name}")
+        self._append(directory, segment, data, count, is_new)
+        self.last_seq = segment.last
+        self._current = segment
+
+    def _append(self, directory: Directory, segment: Segment, data: bytes, count: int, is_new: bool) -> None:
         try:
             write_all(segment.fd, [segment.header, data] if is_new else [data], 0 if is_new else segment.end)
-        except OSError as error:
+        except BaseException as error:
             self._cut_back(segment, is_new)
             raise with_path(error, directory.full_path(segment.name)) from None
         try:
             self._sync_append(directory, segment, is_new, len(data))
-        except OSError as error:
+            if is_new:
+                self._segments.append(segment)
+            segment.extend(count, len(data))
+        except BaseException as error:
             self._abandon(segment)
             raise with_path(error, directory.full_path(segment.name)) from None
-        segment.extend(count, len(data))
-        self.last_seq = segment.last
-        if is_new:
-            self._segments.append(segment)
-            self._current = segment
 
     def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
         """Write *count* encoded frames, which may be older than others, to a new segment.
@@ -210,10 +187,10 @@ class Folder:
             if self._synchronous != "OFF":
                 os.fdatasync(segment.fd)
                 directory.sync()
-        except OSError as error:
+            segment.extend(count, len(data))
+        except BaseException as error:
             self._cut_back(segment, is_new=True)
             raise with_path(error, directory.full_path(segment.name)) from None
-        segment.extend(count, len(data))
         self.last_seq = max(self.last_seq, segment.last)
         self._segments.insert(bisect_right([each.first for each in self._segments], seq), segment)
 
@@ -367,6 +344,7 @@ class Folder:
 
         :param max_bytes: about how many to read; at least one frame is read if there is any.
         :returns: frames and losses. The losses are counted again if the same range is read again.
+        :raises OSError: no file can be opened; without :attr:`skips`, the disk cannot read the first frame.
         """
         directory = self._claimed()
         result = Read(last=max(after, self._cursor.seq))
@@ -382,15 +360,24 @@ class Folder:
             if segment.last <= result.last:
                 continue
             after = max(result.last, segment.first - 1)
-            part = read_segment(directory, segment, after, max_bytes, save)
+            was_unreadable = segment.is_unreadable
+            try:
+                part = read_segment(directory, segment, after, max_bytes, save, skips=self.skips)
+            except OSError:
+                if not result.frames:
+                    raise
+                break
             result.frames += part.frames
             result.damaged += part.damaged
             result.last = part.last
             if part.error is not None:
                 path = directory.full_path(segment.name)
                 result.problems.append(f"{path} is unreadable: {part.error.strerror}; check the disk")
+            elif segment.is_unreadable > was_unreadable:
+                path = directory.full_path(segment.name)
+                result.problems.append(f"{path} is unreadable in part; check the disk")
             max_bytes -= part.size
-            if max_bytes <= 0:
+            if max_bytes <= 0 or (part.last < segment.last and not self.skips):
                 break
         return result
 
@@ -452,9 +439,11 @@ class Folder:
         """
         self._rejected.append(self._claimed(), rejected_entry(frame, reason))
 
-    def close(self, remove_if_empty: bool = False) -> None:
+    def close(self, remove_if_empty: bool = False, *, notes_counts: bool = False) -> None:
         """Write the cursor, close all files and release the lock. Idempotent, never raises an OSError.
 
+        :param notes_counts: write beside the cursor how many frames each segment has: whatever is damaged later, the
+            loss is known.
         :param remove_if_empty: remove the folder too if it holds no segment, no rejected and no damaged data.
         """
         directory = self._directory
@@ -466,6 +455,9 @@ class Folder:
             pass
         try:
             self._finish()
+            if notes_counts and self._segments:
+                self._cursor.open(directory)
+                self._cursor.write_counts((segment.magic, segment.count) for segment in self._segments)
         except OSError:
             pass
         try:

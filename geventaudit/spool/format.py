@@ -30,6 +30,7 @@ by chance, so no frame contains another one.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -69,6 +70,8 @@ _CHECKED = struct.Struct(">LL")
 _CRC = struct.Struct(">L")
 _FIELDS = struct.Struct(">LLL")
 _PIECE = 1 << 18
+_PAGE = 4096
+_MAX_UNREADABLE = 256  # pages in a row, after which a disk counts as broken
 _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{16})(?:\.([0-9]{1,10}))?\.seg", re.ASCII)
 
 
@@ -148,18 +151,55 @@ class Found(NamedTuple):
 
 
 class Reader:
-    """Bytes of a file up to *end*, read in pieces."""
+    """Bytes of a file up to *end*, read in pieces.
 
-    def __init__(self, descriptor: int, magic: bytes, end: int) -> None:
+    :param skips: True to read zeros in place of pages that the disk cannot read; False to raise its error there.
+    """
+
+    def __init__(self, descriptor: int, magic: bytes, end: int, *, skips: bool = True) -> None:
         self._fd = descriptor
         self._magic = magic
         self._end = end
+        self._skips = skips
+        self.skipped = 0
+        """Pages that were skipped."""
+        self._skipped_in_a_row = 0
         self._base = 0
         self._data = b""
 
     def _load(self, offset: int, length: int) -> None:
-        self._data = os.pread(self._fd, max(0, min(max(length, _PIECE), self._end - offset)), offset)
+        most = max(0, self._end - offset)
+        size = min(max(length, _PIECE), most)
+        try:
+            self._data = os.pread(self._fd, size, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._data = self._load_pages(offset, offset + size, offset + min(length, most))
         self._base = offset
+
+    def _load_pages(self, start: int, end: int, needed: int) -> bytes:
+        """Return the bytes from *start* to *end*, read page by page; without skips, the readable ones at the start.
+
+        :raises OSError: too many pages in a row are unreadable; without skips, one before *needed* is.
+        """
+        pages: list[bytes] = []
+        while start < end:
+            stop = min(start - start % _PAGE + _PAGE, end)
+            try:
+                page = os.pread(self._fd, stop - start, start)
+                self._skipped_in_a_row = 0
+            except OSError as error:
+                if not self._skips and start >= needed:
+                    break
+                if error.errno != errno.EIO or not self._skips or self._skipped_in_a_row >= _MAX_UNREADABLE:
+                    raise
+                self.skipped += 1
+                self._skipped_in_a_row += 1
+                page = bytes(stop - start)
+            pages.append(page)
+            start = stop
+        return b"".join(pages)
 
     def get(self, offset: int, length: int) -> bytes:
         """Return *length* bytes at *offset*, fewer at the end of the file."""

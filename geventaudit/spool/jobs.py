@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from ..errors import SpoolError
-from .backlogs import Remains
-from .folder import Check, Folder, orphans
+from ..errors import SpoolError, show
+from .backlogs import Backlogs, Remains
+from .folder import Check, Folder, Read, orphans
+from .recovery import TRANSIENT
 from .settings import Spool
+from .stream import Entry
 from .writer import Append, encode_runs
 
-__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "open_and_keep", "rewrite", "write"]
+__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "read", "rewrite", "write"]
 
 
 class Written(NamedTuple):
@@ -63,16 +66,31 @@ def write(
             check = folder.check()
             if not check:
                 folder.append(append.first, append.magic, append.data, append.amount)
-        except (OSError, SpoolError) as problem:
+        except Exception as problem:
             error = problem
     for each, number in advances:
         try:
             removed |= set(each.advance(number))
-        except OSError as problem:
-            problems.append(f"{each.path}: the delivery could not be noted: {problem}")
+        except Exception as problem:  # for lack of memory, too: the frames are written already
+            problems.append(f"{each.path}: the delivery could not be noted: {str(problem) or show(problem)}")
     for each in finished:
         each.close(remove_if_empty=True)
     return Written(error, check, problems, removed, folder.undelivered_bytes)
+
+
+def read(folder: Folder, after: int, max_bytes: int, skips: bool) -> Read:
+    """Read the frames after the number *after*; see :meth:`.Folder.read`.
+
+    :param skips: True to give up frames that the disk cannot read.
+    :raises OSError: for want of descriptors or memory, say; without *skips*, a failure of the disk.
+    """
+    folder.skips = skips
+    try:
+        return folder.read(after, max_bytes)
+    except OSError as error:
+        if not skips or error.errno in TRANSIENT:
+            raise
+        return Read(last=sys.maxsize, problems=[f"{folder.path} is unreadable: {error.strerror}; check the disk"])
 
 
 def rewrite(folder: Folder, appends: Sequence[Append]) -> None:
@@ -105,6 +123,27 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
         else:
             folder.close(remove_if_empty=True)
     return Adopted(folders, problems)
+
+
+def last(
+    backlogs: Backlogs, entries: Sequence[Entry], pending: Sequence[bytes], next_number: int, remove_if_empty: bool
+) -> Callable[[], Kept]:
+    """Return the last job, which leaves all undelivered records on disk.
+
+    :param entries: the records that the outbox held.
+    :param pending: frames behind these.
+    :param next_number: the number on disk of the first of *pending*, if the folder is open.
+    """
+    own = backlogs.own
+    if own is None:
+        frames = [*(frame for _, _, frame in entries), *pending]
+        return lambda: open_and_keep(backlogs.folder, frames, backlogs.orphans, remove_if_empty)
+    remains = backlogs.remains(entries)
+    numbered = dict(enumerate(pending, next_number))
+    remains.memory.update(numbered)
+    remains.unsaved.update(numbered)
+    advances = [(each.folder, number) for each, number in backlogs.advances()]
+    return lambda: keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
 
 
 def open_and_keep(folder: Folder, frames: Sequence[bytes], others: Sequence[Folder], remove_if_empty: bool) -> Kept:
@@ -160,7 +199,7 @@ def keep(
             error = problem
             numbers = range(append.first, append.first + append.amount)
             left.update((number, remains.memory[number]) for number in numbers)
-    folder.close(remove_if_empty=remove_if_empty)
+    folder.close(remove_if_empty=remove_if_empty, notes_counts=True)
     for other in others:
         other.close(remove_if_empty=True)
     return Kept([frame for _, frame in sorted(left.items())], lost, error)

@@ -25,10 +25,10 @@ CLOSE_SECONDS = 1.0
 """The least time in seconds to keep the undelivered records, also if the timeout of ``close()`` has passed."""
 
 READ_AGAIN_SECONDS = 1.0
-"""Seconds until records are read again that could not be, for lack of descriptors or memory."""
+"""Seconds until records that could not be read are tried again."""
 
 MAX_READS = 5
-"""Failed attempts after which the records count as lost: they hold up all later ones."""
+"""Failed attempts after which unreadable records are skipped and count as lost: they hold up all later ones."""
 
 ADOPT_SECONDS = 30.0
 """Seconds between two searches for orphans."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import count, islice, repeat
+from operator import attrgetter
 
 from ..runtime.copying import copied
 from ..runtime.signal import Change
 from .format import OVERHEAD
+from .stream import Memory
 
 __all__ = ["Pending", "PendingRecords"]
 
@@ -38,6 +42,8 @@ class PendingRecords:
         """The number of records, from the oldest on, that the disk thread writes now."""
         self.written = Change()
         """Set when records were written or refused."""
+        self.has_news = False
+        """True if it has to be set."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -51,28 +57,56 @@ class PendingRecords:
 
     def start_writing(self, max_bytes: int) -> list[bytes]:
         """Return the oldest frames, about *max_bytes*, for the disk thread."""
+        frames = self._oldest(max_bytes)
+        self.writing = len(frames)
+        return frames
+
+    def _oldest(self, max_bytes: int) -> list[bytes]:
         frames: list[bytes] = []
         for pending in copied(self.records):
             if max_bytes <= 0:
                 break
             frames.append(pending.frame)
             max_bytes -= len(pending.frame)
-        self.writing = len(frames)
         return frames
 
-    def end_writing(self, *, keep: bool, error: Exception | None = None) -> None:
-        """Let go of the records that were being written, or *keep* them to be written again."""
-        count, self.writing = self.writing, 0
-        for pending in copied(self.records, 0, count):
-            pending.error, pending.is_over = error, not keep
-        if not keep:
-            self.remove(count)
-        self.written.set()
+    def end_writing(self, error: Exception | None) -> tuple[Iterator[object], int]:
+        """End the wait for the records that were being written: with *error*, or since they are on disk.
 
-    def remove(self, count: int) -> None:
-        """Let go of the oldest *count* records."""
-        for _ in range(count):
-            self.size -= len(self.records.popleft().frame) + OVERHEAD
+        :returns: an iterator that removes them from ``records``, and their size. The caller subtracts that from
+            ``size``, sets ``writing`` to 0 and ``has_news`` to True, and exhausts the iterator, without a call between.
+        """
+        ended = copied(self.records, 0, self.writing)
+        for pending in ended:
+            pending.error, pending.is_over = error, True
+        size = sum(len(pending.frame) + OVERHEAD for pending in ended)
+        return islice(iter(self.records.popleft, None), len(ended)), size
+
+    def refuse_writing(self, error: Exception | None) -> None:
+        """Refuse the records that were being written."""
+        removal, size = self.end_writing(error)
+        self.size -= size
+        self.writing = 0
+        self.has_news = True
+        deque(removal, maxlen=0)
+
+    def call_senders(self) -> None:
+        """Wake the senders whose records were written or refused."""
+        if self.has_news:
+            self.written.set()
+            self.has_news = False
+
+    def take(self, memory: Memory, max_bytes: int) -> None:
+        """Move the oldest records to the window, about *max_bytes*."""
+        frames = self._oldest(max_bytes)
+        size = sum(len(frame) + OVERHEAD for frame in frames)
+        amount = len(frames)
+        removed = map(attrgetter("frame"), islice(iter(self.records.popleft, None), amount))
+        entries = zip(repeat(memory.stream), count(memory.stream.taken + 1), removed)
+        # No signal handler comes between these lines.
+        self.size -= size
+        memory.stream.taken += amount
+        memory.window.extend(entries)
 
     def refuse_all(self, error: Exception) -> None:
         """Refuse all records."""

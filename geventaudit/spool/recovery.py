@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
 from .segment import Part, Segment, Sink
 
-__all__ = ["load", "mark_end", "read_segment", "remove", "rewrite"]
+__all__ = ["TRANSIENT", "Check", "Read", "load", "mark_end", "read_segment", "remove", "rewrite"]
 
 _PIECE = 1 << 20
-_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
 _LEFT = ".left"
 
@@ -21,12 +23,42 @@ MAX_OPEN = 128
 """The most segments of earlier runs that are kept open."""
 
 
-def load(directory: Directory, segments: list[Segment], problems: list[str]) -> int:
+@dataclass(slots=True)
+class Check:
+    """Changes of other programs to the files, as found by :meth:`.Folder.check`."""
+
+    restored: int = 0
+    """Segments that were removed or replaced, and copied back."""
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of sequence numbers, both ends included, whose frames were cut off before they were delivered."""
+    problems: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.restored or self.missing or self.problems)
+
+
+@dataclass(slots=True)
+class Read:
+    """The result of :meth:`.Folder.read`."""
+
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    """Frames by sequence number, in order."""
+    damaged: int = 0
+    """Frames that are lost, among those up to ``last``."""
+    last: int = 0
+    """The sequence number up to which the folder is read."""
+    problems: list[str] = field(default_factory=list)
+
+
+def load(
+    directory: Directory, segments: list[Segment], problems: list[str], counts: Mapping[bytes, int] | None = None
+) -> int:
     """Open the segments of earlier runs, in order, and return the highest sequence number that may be in use.
 
     Files that are not segments or cannot be read are left alone and reported in *problems*.
 
     :param segments: is filled one by one, so that the caller can close them after an error.
+    :param counts: numbers of frames, by magic, where they are known.
     """
     highest = 0
     changed: dict[str, int] = {}
@@ -35,7 +67,7 @@ def load(directory: Directory, segments: list[Segment], problems: list[str]) -> 
             if is_temporary(name):
                 directory.unlink(name)
             elif name.endswith(".seg"):
-                segment, last = Segment.load(directory, name)
+                segment, last = Segment.load(directory, name, counts or {})
                 segments.append(segment)
                 changed[name] = os.fstat(segment.fd).st_mtime_ns
                 highest = max(highest, last)
@@ -58,7 +90,7 @@ def _leave_alone(directory: Directory, name: str, error: OSError, problems: list
 
     :raises OSError: *error*, if it is transient.
     """
-    if error.errno in _TRANSIENT:
+    if error.errno in TRANSIENT:
         raise error
     parsed, status = parse_name(name), directory.stat(name)
     path = _printable(directory.full_path(name))
@@ -69,18 +101,20 @@ def _leave_alone(directory: Directory, name: str, error: OSError, problems: list
     return parsed[0] + status.st_size // OVERHEAD if parsed and status else 0
 
 
-def read_segment(directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink) -> Part:
+def read_segment(
+    directory: Directory, segment: Segment, after: int, max_bytes: int, sink: Sink, *, skips: bool = True
+) -> Part:
     """Read a segment that may be parked (see :meth:`.Segment.read`)."""
     if not segment.is_parked:
-        return segment.read(after, max_bytes, sink)
+        return segment.read(after, max_bytes, sink, skips=skips)
     try:
         segment.unpark(directory)
     except OSError as error:
-        if error.errno in _TRANSIENT:
+        if error.errno in TRANSIENT:
             raise
         return Part(damaged=segment.last - after, last=segment.last, error=error)
     try:
-        return segment.read(after, max_bytes, sink)
+        return segment.read(after, max_bytes, sink, skips=skips)
     finally:
         segment.park(directory)
 
@@ -92,10 +126,15 @@ def _printable(path: str) -> str:
 def remove(directory: Directory, segment: Segment) -> None:
     """Remove the file of a segment, unless another file has its name, and close it.
 
+    A file that the disk could not read to its end gets another name.
+
     :raises OSError: the segment stays open.
     """
     if segment.is_in_place(directory):
-        directory.unlink(segment.name)
+        if segment.is_unreadable:
+            directory.rename(segment.name, f"{segment.name}{_LEFT}")
+        else:
+            directory.unlink(segment.name)
     segment.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .directory import Directory, close_descriptor, temporary_name, write_all
@@ -59,6 +59,8 @@ class Segment:
         self.magic = magic
         self.first = first
         self.count = 0
+        self.is_unreadable = False
+        """True if the disk could not read some of it: the file is not removed."""
         # How many of them are certain: after the last whole frame, the number of frames is a guess.
         self.known = 0
         self.end = HEADER_SIZE
@@ -89,9 +91,10 @@ class Segment:
         self.name = name
 
     @classmethod
-    def load(cls, directory: Directory, name: str) -> tuple[Segment, int]:
+    def load(cls, directory: Directory, name: str, counts: Mapping[bytes, int]) -> tuple[Segment, int]:
         """Open a segment of an earlier run, and return it and its highest sequence number, torn frames included.
 
+        :param counts: numbers of frames, by magic, where they are known.
         :raises OSError: the name is no segment's, or the file is not regular or not readable.
         """
         parsed = parse_name(name)
@@ -100,9 +103,10 @@ class Segment:
         first, magic, limit = parsed
         descriptor = directory.open(name)
         try:
-            magic, first = parse_header(os.pread(descriptor, HEADER_SIZE, 0)) or (magic, first)
+            header = Reader(descriptor, magic, HEADER_SIZE).get(0, HEADER_SIZE)
+            magic, first = parse_header(header) or (magic, first)
             segment = cls(name, descriptor, magic, first)
-            return segment, segment._measure(limit)
+            return segment, segment._measure(counts.get(magic) if limit is None else limit)
         except BaseException:
             close_descriptor(descriptor)
             raise
@@ -135,8 +139,8 @@ class Segment:
             self.count += max(1, reader.magics(end)[0])
         return max(self.last, self.first + magics - 1)
 
-    def _reader(self) -> Reader:
-        return Reader(self.fd, self.magic, self.end)
+    def _reader(self, *, skips: bool = True) -> Reader:
+        return Reader(self.fd, self.magic, self.end, skips=skips)
 
     @property
     def last(self) -> int:
@@ -187,16 +191,18 @@ class Segment:
             offset += (end - offset) * (index - low) // (high - low)
         return self.count - index, self.end - offset
 
-    def read(self, after: int, max_bytes: int, sink: Sink | None = None) -> Part:
+    def read(self, after: int, max_bytes: int, sink: Sink | None = None, *, skips: bool = True) -> Part:
         """Read the frames after the sequence number *after*: at least one if there is any, about *max_bytes* at most.
 
         :param sink: called once for each damaged region that costs frames.
+        :param skips: False to read up to a page only that the disk cannot read.
+        :raises OSError: without *skips*, the first frame is in such a page.
         """
         expected = max(after + 1 - self.first, 0)
         part = Part(last=after)
         clean = self._marks[self._mark_before(expected)][1]
         try:
-            for clean_end, found in self._walk(expected):
+            for clean_end, found in self._walk(expected, skips=skips):
                 if found.position >= self.count:
                     break
                 clean = found.end
@@ -215,21 +221,31 @@ class Segment:
             if expected < self.count:
                 self._save(clean, self.end, sink)
         except OSError as error:
+            if not skips:
+                if not part.frames:
+                    raise
+                part.last = self.first + expected - 1
+                return part
+            self.is_unreadable = True
             part.error = error
         part.damaged += max(0, self.count - expected)
         part.last = max(after, self.last)
         return part
 
-    def _walk(self, index: int) -> Iterator[tuple[int, Found]]:
+    def _walk(self, index: int, *, skips: bool = True) -> Iterator[tuple[int, Found]]:
         """Yield whole frames in order, from *index* or before it on, and where the frame before each ended.
 
         Frames in a wrong place are left out: those with a smaller index than the frame before, and those ahead of
         others that are found again later.
         """
-        reader = self._reader()
+        reader = self._reader(skips=skips)
         expected, position = self._marks[self._mark_before(index)]
         clean = position
-        while found := reader.next(position):
+        while True:
+            found = reader.next(position)
+            self.is_unreadable |= reader.skipped > 0
+            if found is None:
+                return
             position = found.end
             if found.position < expected or (found.position > expected and reader.has_later(found)):
                 continue

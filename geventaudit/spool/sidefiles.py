@@ -9,11 +9,13 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Iterable
 
 from .directory import Directory, close_descriptor, write_all
 
 __all__ = ["Cursor", "RotatingPair", "damaged_entry", "rejected_entry"]
 
+_MAX_COUNTS = 1 << 16
 _NOTE_BYTES = 1 << 13
 _REASON_CHARACTERS = 500
 
@@ -30,14 +32,20 @@ class Cursor:
     ========  =====================
 
     A missing or damaged record counts as 0. The file is made when the first value is written.
+
+    Behind it, a folder whose client was closed has the magic (8 bytes) and the number of frames (4 bytes) of each
+    segment, and the CRC-32 of these (4 bytes): if the end of a segment is damaged, it is known how many frames it had.
     """
 
     NAME = "cursor"
     _RECORD = struct.Struct(">8sQL")
     _SIGNATURE = b"gaCURS1\n"
+    _COUNT = struct.Struct(">8sL")
 
     def __init__(self) -> None:
         self.seq = 0
+        self.counts: dict[bytes, int] = {}
+        """The number of frames of the segments with these magics."""
         self._written = 0
         self._fd = -1
 
@@ -49,12 +57,36 @@ class Cursor:
             return
         try:
             data = os.pread(self._fd, self._RECORD.size, 0)
+            self._load_counts()
         except OSError:
             return
         if len(data) == self._RECORD.size:
             signature, seq, crc = self._RECORD.unpack(data)
             if signature == self._SIGNATURE and crc == zlib.crc32(data[:-4]):
                 self.seq = self._written = seq
+
+    def _load_counts(self) -> None:
+        data = os.pread(self._fd, _MAX_COUNTS * self._COUNT.size + 4, self._RECORD.size)
+        counts, crc = data[:-4], data[-4:]
+        if counts and len(counts) % self._COUNT.size == 0 and zlib.crc32(counts).to_bytes(4, "big") == crc:
+            self.counts = dict(self._COUNT.iter_unpack(counts))
+
+    def open(self, directory: Directory) -> None:
+        """Make the file if there is none.
+
+        :raises OSError: that is impossible.
+        """
+        if self._fd < 0:
+            self._fd = directory.open(self.NAME, os.O_CREAT)
+
+    def write_counts(self, counts: Iterable[tuple[bytes, int]]) -> None:
+        """Write the numbers of frames of the segments with these magics. The file is open.
+
+        :raises OSError: they are not written.
+        """
+        data = b"".join(self._COUNT.pack(magic, count) for magic, count in counts)
+        os.ftruncate(self._fd, self._RECORD.size)
+        os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "big"), self._RECORD.size)
 
     def write(self, directory: Directory) -> None:
         """Write the record if it has changed.
@@ -63,8 +95,7 @@ class Cursor:
         """
         if self.seq <= self._written:
             return
-        if self._fd < 0:
-            self._fd = directory.open(self.NAME, os.O_CREAT)
+        self.open(directory)
         record = self._RECORD.pack(self._SIGNATURE, self.seq, 0)[:-4]
         data = record + zlib.crc32(record).to_bytes(4, "big")
         if os.pwrite(self._fd, data, 0) != len(data):

@@ -26,13 +26,14 @@ Records of an earlier run or of a dead process are sent before those of this run
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from gevent.queue import Full
 
-from ..errors import ClientClosedError, SpoolError
+from ..errors import ClientClosedError, SpoolError, show
 from ..notifications import NotificationKind, Notifier
 from ..runtime import forks, workers
 from ..runtime.clock import Deadline, monotonic
@@ -85,16 +86,17 @@ class Store:
         self._wake = wake
         self._room = room
         self._disk = DiskThread()
-        self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous))
+        self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous), counters)
         self._segments = SegmentWriter(min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1)))
         self.pending = PendingRecords()
         """The records that wait to be written."""
         self._disk_bytes = 0  # of undelivered frames in this run's folder
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
-        self._writer = workers.OneWorker(self._run)
+        self._writer = workers.OneWorker(self._run, lambda: bool(self.pending) and not self.is_closing)
         self._adopt_at = 0.0
         self._read_at = 0.0
+        self._left: list[bytes] | None = None  # the frames that persist() could not keep
 
     @property
     def is_always(self) -> bool:
@@ -139,39 +141,28 @@ class Store:
         self._signal.set()
         return pending
 
-    def take_earlier(self, max_bytes: int) -> list[Entry] | None:
-        """Return the next records of earlier runs and of dead processes.
+    def take_earlier(self, max_bytes: int) -> bool:
+        """Move the next records of earlier runs and of dead processes to the window.
 
-        :returns: an empty list if there are none; None if they have to be read first.
+        :returns: True if there are any. They may have to be read first.
         """
         if self._own is None:
-            return [] if self._trouble.error is not None or self.is_closing else None
+            return self._trouble.error is None and not self.is_closing
         for backlog in self._backlogs.earlier:
             if backlog.count:
-                entries = backlog.take(max_bytes)
+                backlog.take(self._memory.window, max_bytes)
                 self._signal.set()
-                return entries or None
-        return []
+                return True
+        return False
 
-    def take(self, max_bytes: int) -> list[Entry]:
-        """Return the next records of this run that wait behind the queue, which is empty."""
+    def take(self, max_bytes: int) -> None:
+        """Move the next records of this run to the window. The queue before them is empty."""
         if self._own is not None and self._own.count:
-            entries = self._own.take(max_bytes)
+            self._own.take(self._memory.window, max_bytes)
             self._signal.set()
-            return entries
-        entries = []
-        while self.pending and self._is_by_memory and max_bytes > 0:
-            frame = self.pending.records[0].frame
-            self._memory.stream.taken += 1
-            entries.append((self._memory.stream, self._memory.stream.taken, frame))
-            self.pending.remove(1)
-            max_bytes -= len(frame)
-        return entries
-
-    @property
-    def _is_by_memory(self) -> bool:
-        """True if records that wait to be written are sent without that, since the disk fails."""
-        return self._trouble.error is not None and not self.is_always and not self.pending.writing
+        elif self._trouble.error is not None and not self.is_always and not self.pending.writing:
+            # The disk fails: records that wait to be written are sent without that.
+            self.pending.take(self._memory, max_bytes)
 
     def settled(self) -> None:
         """Note that records are settled. The writer notes it in the folders."""
@@ -182,7 +173,7 @@ class Store:
         """Write a copy of a dropped record to the rejected ones."""
         own = self._own
         if own is not None and not self.is_closing:
-            self._disk.submit(lambda: own.folder.reject(frame, reason), self._report_failure)
+            self._submit(lambda: own.folder.reject(frame, reason), self._report_failure)
 
     @property
     def waiting(self) -> int:
@@ -219,7 +210,7 @@ class Store:
             try:
                 has_work = self._disk.is_busy or self._start_job()
             except Exception as error:  # there is no memory, say: it is a disk that fails
-                self.pending.end_writing(keep=True)
+                self.pending.writing = 0
                 self._fail_and_refuse(error)
                 has_work = False
             if self._disk.is_busy or not has_work:
@@ -230,16 +221,17 @@ class Store:
         own, is_blocked = self._own, self._trouble.blocks
         if own is None:
             if not is_blocked:
-                self._disk.submit(self._backlogs.folder.open, self._opened)
+                self._submit(self._backlogs.folder.open, self._opened)
             return not is_blocked
         for backlog in self._backlogs.all():
             if backlog.is_loading_due and monotonic() >= self._read_at:
-                read = partial(backlog.folder.read, backlog.read_up_to, AHEAD_BYTES)
-                self._disk.submit(read, partial(self._loaded, backlog))
+                skips = backlog.failed_reads >= MAX_READS
+                read = partial(jobs.read, backlog.folder, backlog.read_up_to, AHEAD_BYTES, skips)
+                self._submit(read, partial(self._loaded, backlog))
                 return True
         if self._backlogs.unsaved and not is_blocked:
             rewrites = encode_runs(self._backlogs.take_unsaved())
-            self._disk.submit(partial(jobs.rewrite, own.folder, rewrites), self._rewritten)
+            self._submit(partial(jobs.rewrite, own.folder, rewrites), self._rewritten)
             return True
         advances = self._backlogs.advances()
         if advances or (self.pending and not is_blocked):
@@ -254,7 +246,7 @@ class Store:
         opened = self._backlogs.orphans
         opened[:] = [each for each in opened if each.is_open]
         known = [self._path, *(each.path for each in opened)]
-        self._disk.submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
+        self._submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
         return True
 
     def _idle_seconds(self) -> float | None:
@@ -264,75 +256,91 @@ class Store:
             return self._trouble.seconds_left
         return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
 
-    def _opened(self, job: Job[None]) -> None:
+    # -- the outcomes of jobs ------------------------------------------------------------------------------------------
+    #
+    # An exception may end each of these methods anywhere: Ctrl-C, or for lack of memory. Then it is called again. The
+    # state changes in consecutive lines that call nothing, or one function in C at their end: no signal handler runs
+    # in them. All other calls are harmless if repeated.
+
+    def _submit(self, work: Callable[[], _T], note: Callable[[Job[_T]], None]) -> None:
+        self._disk.submit(work, partial(self._note, note))
+
+    def _note(self, note: Callable[[Job[_T]], None], job: Job[_T]) -> None:
+        """Take note of the outcome of a job, and wake all that may wait for it."""
+        try:
+            if not job.is_noted:
+                note(job)
+                job.is_noted = True
+        except Exception:
+            self._counters.spool_failures += 1
+            raise
+        self.pending.call_senders()
+        self._room.set()
+        self._wake.set()
         self._signal.set()
+
+    def _opened(self, job: Job[None]) -> None:
         if job.error is not None:
             self._fail_and_refuse(job.error)
-            self._wake.set()
             return
-        folder = self._backlogs.folder
-        self._disk_bytes = folder.undelivered_bytes
-        self._counters.adopted += folder.count
-        self._backlogs.open(self._memory.stream)
-        for problem in folder.problems:
-            self._report(SpoolError(problem))
+        backlogs, size = self._backlogs, self._backlogs.folder.undelivered_bytes
+        earlier, count = backlogs.with_earlier([backlogs.folder])
+        own = backlogs.own_of(self._memory.stream)
+        self._counters.adopted += count
+        self._disk_bytes = size
+        backlogs.earlier, backlogs.own = earlier, own
+        job.is_noted = True
+        self._report(*backlogs.folder.problems)
         self._recovered()
-        self._wake.set()
 
     def _adopted(self, job: Job[jobs.Adopted]) -> None:
-        self._signal.set()
         if job.error is not None:
             self._report_failure(job)
             return
-        for folder in job.result.folders:
-            self._counters.adopted += self._backlogs.add_earlier(folder)
-        for problem in job.result.problems:
-            self._report(SpoolError(problem))
-        self._wake.set()
+        backlogs = self._backlogs
+        earlier, count = backlogs.with_earlier(job.result.folders)
+        self._counters.adopted += count
+        backlogs.earlier = earlier
+        job.is_noted = True
+        self._report(*job.result.problems)
 
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
-        self._signal.set()
-        if job.error is not None:  # no descriptor or no memory is left: the records are read later
+        if job.error is not None:
+            backlog.failed_reads += 1
             self._read_at = monotonic() + READ_AGAIN_SECONDS
             self._report_failure(job)
-        backlog.failed_reads = backlog.failed_reads + 1 if job.error is not None else 0
-        if 0 < backlog.failed_reads < MAX_READS:
             return
-        lost = backlog.loaded(Read(last=backlog.last) if job.error is not None else job.result)
+        read: Read = job.result
+        lost = backlog.loaded(read, job)
+        # After pages were skipped, the next unreadable ones are tried once more only.
+        backlog.failed_reads = MAX_READS - 1 if backlog.failed_reads >= MAX_READS else 0
+        self._report(*read.problems)
         if lost:
-            self._lose(lost, f"{backlog.folder.path}: {lost} records in it are damaged or gone")
-        self._wake.set()
+            self._report(f"{backlog.folder.path}: {lost} records in it are damaged or gone")
 
     def _write(self, own: Backlog, advances: list[tuple[Backlog, int]], frames: list[bytes]) -> None:
-        append = None
-        if frames:
-            append = self._segments.encode(self._next_number(own), frames)
+        append = self._segments.encode(self._next_number(own), frames) if frames else None
         folders = [(each.folder, number) for each, number in advances]
+        finished = self._backlogs.finished(advances)
+        closing = [each.folder for each in finished if each.folder is not own.folder]
+        self._submit(
+            partial(jobs.write, own.folder, append, folders, closing),
+            partial(self._written, own, append, finished),
+        )
         for each, number in advances:
             each.advanced = number
-        finished = self._backlogs.finished()
-        closing = [each.folder for each in finished if each.folder is not own.folder]
-        self._disk.submit(
-            partial(jobs.write, own.folder, append, folders, closing),
-            partial(self._written, own, append, frames, finished),
-        )
 
-    def _next_number(self, own: Backlog) -> int:
+    def _next_number(self, own: Backlog | None) -> int:
         """Return the number on disk of the oldest pending record. It is constant while that record is pending."""
+        if own is None:
+            return 0
         if own.count:
             return own.last + 1
         return own.base + self._memory.stream.taken + self._memory.queue.qsize() + 1
 
-    def _written(
-        self,
-        own: Backlog,
-        append: Append | None,
-        frames: list[bytes],
-        finished: list[Backlog],
-        job: Job[jobs.Written],
-    ) -> None:
+    def _written(self, own: Backlog, append: Append | None, finished: list[Backlog], job: Job[jobs.Written]) -> None:
         if job.error is not None:
-            self._end_write(own, append, frames, job.error)
+            self._not_written(append, job.error)
             return
         written: jobs.Written = job.result
         self._disk_bytes = written.size
@@ -340,28 +348,37 @@ class Store:
         self._segments.note_removed(written.removed)
         if written.removed:
             self._trouble.retry_now()
-        for problem in written.problems:
+        if written.problems:
             self._segments.start_new_segment()
-            self._report(SpoolError(problem))
         if written.check:
+            self.pending.writing = 0
+            job.is_noted = True
             self._take_note(written.check)
-            self.pending.end_writing(keep=True)
-            self._signal.set()
+        elif append is not None and written.error is None:
+            self._note_written(own, append, job)
         else:
-            self._end_write(own, append, frames, written.error)
+            self._not_written(append, written.error)
+        self._report(*written.problems)
 
-    def _end_write(self, own: Backlog, append: Append | None, frames: list[bytes], error: Exception | None) -> None:
-        if append is not None and error is None:
-            own.add(append.first, frames)
-            self.pending.end_writing(keep=False)
-            self._recovered()
-        elif append is not None and error is not None:
+    def _note_written(self, own: Backlog, append: Append, job: Job[jobs.Written]) -> None:
+        pending = self.pending
+        noted = own.with_written(append.first, append.amount)
+        removal, size = pending.end_writing(None)
+        own.last, own.count, own.read_up_to, own.on_disk = noted
+        pending.size -= size
+        pending.writing = 0
+        pending.has_news = job.is_noted = True
+        deque(removal, maxlen=0)
+        own.keep_in_memory(append.first, append.frames)
+        self._recovered()
+
+    def _not_written(self, append: Append | None, error: Exception | None) -> None:
+        if append is not None and error is not None:
             self._segments.start_new_segment()
             self._fail(error)
-            self.pending.end_writing(keep=not self.is_always, error=self._trouble.error)
-        self._room.set()
-        self._wake.set()
-        self._signal.set()
+            if self.is_always:
+                self.pending.refuse_writing(self._trouble.error)
+            self.pending.writing = 0
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
@@ -369,15 +386,13 @@ class Store:
         """Note changes of other programs to the files."""
         self._segments.start_new_segment()
         if check.restored:
-            self._report(SpoolError(f"{self._path}: {check.restored} files in it were removed, and are restored"))
-        for problem in check.problems:
-            self._report(SpoolError(problem))
+            self._report(f"{self._path}: {check.restored} files in it were removed, and are restored")
+        self._report(*check.problems)
         lost = self._backlogs.take_damage(check, self._memory.window)
         if lost:
-            self._lose(lost, f"{self._path}: a file in it was cut off; {lost} records are lost")
+            self._report(f"{self._path}: a file in it was cut off; {lost} records are lost")
 
     def _rewritten(self, job: Job[None]) -> None:
-        self._signal.set()
         if job.error is not None:
             self._fail_and_refuse(job.error)
         else:
@@ -392,27 +407,23 @@ class Store:
 
     def _fail(self, error: Exception) -> None:
         """Note that the disk fails; the writer tries again after a while."""
-        problem = error if isinstance(error, SpoolError) else SpoolError(f"{self._path}: {error}")
+        problem = error if isinstance(error, SpoolError) else SpoolError(f"{self._path}: {str(error) or show(error)}")
         self._trouble.begin(problem)
         self._report(problem)
 
     def _recovered(self) -> None:
-        self._room.set()
         if self._trouble.end():
             self._notifier.notify(NotificationKind.SPOOL_RESTORED)
 
-    def _lose(self, count: int, reason: str) -> None:
-        self._counters.dropped += count
-        self._report(SpoolError(reason))
-
     def _report_failure(self, job: Job[_T]) -> None:
-        self._signal.set()
         if job.error is not None:
-            self._report(SpoolError(f"{self._path}: {job.error}"))
+            self._report(f"{self._path}: {job.error}")
 
-    def _report(self, error: SpoolError) -> None:
-        self._counters.spool_failures += 1
-        self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
+    def _report(self, *problems: SpoolError | str) -> None:
+        for each in problems:
+            self._counters.spool_failures += 1
+            error = SpoolError(each) if isinstance(each, str) else each
+            self._notifier.notify(NotificationKind.SPOOL_FAILED, error)
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
@@ -430,6 +441,8 @@ class Store:
         :returns: the frames that are not on disk, and an exception that has interrupted the wait.
         """
         self.is_closing = True
+        if self._left is not None:  # an exception has interrupted the caller since
+            return self._left, None
         deadline = Deadline(None if seconds is None else max(seconds, CLOSE_SECONDS))
         interruption, job = None, None
         try:
@@ -437,9 +450,12 @@ class Store:
         except BaseException as error:
             interruption = self._settle_interrupted(error)
         pending = [] if self.is_always else self.pending.frames()
+        next_number, remove_if_empty = self._next_number(self._own), self._spool.is_for_each_process
         total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
         try:
-            job = self._disk.run_last(self._last_job(entries, pending), deadline)
+            job = self._disk.run_last(
+                jobs.last(self._backlogs, entries, pending, next_number, remove_if_empty), deadline
+            )
         except BaseException as error:
             interruption = error
         self.pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
@@ -449,13 +465,16 @@ class Store:
             kept: jobs.Kept = job.result
             left, lost, problem = kept.left, min(kept.lost, total - len(kept.left)), kept.error
         else:
-            left, lost = self._unsaved(entries) + pending, 0
+            left, lost = self._backlogs.unsaved_frames(entries) + pending, 0
             problem = (job and job.error) or TimeoutError("the disk did not answer")
+        kept_count = total - len(left) - lost
+        # No signal handler comes between these lines.
         self._counters.dropped += lost
-        self._counters.kept += total - len(left) - lost
+        self._counters.kept += kept_count
         self._backlogs.own, self._backlogs.earlier = None, []
+        self._left = left
         if problem is not None and total:
-            self._report(SpoolError(f"{self._path}: not all undelivered records could be kept: {problem}"))
+            self._report(f"{self._path}: not all undelivered records could be kept: {problem}")
         return left, interruption
 
     def _settle_interrupted(self, interruption: BaseException) -> BaseException:
@@ -465,25 +484,6 @@ class Store:
         except BaseException as error:
             return error
         return interruption
-
-    def _last_job(self, entries: Sequence[Entry], pending: Sequence[bytes]) -> Callable[[], jobs.Kept]:
-        backlogs, own = self._backlogs, self._own
-        remove_if_empty = self._spool.is_for_each_process
-        if own is None:
-            unnumbered = [frame for _, _, frame in entries] + list(pending)
-            return lambda: jobs.open_and_keep(backlogs.folder, unnumbered, backlogs.orphans, remove_if_empty)
-        remains = backlogs.remains(entries)
-        numbered = dict(enumerate(pending, self._next_number(own)))
-        remains.memory.update(numbered)
-        remains.unsaved.update(numbered)
-        advances = [(each.folder, number) for each, number in backlogs.advances()]
-        return lambda: jobs.keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
-
-    def _unsaved(self, entries: Sequence[Entry]) -> list[bytes]:
-        if self._own is None:
-            return [frame for _, _, frame in entries]
-        remains = self._backlogs.remains(entries)
-        return [remains.memory[number] for number in sorted(remains.unsaved)]
 
     def close_watcher(self) -> None:
         """Close the disk thread's watcher, after :meth:`persist`. In the hub's thread."""

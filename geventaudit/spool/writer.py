@@ -22,8 +22,13 @@ class Append(NamedTuple):
     """The segment's magic."""
     data: bytes
     """The encoded frames."""
-    amount: int
-    """The number of frames."""
+    frames: Sequence[bytes]
+    """The frames by themselves."""
+
+    @property
+    def amount(self) -> int:
+        """How many frames there are."""
+        return len(self.frames)
 
 
 class SegmentWriter:
@@ -44,7 +49,7 @@ class SegmentWriter:
         if not self._magic or first != self._next or self._size >= self._segment_bytes:
             self._magic, self._index, self._size = new_magic(), 0, 0
         data = encode(self._magic, self._index, frames)
-        append = Append(first, self._magic, data, len(frames))
+        append = Append(first, self._magic, data, frames)
         self._index += len(frames)
         self._next = first + len(frames)
         self._size += len(data)

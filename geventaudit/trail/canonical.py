@@ -10,7 +10,6 @@ Custom data holds only what :mod:`geventaudit.schema.sealed` lets through.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +45,8 @@ class NotCanonicalError(Exception):
 
 def canonical_digest(canonical: bytes) -> bytes:
     """Return h, which the MAC authenticates and the digest of a stream is made of."""
+    import hashlib  # loaded by those who need a digest, and not by all clients
+
     return hashlib.sha256(_LABEL + canonical).digest()
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..errors import SealError, show
 from ..runtime import forks, native
-from . import key_file as files
-from .keys import SALT_BYTES, KeyNode, StreamName, root_of
-from .secret import KEY_BYTES, Secret
+
+if TYPE_CHECKING:
+    from .keys import KeyNode, StreamName
+    from .secret import Secret
 
 __all__ = ["Seal", "SealBusyError"]
 
@@ -42,6 +43,10 @@ class Seal:
         static: bool = False,
         checkpoint_interval: float = 300.0,
     ) -> None:
+        # A client without a seal does without these modules and the standard library's cryptography.
+        from . import key_file as _files  # noqa: F401
+        from .secret import KEY_BYTES, Secret
+
         secret = None if key is None else Secret(key)
         del key  # error reporters show local variables
         if (secret is None) == (key_file is None):
@@ -88,6 +93,11 @@ class Seal:
         return 0 if self._node is None else self._node.children
 
     def _opened(self) -> KeyNode:
+        import secrets
+
+        from . import key_file as files
+        from .keys import SALT_BYTES, root_of
+
         salt = secrets.token_bytes(SALT_BYTES)
         if self._path is None:
             if self._key is None:
@@ -109,13 +119,12 @@ class Seal:
         """
         if self._holder == native.thread_ident():
             raise SealBusyError("a key is being taken by the code that this one has interrupted: send again")
-        self._lock.acquire()
-        self._holder = native.thread_ident()
-        try:
-            yield
-        finally:
-            self._holder = 0
-            self._lock.release()
+        with self._lock:
+            try:
+                self._holder = native.thread_ident()
+                yield
+            finally:
+                self._holder = 0
 
     # -- forks ---------------------------------------------------------------------------------------------------------
 
