@@ -1,7 +1,7 @@
-"""The routes of an application, and what the records of their requests say.
+"""The routes of an application, and the content of the records of their requests.
 
 ``applications_in`` finds the Flask and Django applications in a stack of WSGI middlewares and mounts. ``routes_in``
-lists their routes. ``route_of`` says what a record says, by the same declarations as ``AuditMiddleware``.
+lists their routes. ``route_of`` gives the content of a record, by the same declarations as ``AuditMiddleware``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Application:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one route, and what the records of its requests say, by the names on the wire."""
+    """A method of a route, and the content of its records, by the names on the wire."""
 
     method: str
     path: str
