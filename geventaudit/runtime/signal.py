@@ -85,7 +85,7 @@ class Change:
 
 
 class Place:
-    """One greenlet's place in a :class:`Line`. It ends with the last reference to it, at the latest."""
+    """The place of a greenlet in a :class:`Line`. It ends with the last reference to it, at the latest."""
 
     __slots__ = ("__weakref__", "event", "greenlet", "is_over")
 

@@ -27,7 +27,7 @@ class Append(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """How many frames there are."""
+        """The number of frames."""
         return len(self.frames)
 
 

@@ -1,4 +1,4 @@
-"""One run of a task: its name, its result, and the facts for its record."""
+"""The run of a task: its name, its result, and the facts for its record."""
 
 from __future__ import annotations
 
