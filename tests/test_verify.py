@@ -38,11 +38,12 @@ from geventaudit.agent.server import Received
 from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
-from geventaudit.trail.canonical import canonical_bytes, canonical_digest
+from geventaudit.trail.canonical import NO_MAC, canonical_bytes, canonical_digest
 from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
-from geventaudit.verify import records, rows
+from geventaudit.verify import parsing, rows
 from geventaudit.verify.findings import Ranges
+from geventaudit.verify.packing import canonical_form
 from geventaudit.verify.records import RecordReader, Stamped
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
@@ -416,14 +417,60 @@ def test_a_key_that_stands_twice_is_an_alteration(
     path: Path, old: str, new: str, parser: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = pytest.importorskip("orjson") if parser == "orjson" else None
-    monkeypatch.setattr(records, "loads", json.loads if fast is None else fast.loads)
-    monkeypatch.setattr(records, "dumps", None if fast is None else fast.dumps)
+    monkeypatch.setattr(parsing, "loads", None if fast is None else fast.loads)
+    monkeypatch.setattr(parsing, "dumps", None if fast is None else fast.dumps)
     lines = [as_fluent_bit_lines(body) for body in BODIES]
     assert old in lines[4]
     lines[4] = lines[4].replace(old, new)
     report = verified(path, lines)
     assert report.streams[0].altered.count == 1
     assert "twice" in "".join(report.problems())
+
+
+@pytest.mark.parametrize("parser", ["json", "orjson"])
+@pytest.mark.parametrize("spelling", ["\\u003a", "\\u003A"])
+def test_a_colon_of_another_spelling_does_not_hide_a_key_that_stands_twice(
+    path: Path, spelling: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parser == "json":
+        monkeypatch.setattr(parsing, "loads", None)
+    lines = [as_fluent_bit_lines(body) for body in BODIES]
+    time = stamp_of(BODIES[4])["time"]
+    lines[4] = lines[4].replace(time, time.replace(":", spelling, 1))
+    assert verified(path, lines).problems() == [], "the spelling alone changes nothing"
+    lines[4] = lines[4].replace('"OperationName":', '"OperationName":"DeleteUser","OperationName":')
+    assert "twice" in "".join(verified(path, lines).problems())
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+def test_a_line_that_was_cut_is_found_without_a_key(path: Path, agent: Callable[[dict[str, Any]], str]) -> None:
+    lines = [agent(body) for body in BODIES]
+    lines[4] = lines[4][: lines[4].index('"OperationName"') + 20]
+    report = verified(path, lines, copies=[])
+    assert report.unreadable.count == 1
+    assert report.streams[0].missing.ranges == [(5, 5)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages, st.randoms())
+def test_both_packers_write_the_same_canonical_form(msg: Any, order: random.Random) -> None:
+    pytest.importorskip("ormsgpack", reason="needs ormsgpack, which the extra [verify] brings")
+    made = writer()
+    try:
+        frame = made.send(MsgSchema().load(msg))
+    except ValidationError:
+        return
+    body = {"env_ikey": SERVICE_TREE_ID, **body_of(frame)}
+    stamp_of(body)["mac"] = NO_MAC
+    assert canonical_form(_shuffled(body, order)) == canonical_bytes(body)
+
+
+def _shuffled(value: Any, order: random.Random) -> Any:
+    if isinstance(value, dict):
+        items = [(key, _shuffled(each, order)) for key, each in value.items()]
+        order.shuffle(items)
+        return dict(items)
+    return [_shuffled(each, order) for each in value] if isinstance(value, list) else value
 
 
 def test_colons_in_texts_are_no_keys(path: Path) -> None:
@@ -651,7 +698,7 @@ def test_the_strict_pattern_reads_as_the_whole_parser_does() -> None:
     for body in [*BODIES, *plain.bodies()]:
         for agent in AGENTS:
             line = agent(body).encode()
-            whole = fast._read_whole(line.replace(b'"geventaudit"', b'"geventaudit" '))
+            whole = fast.read(line.replace(b'"geventaudit"', b'"geventaudit" '))
             assert isinstance(whole, Stamped)
             if whole.note is None:
                 assert fast.read(line) == whole

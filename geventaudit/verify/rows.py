@@ -5,17 +5,17 @@ A row begins with the stream and the number, big-endian, so that the order of it
 
 from __future__ import annotations
 
-import heapq
 import json
 import struct
 import tempfile
 from binascii import unhexlify
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from .records import Stamped
 
-__all__ = ["PREFIX", "Row", "RowStore", "has_note", "plain_parts", "unpack_row"]
+__all__ = ["PLAIN_SEALED", "PREFIX", "Row", "RowStore", "has_note", "plain_parts", "sealed_parts", "unpack_row"]
 
 _ROW = struct.Struct(">IQ32s32s27sBIQQ")
 PREFIX = 12
@@ -62,6 +62,13 @@ plain_parts = struct.Struct(">4xQ64x27sB").unpack_from
 """Return the number, the time and the flags of a packed row."""
 
 
+sealed_parts = struct.Struct(">4xQ32s32s27sB").unpack_from
+"""Return the number, h, the MAC, the time and the flags of a packed row."""
+
+PLAIN_SEALED = _SEALED
+"""The flags of a sealed row that has nothing special about it."""
+
+
 def has_note(flags: int) -> bool:
     """Return True if there is more to be had from :meth:`RowStore.note`."""
     return bool(flags & (_NOTE | _PROBLEM))
@@ -93,10 +100,19 @@ class RowStore:
         if len(self._rows) >= _RUN_ROWS:
             self._spill()
 
-    def add_plain(self, stream: int, seq: bytes, mac: bytes | None, time: bytes, file: int, line: int) -> None:
-        """Add one record by the parts of its stamp, as digits, if there is nothing special about it."""
-        flags, digits = (0, _NOTHING) if mac is None else (_SEALED, unhexlify(mac))
-        self._rows.append(_ROW.pack(stream, int(seq), _NOTHING, digits, time, flags, file, line, 0))
+    def add_plain(
+        self, streams: Mapping[bytes, int], stamps: Sequence[tuple[bytes, bytes, bytes, bytes]], file: int, line: int
+    ) -> None:
+        """Add the records of consecutive lines that have nothing special about them.
+
+        :param stamps: MAC (empty for none), number, stream and time of each, as digits.
+        :param line: of the first one.
+        """
+        pack, at = _ROW.pack, streams.__getitem__
+        self._rows += [
+            pack(at(name), int(seq), _NOTHING, unhexlify(mac), time, _SEALED if mac else 0, file, number, 0)
+            for number, (mac, seq, name, time) in enumerate(stamps, line)
+        ]
         if len(self._rows) >= _RUN_ROWS:
             self._spill()
 
@@ -109,21 +125,21 @@ class RowStore:
         note: dict[str, Any] = json.loads(self._notes.read(size))
         return note
 
-    def sorted(self) -> Iterator[bytes]:
-        """Yield all rows in order."""
+    def sorted(self) -> Iterator[list[bytes]]:
+        """Yield all rows in order, in blocks."""
         self._rows.sort()
         if not self._runs:
-            yield from self._rows
+            yield self._rows
             return
         self._spill()
         while len(self._runs) > _MAX_RUNS:
             merged = self._file()
-            for row in heapq.merge(*map(_rows_in, self._runs[:_MAX_RUNS])):
-                merged.write(row)
+            for rows in _merged(self._runs[:_MAX_RUNS]):
+                merged.write(b"".join(rows))
             for run in self._runs[:_MAX_RUNS]:
                 run.close()
             self._runs = [*self._runs[_MAX_RUNS:], merged]
-        yield from heapq.merge(*map(_rows_in, self._runs))
+        yield from _merged(self._runs)
 
     def close(self) -> None:
         """Remove the files."""
@@ -150,8 +166,29 @@ class RowStore:
         return place
 
 
-def _rows_in(run: IO[bytes]) -> Iterator[bytes]:
+def _merged(runs: list[IO[bytes]]) -> Iterator[list[bytes]]:
+    """Merge sorted runs, some thousand rows at once.
+
+    Sorting runs that stand one behind the other takes a fifth of the time of ``heapq.merge``.
+    """
+    readers = [_blocks_in(run) for run in runs]
+    heads = [(next(reader), reader) for reader in readers]
+    while heads:
+        # All rows up to this one have been read.
+        last = min(rows[-1] for rows, _ in heads)
+        ready: list[bytes] = []
+        left: list[tuple[list[bytes], Iterator[list[bytes]]]] = []
+        for rows, reader in heads:
+            end = bisect_right(rows, last)
+            ready += rows[:end]
+            if rest := rows[end:] or next(reader, []):
+                left.append((rest, reader))
+        heads = left
+        ready.sort()
+        yield ready
+
+
+def _blocks_in(run: IO[bytes]) -> Iterator[list[bytes]]:
     run.seek(0)
     while block := run.read(SIZE * _READ_ROWS):
-        for at in range(0, len(block), SIZE):
-            yield block[at : at + SIZE]
+        yield [block[at : at + SIZE] for at in range(0, len(block), SIZE)]
