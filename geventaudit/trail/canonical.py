@@ -99,16 +99,20 @@ def _sorted(value: Any) -> Any:
     if kind is str or kind is bool or value is None:
         return value
     if kind is dict:
-        names = list(value)
-        ordered = sorted(names)
-        made = value if names == ordered else {name: value[name] for name in ordered}
-        for name, each in value.items():
-            if type(each) is not str and (new := _sorted(each)) is not each:
-                made = dict(made) if made is value else made
-                made[name] = new
-        return made
+        return _sorted_map(value)
     if kind is list:
         return [each if type(each) is str else _sorted(each) for each in value]
     if kind is int and -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
         return value
     raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")
+
+
+def _sorted_map(value: dict[str, Any]) -> dict[str, Any]:
+    names = list(value)
+    ordered = sorted(names)
+    made = value if names == ordered else {name: value[name] for name in ordered}
+    for name, each in value.items():
+        if type(each) is not str and (new := _sorted(each)) is not each:
+            made = dict(made) if made is value else made
+            made[name] = new
+    return made

@@ -84,10 +84,7 @@ def parse(line: bytes) -> Parsed | Unreadable | None:
 def _record_in(value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Parsed | Unreadable | None:
     record = value.get("Record")
     if isinstance(record, dict) and "OperationName" not in value:
-        body = dict(record)
-        if "env_ikey" in value and "env_ikey" not in body:
-            body["env_ikey"] = value["env_ikey"]
-        envelope.update((key, each) for key, each in value.items() if key not in ("Record", "env_ikey"))
+        body = _body_of_listen(value, record, envelope)
         if not problem and not body.keys() <= _BODY:
             problem = f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
     else:
@@ -105,6 +102,14 @@ def _record_in(value: dict[str, Any], envelope: dict[str, Any], problem: str) ->
             return Unreadable("no record of an audit trail", False)
         stamp = None
     return Parsed(body, envelope, stamp, problem)
+
+
+def _body_of_listen(value: dict[str, Any], record: dict[str, Any], envelope: dict[str, Any]) -> dict[str, Any]:
+    body = dict(record)
+    if "env_ikey" in value and "env_ikey" not in body:
+        body["env_ikey"] = value["env_ikey"]
+    envelope.update((key, each) for key, each in value.items() if key not in ("Record", "env_ikey"))
+    return body
 
 
 # -- keys that stand twice ---------------------------------------------------------------------------------------------

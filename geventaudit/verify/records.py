@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from binascii import unhexlify
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import show
 from ..trail.canonical import NO_MAC, NotCanonicalError, canonical_digest
 from .packing import canonical_form
-from .parsing import Unreadable, parse
+from .parsing import Parsed, Unreadable, parse
 
 __all__ = ["Reading", "RecordReader", "Stamped", "kind_of", "plain_stamps", "seconds_of"]
 
@@ -83,22 +84,31 @@ class RecordReader:
     """Reads lines.
 
     :param with_digest: True to parse each line and compute h; False to look at stamps only.
+    :param on_record: called with each record. Without a digest, each line is parsed for it too.
     """
 
-    def __init__(self, *, with_digest: bool) -> None:
+    def __init__(self, *, with_digest: bool, on_record: Callable[[Parsed], None] | None = None) -> None:
         self._with_digest = with_digest
+        self._on_record = on_record
         self.uncovered: dict[str, int] = {}
         """How often each key of an agent's own was seen, which no seal covers."""
 
+    @property
+    def is_plain(self) -> bool:
+        """True if the stamp of a record is enough."""
+        return not self._with_digest and self._on_record is None
+
     def read(self, line: bytes) -> Reading:
         """Return the facts about the record in *line*; None for a line that holds no record of the audit trail."""
-        if not self._with_digest and (found := plain_stamps(line, 1)) is not None:
+        if self.is_plain and (found := plain_stamps(line, 1)) is not None:
             ((digits, seq, stream, time),) = found
             mac = unhexlify(digits) if digits else _NOTHING
             return Stamped(stream.decode(), int(seq), time, _NOTHING, mac, bool(digits), "", None)
         parsed = parse(line)
         if parsed is None or isinstance(parsed, Unreadable):
             return parsed
+        if self._on_record is not None:
+            self._on_record(parsed)
         body, envelope, stamp, problem = parsed
         for key in envelope:
             if key not in _KIND_KEYS and key not in _TIME_KEYS:

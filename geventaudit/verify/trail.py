@@ -11,7 +11,7 @@ from ..trail.keys import StreamName, parse_stream
 from .findings import TrailReport
 from .keyring import MAX_STEPS, KeyCopy, KeyRing
 from .lines import blocks_of
-from .parsing import Unreadable
+from .parsing import Parsed, Unreadable
 from .records import RecordReader, Stamped, plain_stamps
 from .rows import PREFIX, Row, RowStore
 from .state import Remembered
@@ -29,6 +29,7 @@ class Verifier:
     :param copies: the auditor's copies of key files; none to check numbers only.
     :param state: the streams that an earlier verification has seen.
     :param max_jump: the steps that keys may be evolved in vain.
+    :param on_record: called with each record in the order of the lines, copies and unstamped ones included.
     :param folder: for temporary files, 130 bytes for each record beyond the first 200,000.
     """
 
@@ -38,11 +39,12 @@ class Verifier:
         state: dict[str, Remembered] | None = None,
         *,
         max_jump: int = MAX_STEPS,
+        on_record: Callable[[Parsed], None] | None = None,
         folder: str | None = None,
     ) -> None:
         self._ring = KeyRing(list(copies), max_jump) if copies else None
         self._state = state or {}
-        self._reader = RecordReader(with_digest=bool(copies))
+        self._reader = RecordReader(with_digest=bool(copies), on_record=on_record)
         self._store = RowStore(folder)
         self._files: list[str] = []
         self._streams: dict[bytes, int] = {}
@@ -62,7 +64,7 @@ class Verifier:
         try:
             for block in blocks_of(path, on_read):
                 lines = block.count(b"\n")
-                stamps = plain_stamps(block, lines) if self._ring is None else None
+                stamps = plain_stamps(block, lines) if self._reader.is_plain else None
                 if stamps is None:
                     self._read_each(block, file, number)
                 else:
