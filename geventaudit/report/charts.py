@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from .counting import Count
 from .fields import FIELDS
 from .summary import OUTCOMES, Summary
 from .text import span_name
+
+# pygal's finder for plug-ins would warn about each import that fails, on Python 3.11. No plug-in is used here.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
 
 __all__ = ["counts_chart", "timeline_chart", "unknown_chart"]
 
@@ -73,11 +77,12 @@ def _options(height: int) -> dict[str, Any]:
 def _svg(chart: Any, label: str) -> str:
     root = chart.render_tree()
     for parent in list(root.iter()):
+        # A page with several charts would have them twice.
+        parent.attrib.pop("id", None)
         for child in list(parent):
             # The tag of a comment is a function.
             if child.tag in _UNUSED or not isinstance(child.tag, str):
                 parent.remove(child)
-    del root.attrib["id"]
     root.set("role", "img")
     root.set("aria-label", label)
     svg: str = etree.tostring(root, encoding="unicode")
