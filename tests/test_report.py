@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from geventaudit.report.fields import FIELDS
 from geventaudit.report.summary import Summary
 from geventaudit.verify.parsing import Parsed
 from geventaudit.verify.trail import Verifier
+
+needs_report_extra = pytest.mark.skipif(
+    find_spec("pygal") is None, reason="needs pygal, which the extra [report] brings"
+)
 
 INJECTIONS = [
     "<script>window.hacked = 1</script>",
@@ -292,12 +297,7 @@ class _Elements(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.fixture
-def needs_extra() -> None:
-    pytest.importorskip("pygal", reason="needs pygal, which the extra [report] brings")
-
-
-@pytest.mark.usefixtures("needs_extra")
+@needs_report_extra
 def test_the_page_stands_alone(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "trail", tmp_path / "out.html"
     path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))
@@ -316,7 +316,7 @@ def test_the_page_stands_alone(tmp_path: Path, key: str, capsys: pytest.CaptureF
     assert sorted(os.listdir(tmp_path)) == ["app.key", "out.html", "trail"]
 
 
-@pytest.mark.usefixtures("needs_extra")
+@needs_report_extra
 def test_texts_of_records_are_texts_of_the_page(tmp_path: Path) -> None:
     path, out = tmp_path / "<b>trail", tmp_path / "out.html"
     path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))
@@ -333,7 +333,7 @@ def test_texts_of_records_are_texts_of_the_page(tmp_path: Path) -> None:
     assert "\\u202ereversed" in shown
 
 
-@pytest.mark.usefixtures("needs_extra")
+@needs_report_extra
 def test_a_page_of_nothing(tmp_path: Path) -> None:
     path, out = tmp_path / "empty", tmp_path / "out.html"
     path.touch()
@@ -341,7 +341,7 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
     assert "no record has a time" in out.read_text()
 
 
-@pytest.mark.usefixtures("needs_extra")
+@needs_report_extra
 def test_the_page_replaces_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, link = tmp_path / "trail", tmp_path / "link"
     path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import BODIES, hostile_trail
+from test_report import BODIES, hostile_trail, needs_report_extra
 from trails import as_fluent_bit_lines
 
 from geventaudit.cli import main
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which the extra [test] brings")
 axe_core = pytest.importorskip("axe_core_python", reason="needs axe-core-python, which the extra [test] brings")
-pytest.importorskip("pygal", reason="needs pygal, which the extra [report] brings")
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver: apt-get install them"
-)
+pytestmark = [
+    needs_report_extra,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver: apt-get install them"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
