@@ -43,8 +43,8 @@ ORDER = [
     "agent.arrivals", "agent.shown", "agent.connections", "agent.listening", "agent.reception", "agent.server", "agent",
     "agent.web.log", "agent.web.rendering", "agent.web.guard", "agent.web.page", "agent.web",
     "agent.doctor", "testing", "",
-    "verify", "verify.lines", "verify.parsing", "verify.packing", "verify.records", "verify.rows", "verify.keyring",
-    "verify.state", "verify.findings", "verify.streams", "verify.trail",
+    "verify", "verify.lines", "verify.parsing", "verify._packing", "verify.packing", "verify.records", "verify.rows",
+    "verify.keyring", "verify.state", "verify.findings", "verify.streams", "verify.trail",
     "report", "report.counting", "report.fields", "report.summary", "report.controls", "report.text", "report.charts",
     "report.page",
     "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.web", "cli.listen", "cli.send", "cli.demo",
@@ -167,7 +167,7 @@ def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
 def test_dependencies_are_the_three() -> None:
     """But for what makes the command line nicer or faster, where it is there."""
     allowed = {*sys.stdlib_module_names, "gevent", "msgpack", "marshmallow"}
-    nicer = {"cli.terminal": {"tqdm"}, "cli": {"shtab"}, "verify.parsing": {"orjson"}, "verify.packing": {"ormsgpack"}}
+    nicer = {"cli.terminal": {"tqdm"}, "cli": {"shtab"}, "verify.parsing": {"orjson"}}
     nicer |= {"report.charts": {"pygal"}, "report.page": {"jinja2", "markupsafe"}}
     for module in ORDER:
         outside = {name for name in imports_of(module) if not name.startswith(".")}

@@ -38,12 +38,11 @@ from geventaudit.agent.server import Received
 from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
-from geventaudit.trail.canonical import NO_MAC, canonical_bytes, canonical_digest
+from geventaudit.trail.canonical import BODY_KEYS, NO_MAC, canonical_bytes, canonical_digest
 from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
-from geventaudit.verify import parsing, rows
+from geventaudit.verify import packing, parsing, rows
 from geventaudit.verify.findings import Ranges
-from geventaudit.verify.packing import canonical_form
 from geventaudit.verify.records import RecordReader, Stamped
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
@@ -451,10 +450,13 @@ def test_a_line_that_was_cut_is_found_without_a_key(path: Path, agent: Callable[
     assert report.streams[0].missing.ranges == [(5, 5)]
 
 
-@settings(max_examples=60, deadline=None)
+needs_compiled = pytest.mark.skipif(packing.compiled is None, reason="needs the compiled modules")
+
+
+@needs_compiled
+@settings(max_examples=100, deadline=None)
 @given(messages, st.randoms())
-def test_both_packers_write_the_same_canonical_form(msg: Any, order: random.Random) -> None:
-    pytest.importorskip("ormsgpack", reason="needs ormsgpack, which the extra [verify] brings")
+def test_the_compiled_canonical_form_is_the_same(msg: Any, order: random.Random) -> None:
     made = writer()
     try:
         frame = made.send(MsgSchema().load(msg))
@@ -462,7 +464,52 @@ def test_both_packers_write_the_same_canonical_form(msg: Any, order: random.Rand
         return
     body = {"env_ikey": SERVICE_TREE_ID, **body_of(frame)}
     stamp_of(body)["mac"] = NO_MAC
-    assert canonical_form(_shuffled(body, order)) == canonical_bytes(body)
+    shuffled = _shuffled(body, order)
+    assert canonical_bytes(shuffled) == canonical_bytes(body)
+    assert packing.compiled is not None
+    assert packing.compiled(shuffled) in (canonical_bytes(body), None)
+    if len(body["CallerIdentities"]) == 1:
+        assert packing.compiled(shuffled) is not None, "the common case"
+
+
+_EDGES = [
+    sign * (1 << bits) + more
+    for sign in (-1, 1)
+    for bits in (0, 5, 7, 8, 15, 16, 31, 32, 53, 63)
+    for more in (-1, 0, 1)
+]
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.sampled_from(_EDGES)
+    | st.floats()
+    | st.text()
+    | st.integers(0, 70_000).map("é".__mul__),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=3), inner, max_size=20),
+    max_leaves=40,
+)
+
+
+@needs_compiled
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.dictionaries(st.sampled_from([*BODY_KEYS, "host"]), _VALUES, max_size=5))
+def test_the_compiled_form_of_anything_is_the_same_or_none(body: dict[str, Any]) -> None:
+    assert packing.compiled is not None
+    packed = packing.compiled(body)
+    if packed is not None:
+        assert packed == canonical_bytes(body)
+
+
+@needs_compiled
+@pytest.mark.parametrize("place", ["CustomData", "TargetResources", "CallerIdentities", "OperationCategories"])
+def test_the_compiled_form_leaves_depth_to_python(place: str) -> None:
+    value: Any = {}
+    for _ in range(100_000):
+        value = {"a": value}
+    assert packing.compiled is not None
+    assert packing.compiled({place: value}) is None
+    while value:  # its own destructor would need as many frames
+        value = value.pop("a")
 
 
 def _shuffled(value: Any, order: random.Random) -> Any:

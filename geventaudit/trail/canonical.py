@@ -25,7 +25,6 @@ __all__ = [
     "NotCanonicalError",
     "canonical_bytes",
     "canonical_digest",
-    "ordered_identities",
 ]
 
 KEY = "geventaudit"
@@ -69,7 +68,7 @@ def canonical_bytes(body: Mapping[str, Any]) -> bytes:
         for key in ordered.keys() & _SORTED:
             ordered[key] = _sorted(ordered[key])
         if "CallerIdentities" in ordered:
-            ordered["CallerIdentities"] = ordered_identities(ordered["CallerIdentities"])
+            ordered["CallerIdentities"] = _identities(ordered["CallerIdentities"])
         return pack(ordered)
     except NotCanonicalError:
         raise
@@ -77,11 +76,7 @@ def canonical_bytes(body: Mapping[str, Any]) -> bytes:
         raise NotCanonicalError(show(error)) from error
 
 
-def ordered_identities(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the callers' identities in the order of the wire.
-
-    :raises Exception: these are no identities.
-    """
+def _identities(groups: Mapping[str, Any]) -> dict[str, Any]:
     return {
         kind: [
             one
@@ -96,12 +91,12 @@ def ordered_identities(groups: Mapping[str, Any]) -> dict[str, Any]:
 def _sorted(value: Any) -> Any:
     """Return *value* with all its maps sorted: the same object if they are."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return value
     if kind is dict:
         return _sorted_map(value)
     if kind is list:
         return [each if type(each) is str else _sorted(each) for each in value]
+    if kind is str or kind is bool or value is None:
+        return value
     if kind is int and -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
         return value
     raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")
@@ -112,7 +107,11 @@ def _sorted_map(value: dict[str, Any]) -> dict[str, Any]:
     ordered = sorted(names)
     made = value if names == ordered else {name: value[name] for name in ordered}
     for name, each in value.items():
-        if type(each) is not str and (new := _sorted(each)) is not each:
+        kind = type(each)
+        if kind is str or (kind is int and -MAX_SAFE_INTEGER <= each <= MAX_SAFE_INTEGER):
+            continue
+        new = _sorted_map(each) if kind is dict else _sorted(each)
+        if new is not each:
             made = dict(made) if made is value else made
             made[name] = new
     return made

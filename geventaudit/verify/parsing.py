@@ -153,6 +153,7 @@ def _quickly(line: bytes) -> tuple[Any, bool]:
     assert loads is not None
     assert dumps is not None
     value = loads(line)
-    if line.count(b":") == dumps(value).count(b":") and (b"\\" not in line or b"u003" not in line):
+    again = dumps(value)
+    if again == line or (line.count(b":") == again.count(b":") and (b"\\" not in line or b"u003" not in line)):
         return value, False
     return value, _strictly(line)[1]

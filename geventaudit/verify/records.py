@@ -66,6 +66,8 @@ _KINDS = {
 }
 _KIND_KEYS = frozenset({"Type", "AuditType", "AuditTag"})
 _TIME_KEYS = frozenset({"Time", "AuditTime", "date", "time", "timestamp", "@timestamp"})
+_COVERED = _KIND_KEYS | _TIME_KEYS
+"""The keys of agents that are compared with the stamp."""
 
 
 def plain_stamps(lines: bytes, count: int) -> list[tuple[bytes, bytes, bytes, bytes]] | None:
@@ -110,9 +112,8 @@ class RecordReader:
         if self._on_record is not None:
             self._on_record(parsed)
         body, envelope, stamp, problem = parsed
-        for key in envelope:
-            if key not in _KIND_KEYS and key not in _TIME_KEYS:
-                self._note_uncovered(key)
+        if not _COVERED.issuperset(envelope):
+            self._note_uncovered(envelope)
         if stamp is None:
             return Unreadable("no stamp", True)
         if not _is_stamp(stamp):
@@ -143,13 +144,14 @@ class RecordReader:
         except NotCanonicalError as error:
             return _NOTHING, f"no sealing client writes this: {error}" if is_sealed else ""
 
-    def _note_uncovered(self, key: str) -> None:
-        if key in self.uncovered or len(self.uncovered) < 1000:
-            self.uncovered[key] = self.uncovered.get(key, 0) + 1
+    def _note_uncovered(self, envelope: dict[str, Any]) -> None:
+        for key in envelope:
+            if key not in _COVERED and (key in self.uncovered or len(self.uncovered) < 1000):
+                self.uncovered[key] = self.uncovered.get(key, 0) + 1
 
 
 def _is_stamp(stamp: dict[str, Any]) -> bool:
-    seq, stream, time, tag, mac = map(stamp.get, ("seq", "stream", "time", "tag", "mac"))
+    seq, stream, time, mac = stamp.get("seq"), stamp.get("stream"), stamp.get("time"), stamp.get("mac", NO_MAC)
     return (
         type(seq) is int
         and 1 <= seq <= _MAX_SEQ
@@ -157,8 +159,9 @@ def _is_stamp(stamp: dict[str, Any]) -> bool:
         and _is_stream(stream)
         and type(time) is str
         and _TIME.fullmatch(time) is not None
-        and type(tag) is str
-        and ((type(mac) is str and _MAC.fullmatch(mac) is not None) or "mac" not in stamp)
+        and type(stamp.get("tag")) is str
+        and type(mac) is str
+        and _MAC.fullmatch(mac) is not None
         and _STAMP_KEYS.issuperset(stamp)
     )
 
