@@ -5,11 +5,11 @@ A row begins with the stream and the number, big-endian, so that the order of it
 
 from __future__ import annotations
 
+import heapq
 import json
 import struct
 import tempfile
 from binascii import unhexlify
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -125,21 +125,21 @@ class RowStore:
         note: dict[str, Any] = json.loads(self._notes.read(size))
         return note
 
-    def sorted(self) -> Iterator[list[bytes]]:
-        """Yield all rows in order, in blocks."""
+    def sorted(self) -> Iterator[bytes]:
+        """Yield all rows in order."""
         self._rows.sort()
         if not self._runs:
-            yield self._rows
+            yield from self._rows
             return
         self._spill()
         while len(self._runs) > _MAX_RUNS:
             merged = self._file()
-            for rows in _merged(self._runs[:_MAX_RUNS]):
-                merged.write(b"".join(rows))
+            for row in heapq.merge(*map(_rows_in, self._runs[:_MAX_RUNS])):
+                merged.write(row)
             for run in self._runs[:_MAX_RUNS]:
                 run.close()
             self._runs = [*self._runs[_MAX_RUNS:], merged]
-        yield from _merged(self._runs)
+        yield from heapq.merge(*map(_rows_in, self._runs))
 
     def close(self) -> None:
         """Remove the files."""
@@ -166,29 +166,8 @@ class RowStore:
         return place
 
 
-def _merged(runs: list[IO[bytes]]) -> Iterator[list[bytes]]:
-    """Merge sorted runs, some thousand rows at once.
-
-    Sorting runs that stand one behind the other takes a fifth of the time of ``heapq.merge``.
-    """
-    readers = [_blocks_in(run) for run in runs]
-    heads = [(next(reader), reader) for reader in readers]
-    while heads:
-        # All rows up to this one have been read.
-        last = min(rows[-1] for rows, _ in heads)
-        ready: list[bytes] = []
-        left: list[tuple[list[bytes], Iterator[list[bytes]]]] = []
-        for rows, reader in heads:
-            end = bisect_right(rows, last)
-            ready += rows[:end]
-            if rest := rows[end:] or next(reader, []):
-                left.append((rest, reader))
-        heads = left
-        ready.sort()
-        yield ready
-
-
-def _blocks_in(run: IO[bytes]) -> Iterator[list[bytes]]:
+def _rows_in(run: IO[bytes]) -> Iterator[bytes]:
     run.seek(0)
     while block := run.read(SIZE * _READ_ROWS):
-        yield [block[at : at + SIZE] for at in range(0, len(block), SIZE)]
+        for at in range(0, len(block), SIZE):
+            yield block[at : at + SIZE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 
 from ..trail.keys import StreamName, parse_stream
@@ -108,7 +108,7 @@ class Verifier:
     def _check_streams(self) -> None:
         report, names = self._report, [name.decode() for name in self._streams]
         checks = []
-        for index, group in groupby(chain.from_iterable(self._store.sorted()), key=itemgetter(slice(0, 4))):
+        for index, group in groupby(self._store.sorted(), key=itemgetter(slice(0, 4))):
             name = names[int.from_bytes(index, "big")]
             check = StreamCheck(name, self._ring, self._state.get(name), self._store.note, self._place_of)
             copies: list[bytes] = []
