@@ -12,7 +12,7 @@ __all__ = ["Control", "controls_for"]
 
 
 class Control(NamedTuple):
-    """One requirement."""
+    """A requirement of a standard."""
 
     standard: str
     number: str

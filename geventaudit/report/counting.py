@@ -10,7 +10,7 @@ __all__ = ["BoundedCounts", "Count", "SeenNumbers", "Timeline"]
 
 
 class Count(NamedTuple):
-    """The count of one name."""
+    """The count of a name."""
 
     name: str
     records: int
@@ -18,7 +18,7 @@ class Count(NamedTuple):
 
 
 class BoundedCounts:
-    """How often each name occurs, and how often with a failure.
+    """Counts of names, and of the failures among them.
 
     Exact up to *capacity* different names. Beyond twice as many, the rarest are forgotten; a name that comes again
     begins at zero. So a count may be too low, by :attr:`error` at most.

@@ -1,4 +1,4 @@
-"""One line of JSON to a record, its stamp, and the keys that an agent has added.
+"""Lines of JSON to records, their stamps, and the keys that an agent has added.
 
 Agents write a record in one of these forms, and add keys of their own at the top level:
 
@@ -32,7 +32,7 @@ else:
 
 
 class Parsed(NamedTuple):
-    """One record."""
+    """A record, and its place in the line."""
 
     body: dict[str, Any]
     """The record's own keys. In a line without an envelope, with the agent's keys beside them."""

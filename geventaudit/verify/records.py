@@ -1,4 +1,4 @@
-"""One line of JSON to the facts about one stamped record.
+"""Lines of JSON to the facts about stamped records.
 
 Without a key, only the stamp is needed: a strict pattern finds it, and whatever is unusual is parsed whole. With a key,
 each line is parsed, and its canonical form built again.
