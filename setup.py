@@ -12,6 +12,7 @@ if platform.python_implementation() == "CPython" and not os.environ.get("PURE_PY
     modules = {
         "geventaudit._records": "geventaudit/_records.pyx",
         "geventaudit.encoder._fast": "geventaudit/encoder/_fast.pyx",
+        "geventaudit.verify._packing": "geventaudit/verify/_packing.pyx",
     }
     extensions = cythonize(
         [Extension(name, [path], extra_compile_args=["-g0"], optional=True) for name, path in modules.items()]

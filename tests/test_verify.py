@@ -38,10 +38,10 @@ from geventaudit.agent.server import Received
 from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
-from geventaudit.trail.canonical import canonical_bytes, canonical_digest
+from geventaudit.trail.canonical import BODY_KEYS, NO_MAC, canonical_bytes, canonical_digest
 from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
-from geventaudit.verify import records, rows
+from geventaudit.verify import packing, parsing, rows
 from geventaudit.verify.findings import Ranges
 from geventaudit.verify.records import RecordReader, Stamped
 from geventaudit.verify.state import Remembered, read_state, write_state
@@ -416,14 +416,108 @@ def test_a_key_that_stands_twice_is_an_alteration(
     path: Path, old: str, new: str, parser: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = pytest.importorskip("orjson") if parser == "orjson" else None
-    monkeypatch.setattr(records, "loads", json.loads if fast is None else fast.loads)
-    monkeypatch.setattr(records, "dumps", None if fast is None else fast.dumps)
+    monkeypatch.setattr(parsing, "loads", None if fast is None else fast.loads)
+    monkeypatch.setattr(parsing, "dumps", None if fast is None else fast.dumps)
     lines = [as_fluent_bit_lines(body) for body in BODIES]
     assert old in lines[4]
     lines[4] = lines[4].replace(old, new)
     report = verified(path, lines)
     assert report.streams[0].altered.count == 1
     assert "twice" in "".join(report.problems())
+
+
+@pytest.mark.parametrize("parser", ["json", "orjson"])
+@pytest.mark.parametrize("spelling", ["\\u003a", "\\u003A"])
+def test_a_colon_of_another_spelling_does_not_hide_a_key_that_stands_twice(
+    path: Path, spelling: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parser == "json":
+        monkeypatch.setattr(parsing, "loads", None)
+    lines = [as_fluent_bit_lines(body) for body in BODIES]
+    time = stamp_of(BODIES[4])["time"]
+    lines[4] = lines[4].replace(time, time.replace(":", spelling, 1))
+    assert verified(path, lines).problems() == [], "the spelling alone changes nothing"
+    lines[4] = lines[4].replace('"OperationName":', '"OperationName":"DeleteUser","OperationName":')
+    assert "twice" in "".join(verified(path, lines).problems())
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+def test_a_line_that_was_cut_is_found_without_a_key(path: Path, agent: Callable[[dict[str, Any]], str]) -> None:
+    lines = [agent(body) for body in BODIES]
+    lines[4] = lines[4][: lines[4].index('"OperationName"') + 20]
+    report = verified(path, lines, copies=[])
+    assert report.unreadable.count == 1
+    assert report.streams[0].missing.ranges == [(5, 5)]
+
+
+needs_compiled = pytest.mark.skipif(packing.compiled is None, reason="needs the compiled modules")
+
+
+@needs_compiled
+@settings(max_examples=100, deadline=None)
+@given(messages, st.randoms())
+def test_the_compiled_canonical_form_is_the_same(msg: Any, order: random.Random) -> None:
+    made = writer()
+    try:
+        frame = made.send(MsgSchema().load(msg))
+    except ValidationError:
+        return
+    body = {"env_ikey": SERVICE_TREE_ID, **body_of(frame)}
+    stamp_of(body)["mac"] = NO_MAC
+    shuffled = _shuffled(body, order)
+    assert canonical_bytes(shuffled) == canonical_bytes(body)
+    assert packing.compiled is not None
+    assert packing.compiled(shuffled) in (canonical_bytes(body), None)
+    if len(body["CallerIdentities"]) == 1:
+        assert packing.compiled(shuffled) is not None, "the common case"
+
+
+_EDGES = [
+    sign * (1 << bits) + more
+    for sign in (-1, 1)
+    for bits in (0, 5, 7, 8, 15, 16, 31, 32, 53, 63)
+    for more in (-1, 0, 1)
+]
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.sampled_from(_EDGES)
+    | st.floats()
+    | st.text()
+    | st.integers(0, 70_000).map("é".__mul__),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=3), inner, max_size=20),
+    max_leaves=40,
+)
+
+
+@needs_compiled
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.dictionaries(st.sampled_from([*BODY_KEYS, "host"]), _VALUES, max_size=5))
+def test_the_compiled_form_of_anything_is_the_same_or_none(body: dict[str, Any]) -> None:
+    assert packing.compiled is not None
+    packed = packing.compiled(body)
+    if packed is not None:
+        assert packed == canonical_bytes(body)
+
+
+@needs_compiled
+@pytest.mark.parametrize("place", ["CustomData", "TargetResources", "CallerIdentities", "OperationCategories"])
+def test_the_compiled_form_leaves_depth_to_python(place: str) -> None:
+    value: Any = {}
+    for _ in range(100_000):
+        value = {"a": value}
+    assert packing.compiled is not None
+    assert packing.compiled({place: value}) is None
+    while value:  # its own destructor would need as many frames
+        value = value.pop("a")
+
+
+def _shuffled(value: Any, order: random.Random) -> Any:
+    if isinstance(value, dict):
+        items = [(key, _shuffled(each, order)) for key, each in value.items()]
+        order.shuffle(items)
+        return dict(items)
+    return [_shuffled(each, order) for each in value] if isinstance(value, list) else value
 
 
 def test_colons_in_texts_are_no_keys(path: Path) -> None:
@@ -651,7 +745,7 @@ def test_the_strict_pattern_reads_as_the_whole_parser_does() -> None:
     for body in [*BODIES, *plain.bodies()]:
         for agent in AGENTS:
             line = agent(body).encode()
-            whole = fast._read_whole(line.replace(b'"geventaudit"', b'"geventaudit" '))
+            whole = fast.read(line.replace(b'"geventaudit"', b'"geventaudit" '))
             assert isinstance(whole, Stamped)
             if whole.note is None:
                 assert fast.read(line) == whole

@@ -4,8 +4,8 @@ Exit status: 0 when all went well; 1 when messages were refused, damaged or not 
 fault, when a trail is not whole, or when records of a route are not complete; 2 for bad arguments, for addresses that
 cannot be reached or listened on, and for spools and applications that cannot be opened.
 
-Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``listen``, ``send``, ``demo``, ``spool`` and
-``trail`` first.
+Read ``terminal``, ``arguments``, ``signals``, ``lines``, ``listen``, ``send``, ``demo``, ``spool``,
+``trail`` and ``report`` first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..errors import AuditError
 from ..schema.json_schema import json_schema
 from ..schema.rules import MsgSchema
 from ..version import __version__
-from . import demo, listen, send, spool, trail  # as modules: their functions would hide them here
+from . import demo, listen, report, send, spool, trail  # as modules: their functions would hide them here
 from .arguments import (
     Parser,
     add_address,
@@ -190,6 +190,7 @@ def _parser(files: Any = None, folders: Any = None) -> argparse.ArgumentParser:
     )
 
     trail.add_commands(command, file)
+    report.add_command(command, file)
 
     command(
         "schema",

@@ -18,7 +18,7 @@ from ..verify.state import read_state, write_state
 from ..verify.trail import Verifier
 from .terminal import CommandError, Progress
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "add_file_arguments", "read_copies", "read_files"]
 
 _MAX_STREAMS_SHOWN = 20
 _MAX_PROBLEMS_SHOWN = 100
@@ -49,20 +49,7 @@ def add_commands(command: Callable[..., Any], file: Callable[[argparse.Action], 
   geventaudit verify trail.jsonl                   numbers only: gaps and duplicates, nothing authenticated
   geventaudit verify today.jsonl --key-file app.key --state app.state --json""",
     )
-    file(
-        verify.add_argument(
-            "files", metavar="FILE", nargs="+", help='JSON lines, plain or gzip, in any order; "-" for standard input'
-        )
-    )
-    file(
-        verify.add_argument(
-            "--key-file",
-            metavar="KEY",
-            action="append",
-            default=[],
-            help="the first copy of a service's key file; may be given several times",
-        )
-    )
+    add_file_arguments(verify, file)
     file(
         verify.add_argument(
             "--state",
@@ -91,6 +78,45 @@ def add_commands(command: Callable[..., Any], file: Callable[[argparse.Action], 
     )
 
 
+def add_file_arguments(parser: argparse.ArgumentParser, file: Callable[[argparse.Action], None]) -> None:
+    """Add the files of a trail, and the keys of its seals."""
+    file(
+        parser.add_argument(
+            "files", metavar="FILE", nargs="+", help='JSON lines, plain or gzip, in any order; "-" for standard input'
+        )
+    )
+    file(
+        parser.add_argument(
+            "--key-file",
+            metavar="KEY",
+            action="append",
+            default=[],
+            help="the first copy of a service's key file; may be given several times",
+        )
+    )
+
+
+def read_copies(paths: Sequence[str]) -> list[KeyCopy]:
+    """Return the auditor's copies of key files.
+
+    :raises CommandError: one cannot be read, or is no key file.
+    """
+    return [_copy(path) for path in paths]
+
+
+def read_files(verifier: Verifier, paths: Sequence[str]) -> None:
+    """Read all files, with a progress bar.
+
+    :raises CommandError: one cannot be read.
+    """
+    with Progress(_total_bytes(paths), "B") as progress:
+        for path in paths:
+            try:
+                verifier.read(path, progress.advance)
+            except OSError as error:
+                raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+
+
 def _seal_key(arguments: argparse.Namespace) -> int:
     path = arguments.file
     try:
@@ -105,16 +131,11 @@ def _seal_key(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     verifier = Verifier(
-        [_copy(path) for path in arguments.key_file],
+        read_copies(arguments.key_file),
         _state(arguments.state) if arguments.state else None,
         max_jump=max(arguments.max_jump, 1),
     )
-    with Progress(_total_bytes(arguments.files), "B") as progress:
-        for path in arguments.files:
-            try:
-                verifier.read(path, progress.advance)
-            except OSError as error:
-                raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+    read_files(verifier, arguments.files)
     report = verifier.check()
     problems = report.problems(
         accept_explained=arguments.accept_explained, accept_missing_children=arguments.accept_missing_children

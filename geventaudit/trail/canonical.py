@@ -18,7 +18,14 @@ from ..errors import show
 from ..records import CallerIdentityType
 from ..schema.json_safe import MAX_SAFE_INTEGER
 
-__all__ = ["BODY_KEYS", "KEY", "NO_MAC", "NotCanonicalError", "canonical_bytes", "canonical_digest"]
+__all__ = [
+    "BODY_KEYS",
+    "KEY",
+    "NO_MAC",
+    "NotCanonicalError",
+    "canonical_bytes",
+    "canonical_digest",
+]
 
 KEY = "geventaudit"
 """The one reserved key of custom data."""
@@ -36,6 +43,7 @@ BODY_KEYS = (
 """The keys of a body, in the order of the wire."""
 
 _IDENTITY_KINDS = {kind.value: place for place, kind in enumerate(CallerIdentityType)}
+_IDENTITY_KEYS = ["Identity", "Description"]
 _SORTED = frozenset({"CustomData", "TargetResources"})
 
 
@@ -56,16 +64,11 @@ def canonical_bytes(body: Mapping[str, Any]) -> bytes:
     :raises NotCanonicalError: no sealing client has written this body.
     """
     try:
-        ordered: dict[str, Any] = {}
-        for key in BODY_KEYS:
-            if key in body:
-                value = body[key]
-                if key in _SORTED:
-                    ordered[key] = _sorted(value)
-                elif key == "CallerIdentities":
-                    ordered[key] = _identities(value)
-                else:
-                    ordered[key] = value
+        ordered = {key: body[key] for key in BODY_KEYS if key in body}
+        for key in ordered.keys() & _SORTED:
+            ordered[key] = _sorted(ordered[key])
+        if "CallerIdentities" in ordered:
+            ordered["CallerIdentities"] = _identities(ordered["CallerIdentities"])
         return pack(ordered)
     except NotCanonicalError:
         raise
@@ -75,19 +78,40 @@ def canonical_bytes(body: Mapping[str, Any]) -> bytes:
 
 def _identities(groups: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        kind: [{"Identity": one["Identity"], "Description": one["Description"], **one} for one in groups[kind]]
+        kind: [
+            one
+            if list(one) == _IDENTITY_KEYS
+            else {"Identity": one["Identity"], "Description": one["Description"], **one}
+            for one in groups[kind]
+        ]
         for kind in sorted(groups, key=_IDENTITY_KINDS.__getitem__)
     }
 
 
 def _sorted(value: Any) -> Any:
+    """Return *value* with all its maps sorted: the same object if they are."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return value
     if kind is dict:
-        return {key: each if type(each) is str else _sorted(each) for key, each in sorted(value.items())}
+        return _sorted_map(value)
     if kind is list:
         return [each if type(each) is str else _sorted(each) for each in value]
+    if kind is str or kind is bool or value is None:
+        return value
     if kind is int and -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
         return value
     raise NotCanonicalError(f"a sealed record has no such number: {show(value)}")
+
+
+def _sorted_map(value: dict[str, Any]) -> dict[str, Any]:
+    names = list(value)
+    ordered = sorted(names)
+    made = value if names == ordered else {name: value[name] for name in ordered}
+    for name, each in value.items():
+        kind = type(each)
+        if kind is str or (kind is int and -MAX_SAFE_INTEGER <= each <= MAX_SAFE_INTEGER):
+            continue
+        new = _sorted_map(each) if kind is dict else _sorted(each)
+        if new is not each:
+            made = dict(made) if made is value else made
+            made[name] = new
+    return made

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import BinaryIO, cast
 
-__all__ = ["MAX_LINE_BYTES", "TOO_LONG", "lines_of"]
+__all__ = ["MAX_LINE_BYTES", "TOO_LONG", "blocks_of"]
 
 MAX_LINE_BYTES = 16 << 20
 """The longest line. A longer one counts as unreadable."""
@@ -20,8 +20,8 @@ TOO_LONG = b"a line that is too long"
 _CHUNK = 1 << 20
 
 
-def lines_of(path: str, on_read: Callable[[int], object]) -> Iterator[list[bytes]]:
-    """Yield the lines of a file in groups, without their newlines; a line that is too long as :data:`TOO_LONG`.
+def blocks_of(path: str, on_read: Callable[[int], object]) -> Iterator[bytes]:
+    """Yield the lines of a file in blocks, each line with its newline. :data:`TOO_LONG` replaces one that is too long.
 
     :param path: of a file, compressed by gzip if it begins like one; ``-`` for standard input.
     :param on_read: called with the number of bytes that were read from the file.
@@ -32,9 +32,9 @@ def lines_of(path: str, on_read: Callable[[int], object]) -> Iterator[list[bytes
         file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
         counted = cast(BinaryIO, _Counted(file, on_read))
         if counted.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
-            yield from _split(cast(BinaryIO, stack.enter_context(gzip.open(counted))))
+            yield from _blocks(cast(BinaryIO, stack.enter_context(gzip.open(counted))))
         else:
-            yield from _split(counted)
+            yield from _blocks(counted)
 
 
 class _Counted:
@@ -51,7 +51,7 @@ class _Counted:
         return data
 
 
-def _split(file: BinaryIO) -> Iterator[list[bytes]]:
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
     rest, is_skipping = b"", False
     while True:
         try:
@@ -60,12 +60,16 @@ def _split(file: BinaryIO) -> Iterator[list[bytes]]:
             raise EOFError(f"the compressed data is damaged: {error}") from error
         if not chunk:
             break
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        if lines and is_skipping:
-            lines[0], is_skipping = TOO_LONG, False
-        if is_skipping or len(rest) > MAX_LINE_BYTES:
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            if is_skipping:
+                yield TOO_LONG + chunk[chunk.index(b"\n") : end]
+            else:
+                yield rest + chunk[:end]
+            rest, is_skipping = chunk[end:], False
+        elif not is_skipping:
+            rest += chunk
+        if len(rest) > MAX_LINE_BYTES:
             rest, is_skipping = b"", True
-        yield lines
     if rest or is_skipping:
-        yield [TOO_LONG if is_skipping else rest]
+        yield (TOO_LONG if is_skipping else rest) + b"\n"

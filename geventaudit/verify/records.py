@@ -1,18 +1,11 @@
-"""One line of JSON to the facts about one record.
+"""Lines of JSON to the facts about stamped records.
 
 Without a key, only the stamp is needed: a strict pattern finds it, and whatever is unusual is parsed whole. With a key,
 each line is parsed, and its canonical form built again.
-
-Agents write a record in one of these forms, and add keys of their own at the top level:
-
-- the body, as Fluent Bit (``json_lines``), Fluentd (``json``) and Vector do
-- ``{"Time": ..., "Type": ..., "Record": {...}}``, as ``geventaudit listen --output`` does
-- ``TAG: [TIME, {...}]``, as Fluent Bit's file output does, and ``TIME<tab>TAG<tab>{...}``, as Fluentd's does
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from binascii import unhexlify
@@ -22,20 +15,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import show
-from ..trail.canonical import BODY_KEYS, KEY, NO_MAC, NotCanonicalError, canonical_bytes, canonical_digest
+from ..trail.canonical import NO_MAC, NotCanonicalError, canonical_digest
+from .packing import canonical_form
+from .parsing import Parsed, Unreadable, parse
 
-__all__ = ["PARSER", "Reading", "RecordReader", "Stamped", "Unreadable"]
-
-loads: Callable[[bytes], Any] = json.loads
-dumps: Callable[[Any], bytes] | None = None
-PARSER = "json"
-"""The JSON parser in use: ``orjson`` if it is installed (the extra ``verify``)."""
-try:
-    import orjson
-except ImportError:
-    pass
-else:
-    loads, dumps, PARSER = orjson.loads, orjson.dumps, "orjson"
+__all__ = ["Reading", "RecordReader", "Stamped", "kind_of", "plain_stamps", "seconds_of"]
 
 
 class Stamped(NamedTuple):
@@ -56,31 +40,24 @@ class Stamped(NamedTuple):
     """The parts of the stamp that few records have: a map with ``checkpoint`` and ``was``; None without any."""
 
 
-class Unreadable(NamedTuple):
-    """A line that is no stamped record."""
-
-    reason: str
-    is_record: bool
-    """True if it is a record without a stamp."""
-
-
 Reading = Stamped | Unreadable | None
 
-_STAMP = re.compile(
-    rb'"geventaudit": ?\{(?:"mac": ?"([0-9a-f]{64})", ?)?"seq": ?([1-9][0-9]{0,15}), ?'
-    rb'"stream": ?"([0-9a-f]{32}(?:/[0-9]{1,16}){0,16})", ?"tag": ?"AsmAudit[CD]P", ?'
-    rb'"time": ?"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z)"\}',
-    re.ASCII,
+_STAMP = (
+    rb'"geventaudit":%s\{(?:"mac":%s"([0-9a-f]{64})",%s)?"seq":%s([1-9][0-9]{0,15}),%s'
+    rb'"stream":%s"([0-9a-f]{32}(?:/[0-9]{1,16}){0,16})",%s"tag":%s"AsmAudit[CD]P",%s'
+    rb'"time":%s"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z)"\}[^\n]*[}\]]\r?(?:\n|\Z)'
 )
+# One pattern that takes both would be slower.
+_COMPACT = re.compile(_STAMP.replace(b"%s", b""))
+_SPACED = re.compile(_STAMP.replace(b"%s", b" "))
 _STREAM = re.compile(r"[0-9a-f]{32}(?:/[0-9]{1,16}){0,16}", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = b'"geventaudit"'
 _NOTHING = bytes(32)
 _MAX_SEQ = (1 << 53) - 1
-_STAMP_KEYS = {"mac", "seq", "stream", "tag", "time", "was", "checkpoint"}
+_STAMP_KEYS = frozenset({"mac", "seq", "stream", "tag", "time", "was", "checkpoint"})
 
-_BODY = frozenset(BODY_KEYS)
 _KINDS = {
     "ControlPlane": "AsmAuditCP",
     "DataPlane": "AsmAuditDP",
@@ -89,87 +66,68 @@ _KINDS = {
 }
 _KIND_KEYS = frozenset({"Type", "AuditType", "AuditTag"})
 _TIME_KEYS = frozenset({"Time", "AuditTime", "date", "time", "timestamp", "@timestamp"})
-_PREFIX = re.compile(rb"(?:(AsmAudit[A-Z]{2}): \[([0-9.]+), (?=\{))|(?:([^\t{]*)\t(AsmAudit[A-Z]{2})\t(?=\{))")
-_OTHER_KINDS = ("AsmAuditHB", "AsmAuditDG", "Heartbeat", "Diagnostic")
+_COVERED = _KIND_KEYS | _TIME_KEYS
+"""The keys of agents that are compared with the stamp."""
+
+
+def plain_stamps(lines: bytes, count: int) -> list[tuple[bytes, bytes, bytes, bytes]] | None:
+    """Return MAC (empty for none), number, stream and time of the stamp in each line; None if one has to be parsed.
+
+    :param lines: so many of them, each with its newline. The last one may have none.
+    """
+    if lines.count(_NAME) != count:
+        return None
+    # Each match takes its line to the end. So many matches, lines and names mean: each line has one.
+    found = (_COMPACT if lines.find(b'"geventaudit":{') >= 0 else _SPACED).findall(lines)
+    return found if len(found) == count else None
 
 
 class RecordReader:
     """Reads lines.
 
     :param with_digest: True to parse each line and compute h; False to look at stamps only.
+    :param on_record: called with each record. Without a digest, each line is parsed for it too.
     """
 
-    def __init__(self, *, with_digest: bool) -> None:
+    def __init__(self, *, with_digest: bool, on_record: Callable[[Parsed], None] | None = None) -> None:
         self._with_digest = with_digest
+        self._on_record = on_record
         self.uncovered: dict[str, int] = {}
         """How often each key of an agent's own was seen, which no seal covers."""
 
-    @staticmethod
-    def plain_stamp(line: bytes) -> tuple[bytes | None, bytes, bytes, bytes] | None:
-        """Return MAC, number, stream and time of the stamp in *line*; None if the line has to be parsed."""
-        if line.count(_NAME) != 1:
-            return None
-        match = _STAMP.match(line, line.find(_NAME))
-        return None if match is None else match.groups()  # type: ignore[return-value]
+    @property
+    def is_plain(self) -> bool:
+        """True if the stamp of a record is enough."""
+        return not self._with_digest and self._on_record is None
 
     def read(self, line: bytes) -> Reading:
         """Return the facts about the record in *line*; None for a line that holds no record of the audit trail."""
-        stamp = None if self._with_digest else self.plain_stamp(line)
-        if stamp is not None:
-            mac, seq, stream, time = stamp
-            digits = _NOTHING if mac is None else unhexlify(mac)
-            return Stamped(stream.decode(), int(seq), time, _NOTHING, digits, mac is not None, "", None)
-        return self._read_whole(line)
-
-    def _read_whole(self, line: bytes) -> Reading:
-        line = line.strip()
-        if not line:
-            return None
-        envelope: dict[str, Any] = {}
-        if line[:1] != b"{":
-            prefix = _PREFIX.match(line)
-            if prefix is not None:
-                line = line[prefix.end() :]
-                if prefix[1] is not None and line.endswith(b"]"):
-                    line = line[:-1]
-                kind, moment = prefix[1] or prefix[4], prefix[2] or prefix[3]
-                envelope = {"AuditTag": kind.decode(), "time": moment.decode("utf-8", "replace")}
-        try:
-            value = loads(line)
-        except (ValueError, RecursionError) as error:
-            return Unreadable(f"not JSON: {show(str(error))}", False)
-        if not isinstance(value, dict):
-            return Unreadable("no JSON object", False)
-        try:
-            repeated = _has_repeated_key(line, value)
-        except (RecursionError, TypeError):  # TypeError is the base of orjson's
-            return Unreadable("nested too deeply", False)
-        return self._stamped(value, envelope, "a key stands twice in one JSON object" if repeated else "")
-
-    def _stamped(self, value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Reading:
-        body = self._body_of(value, envelope)
-        kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
-        if kind in _OTHER_KINDS or "AuditVersion" in body:
-            return None
-        data = body.get("CustomData")
-        stamp = data.get(KEY) if isinstance(data, dict) else None
-        if not isinstance(stamp, dict):
-            is_record = "OperationName" in body
-            return Unreadable("no stamp" if is_record else "no record of an audit trail", is_record)
+        if self.is_plain and (found := plain_stamps(line, 1)) is not None:
+            ((digits, seq, stream, time),) = found
+            mac = unhexlify(digits) if digits else _NOTHING
+            return Stamped(stream.decode(), int(seq), time, _NOTHING, mac, bool(digits), "", None)
+        parsed = parse(line)
+        if parsed is None or isinstance(parsed, Unreadable):
+            return parsed
+        if self._on_record is not None:
+            self._on_record(parsed)
+        body, envelope, stamp, problem = parsed
+        if not _COVERED.issuperset(envelope):
+            self._note_uncovered(envelope)
+        if stamp is None:
+            return Unreadable("no stamp", True)
         if not _is_stamp(stamp):
             return Unreadable("no valid stamp", True)
-        mac = stamp.get("mac")
+        text = stamp.get("mac")
         problem = problem or _envelope_problem(envelope, stamp)
-        if body is not value and not body.keys() <= _BODY:
-            problem = problem or f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
         digest, unwritten = self._digest_of(body, stamp)
         return Stamped(
             stamp["stream"],
             stamp["seq"],
             stamp["time"].encode(),
             digest,
-            _NOTHING if mac is None else bytes.fromhex(mac),
-            mac is not None,
+            _NOTHING if text is None else unhexlify(text),
+            text is not None,
             problem or unwritten,
             _note_of(stamp),
         )
@@ -182,49 +140,41 @@ class RecordReader:
         if is_sealed:
             stamp["mac"] = NO_MAC
         try:
-            return canonical_digest(canonical_bytes(body)), ""
+            return canonical_digest(canonical_form(body)), ""
         except NotCanonicalError as error:
             return _NOTHING, f"no sealing client writes this: {error}" if is_sealed else ""
 
-    def _body_of(self, value: dict[str, Any], envelope: dict[str, Any]) -> dict[str, Any]:
-        """Return the body, and add the agent's own keys to *envelope*."""
-        record = value.get("Record")
-        if isinstance(record, dict) and "OperationName" not in value:
-            body = dict(record)
-            extra = value.keys() - {"Record", "env_ikey"}
-            if "env_ikey" in value and "env_ikey" not in body:
-                body["env_ikey"] = value["env_ikey"]
-        else:
-            body = value
-            extra = value.keys() - _BODY
-        for key in extra:
-            envelope[key] = value[key]
-            if key not in _KIND_KEYS and key not in _TIME_KEYS:
-                self._note_uncovered(key)
-        return body
-
-    def _note_uncovered(self, key: str) -> None:
-        if key in self.uncovered or len(self.uncovered) < 1000:
-            self.uncovered[key] = self.uncovered.get(key, 0) + 1
+    def _note_uncovered(self, envelope: dict[str, Any]) -> None:
+        for key in envelope:
+            if key not in _COVERED and (key in self.uncovered or len(self.uncovered) < 1000):
+                self.uncovered[key] = self.uncovered.get(key, 0) + 1
 
 
 def _is_stamp(stamp: dict[str, Any]) -> bool:
-    seq, stream, time, mac = (stamp.get(key) for key in ("seq", "stream", "time", "mac"))
+    seq, stream, time, mac = stamp.get("seq"), stamp.get("stream"), stamp.get("time"), stamp.get("mac", NO_MAC)
     return (
         type(seq) is int
         and 1 <= seq <= _MAX_SEQ
-        and isinstance(stream, str)
+        and type(stream) is str
         and _is_stream(stream)
-        and isinstance(time, str)
+        and type(time) is str
         and _TIME.fullmatch(time) is not None
-        and isinstance(stamp.get("tag"), str)
-        and ("mac" not in stamp or (isinstance(mac, str) and _MAC.fullmatch(mac) is not None))
+        and type(stamp.get("tag")) is str
+        and type(mac) is str
+        and _MAC.fullmatch(mac) is not None
         and _STAMP_KEYS.issuperset(stamp)
     )
 
 
+@lru_cache(1024)
+def _is_stream(text: str) -> bool:
+    return _STREAM.fullmatch(text) is not None
+
+
 def _note_of(stamp: dict[str, Any]) -> dict[str, Any] | None:
-    return {key: stamp[key] for key in ("checkpoint", "was") if key in stamp} or None
+    if "checkpoint" in stamp or "was" in stamp:
+        return {key: stamp[key] for key in ("checkpoint", "was") if key in stamp}
+    return None
 
 
 def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
@@ -233,24 +183,30 @@ def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
         if key in _KIND_KEYS:
             if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
                 return f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
-        elif key in _TIME_KEYS:
-            moment = _seconds_of(value)
-            if moment is not None and math.floor(moment) != _second_of_stamp(stamp["time"][:19]):
-                return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
+        elif key in _TIME_KEYS and type(value) in _TIME_TYPES and not _is_time(value, stamp["time"][:19]):
+            return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
     return ""
 
 
-@lru_cache(4096)
-def _second_of_stamp(text: str) -> float | None:
-    return _seconds_of(text + "Z")
+def kind_of(envelope: dict[str, Any]) -> str | None:
+    """Return the tag that an agent gives the record; None without one."""
+    for key in _KIND_KEYS:
+        if isinstance(kind := envelope.get(key), str):
+            return _KINDS.get(kind)
+    return None
 
 
-@lru_cache(4096)
-def _is_stream(text: str) -> bool:
-    return _STREAM.fullmatch(text) is not None
+_TIME_TYPES = (int, float, str)
 
 
-def _seconds_of(value: Any) -> float | None:
+@lru_cache(1024, typed=True)  # typed, since 1 equals 1.0
+def _is_time(value: int | float | str, second: str) -> bool:
+    """Return False if an agent's time means another second. It may have a form that means none."""
+    moment = seconds_of(value)
+    return moment is None or math.floor(moment) == seconds_of(second + "Z")
+
+
+def seconds_of(value: Any) -> float | None:
     """Return the seconds since 1970 that an agent's time means; None if it has another form."""
     if isinstance(value, bool):
         return None
@@ -265,43 +221,3 @@ def _seconds_of(value: Any) -> float | None:
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _has_repeated_key(line: bytes, value: dict[str, Any]) -> bool:
-    """Return True if a key stands twice in one object of *line*.
-
-    Parsers take the last one, and others the first. A count of quotes before colons is enough for most lines; the
-    others are parsed once more.
-    """
-    if b" :" not in line and b"\t:" not in line and b"\r:" not in line:
-        # A quote in a text is escaped in both, or else the counts differ.
-        keys = _keys_in(value) if dumps is None else dumps(value).count(b'":')
-        if line.count(b'":') == keys:
-            return False
-    repeated = False
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal repeated
-        made = dict(items)
-        repeated = repeated or len(made) != len(items)
-        return made
-
-    try:
-        json.loads(line, object_pairs_hook=pairs)
-    except (ValueError, RecursionError):
-        return True
-    return repeated
-
-
-def _keys_in(value: Any) -> int:
-    total = 0
-    if type(value) is dict:
-        total = len(value)
-        for each in value.values():
-            if type(each) is dict or type(each) is list:
-                total += _keys_in(each)
-    else:
-        for each in value:
-            if type(each) is dict or type(each) is list:
-                total += _keys_in(each)
-    return total

@@ -10,12 +10,12 @@ import json
 import struct
 import tempfile
 from binascii import unhexlify
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from .records import Stamped
 
-__all__ = ["PREFIX", "Row", "RowStore", "has_note", "plain_parts", "unpack_row"]
+__all__ = ["PLAIN_SEALED", "PREFIX", "Row", "RowStore", "has_note", "plain_parts", "sealed_parts", "unpack_row"]
 
 _ROW = struct.Struct(">IQ32s32s27sBIQQ")
 PREFIX = 12
@@ -62,6 +62,13 @@ plain_parts = struct.Struct(">4xQ64x27sB").unpack_from
 """Return the number, the time and the flags of a packed row."""
 
 
+sealed_parts = struct.Struct(">4xQ32s32s27sB").unpack_from
+"""Return the number, h, the MAC, the time and the flags of a packed row."""
+
+PLAIN_SEALED = _SEALED
+"""The flags of a sealed row that has nothing special about it."""
+
+
 def has_note(flags: int) -> bool:
     """Return True if there is more to be had from :meth:`RowStore.note`."""
     return bool(flags & (_NOTE | _PROBLEM))
@@ -93,10 +100,19 @@ class RowStore:
         if len(self._rows) >= _RUN_ROWS:
             self._spill()
 
-    def add_plain(self, stream: int, seq: bytes, mac: bytes | None, time: bytes, file: int, line: int) -> None:
-        """Add one record by the parts of its stamp, as digits, if there is nothing special about it."""
-        flags, digits = (0, _NOTHING) if mac is None else (_SEALED, unhexlify(mac))
-        self._rows.append(_ROW.pack(stream, int(seq), _NOTHING, digits, time, flags, file, line, 0))
+    def add_plain(
+        self, streams: Mapping[bytes, int], stamps: Sequence[tuple[bytes, bytes, bytes, bytes]], file: int, line: int
+    ) -> None:
+        """Add the records of consecutive lines that have nothing special about them.
+
+        :param stamps: MAC (empty for none), number, stream and time of each, as digits.
+        :param line: of the first one.
+        """
+        pack, at = _ROW.pack, streams.__getitem__
+        self._rows += [
+            pack(at(name), int(seq), _NOTHING, unhexlify(mac), time, _SEALED if mac else 0, file, number, 0)
+            for number, (mac, seq, name, time) in enumerate(stamps, line)
+        ]
         if len(self._rows) >= _RUN_ROWS:
             self._spill()
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..trail.keys import parse_stream
 from .findings import StreamReport
 from .keyring import Candidate, KeyCopy, KeyRing
-from .rows import Row, has_note, plain_parts, unpack_row
+from .rows import PLAIN_SEALED, Row, has_note, plain_parts, sealed_parts, unpack_row
 from .state import Remembered
 
 __all__ = ["StreamCheck"]
@@ -70,7 +70,7 @@ class StreamCheck:
 
     def add(self, copies: list[bytes]) -> None:
         """Check all copies of one number, packed rows."""
-        if self._ring is None and len(copies) == 1 and self._follows(copies[0]):
+        if len(copies) == 1 and (self._follows if self._ring is None else self._follows_sealed)(copies[0]):
             return
         rows = [unpack_row(data) for data in copies]
         seq = rows[0].seq
@@ -90,6 +90,32 @@ class StreamCheck:
         seq, time, flags = plain_parts(data)
         if seq != report.last + 1 or not report.records or has_note(flags) or self._end:
             return False
+        last, self._last_time = self._last_time, time
+        if time < last:
+            report.clock_steps += _is_before(time.decode(), last.decode())
+        report.records += 1
+        report.last = seq
+        return True
+
+    def _follows_sealed(self, data: bytes) -> bool:
+        """Accept the common record with a key: the next number, authentic; return False for others."""
+        report, remembered = self.report, self._remembered
+        seq, digest, mac, time, flags = sealed_parts(data)
+        if (
+            seq != report.last + 1
+            or seq != self._at + 1
+            or flags != PLAIN_SEALED
+            or report.key is None
+            or self._end
+            or (remembered is not None and remembered.seq == seq)
+        ):
+            return False
+        ((copy, key),) = self._candidates
+        key = key.evolve()
+        if not key.verify(digest, mac):
+            return False
+        self._candidates, self._at = [Candidate(copy, key)], seq
+        self._digest.update(digest)
         last, self._last_time = self._last_time, time
         if time < last:
             report.clock_steps += _is_before(time.decode(), last.decode())

@@ -10,8 +10,9 @@ from operator import itemgetter
 from ..trail.keys import StreamName, parse_stream
 from .findings import TrailReport
 from .keyring import MAX_STEPS, KeyCopy, KeyRing
-from .lines import lines_of
-from .records import RecordReader, Stamped, Unreadable
+from .lines import blocks_of
+from .parsing import Parsed, Unreadable
+from .records import RecordReader, Stamped, plain_stamps
 from .rows import PREFIX, Row, RowStore
 from .state import Remembered
 from .streams import StreamCheck
@@ -28,6 +29,7 @@ class Verifier:
     :param copies: the auditor's copies of key files; none to check numbers only.
     :param state: the streams that an earlier verification has seen.
     :param max_jump: the steps that keys may be evolved in vain.
+    :param on_record: called with each record in the order of the lines, copies and unstamped ones included.
     :param folder: for temporary files, 130 bytes for each record beyond the first 200,000.
     """
 
@@ -37,11 +39,12 @@ class Verifier:
         state: dict[str, Remembered] | None = None,
         *,
         max_jump: int = MAX_STEPS,
+        on_record: Callable[[Parsed], None] | None = None,
         folder: str | None = None,
     ) -> None:
         self._ring = KeyRing(list(copies), max_jump) if copies else None
         self._state = state or {}
-        self._reader = RecordReader(with_digest=bool(copies))
+        self._reader = RecordReader(with_digest=bool(copies), on_record=on_record)
         self._store = RowStore(folder)
         self._files: list[str] = []
         self._streams: dict[bytes, int] = {}
@@ -52,38 +55,41 @@ class Verifier:
     def read(self, path: str, on_read: Callable[[int], object] = lambda size: None) -> None:
         """Read one file.
 
-        :param path: see :func:`~geventaudit.verify.lines.lines_of`.
+        :param path: see :func:`~geventaudit.verify.lines.blocks_of`.
         :param on_read: called with the number of bytes read.
         :raises OSError: the file cannot be read.
         """
         self._files.append(path)
         number, file = 0, len(self._files) - 1
-        read, add, streams = self._reader.read, self._store.add, self._streams
-        plain_stamp, add_plain = self._reader.plain_stamp, self._store.add_plain
         try:
-            for lines in lines_of(path, on_read):
-                for line in lines:
-                    number += 1
-                    if self._ring is None and (stamp := plain_stamp(line)) is not None:
-                        mac, seq, name, time = stamp
-                        stream = streams.get(name)
-                        if stream is None:
-                            stream = self._add_stream(name)
-                        add_plain(stream, seq, mac, time, file, number)
-                        continue
-                    record = read(line)
-                    if type(record) is Stamped:
-                        name = record.stream.encode()
-                        stream = streams.get(name)
-                        if stream is None:
-                            stream = self._add_stream(name)
-                        add(stream, record, file, number)
-                    elif isinstance(record, Unreadable):
-                        examples = self._report.unstamped if record.is_record else self._report.unreadable
-                        examples.add(f"{path}:{number}: {record.reason}")
+            for block in blocks_of(path, on_read):
+                lines = block.count(b"\n")
+                stamps = plain_stamps(block, lines) if self._reader.is_plain else None
+                if stamps is None:
+                    self._read_each(block, file, number)
+                else:
+                    for name in {stamp[2] for stamp in stamps} - self._streams.keys():
+                        self._add_stream(name)
+                    self._store.add_plain(self._streams, stamps, file, number + 1)
+                number += lines
         except EOFError as error:
             self._report.unreadable.add(f"{path}:{number}: {error}")
         self._report.lines += number
+
+    def _read_each(self, block: bytes, file: int, number: int) -> None:
+        read, add, streams = self._reader.read, self._store.add, self._streams
+        for line in block[:-1].split(b"\n"):
+            number += 1
+            record = read(line)
+            if type(record) is Stamped:
+                name = record.stream.encode()
+                stream = streams.get(name)
+                if stream is None:
+                    stream = self._add_stream(name)
+                add(stream, record, file, number)
+            elif isinstance(record, Unreadable):
+                examples = self._report.unstamped if record.is_record else self._report.unreadable
+                examples.add(f"{self._files[file]}:{number}: {record.reason}")
 
     def _add_stream(self, name: bytes) -> int:
         if len(self._streams) >= MAX_STREAMS:

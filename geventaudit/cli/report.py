@@ -1,0 +1,96 @@
+"""The command ``geventaudit report``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..report.summary import Summary
+from ..report.text import lines_of_report
+from ..verify.trail import Verifier
+from .terminal import CommandError
+from .trail import add_file_arguments, read_copies, read_files
+
+__all__ = ["add_command"]
+
+
+def add_command(command: Callable[..., Any], file: Callable[[argparse.Action], None]) -> None:
+    """Add the command to the parser.
+
+    :param command: adds one, by name, function, description and examples.
+    :param file: marks an argument that is a file.
+    """
+    report = command(
+        "report",
+        _report,
+        "summarize a trail for people who must sign it",
+        """\
+  geventaudit report /var/log/audit/*.jsonl.gz --key-file app.key --html report.html
+  geventaudit report trail.jsonl                   in the terminal; nothing is authenticated""",
+    )
+    add_file_arguments(report, file)
+    file(
+        report.add_argument(
+            "--html",
+            metavar="OUT.html",
+            help="write one HTML page with charts, readable by this user only (needs geventaudit[report])",
+        )
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    page_of = _page_maker() if arguments.html else None
+    if page_of is not None:
+        _refuse_input(arguments.html, arguments.files)
+    summary = Summary()
+    verifier = Verifier(read_copies(arguments.key_file), on_record=summary.add)
+    read_files(verifier, arguments.files)
+    trail = verifier.check()
+    if page_of is None:
+        for line in lines_of_report(summary, trail, arguments.files):
+            print(line)
+    else:
+        try:
+            _write(arguments.html, page_of(summary, trail, arguments.files))
+        except OSError as error:
+            raise CommandError(f"cannot write {arguments.html}: {error.strerror or error}") from None
+    return 1 if trail.problems() else 0
+
+
+def _page_maker() -> Callable[..., str]:
+    try:
+        from ..report.page import page_of
+    except ImportError as error:
+        raise CommandError(
+            f"--html is made by jinja2 and pygal ({error}): pip install 'geventaudit[report]'; without --html, the "
+            "report is printed as text"
+        ) from None
+    return page_of
+
+
+def _refuse_input(path: str, files: Sequence[str]) -> None:
+    for each in files:
+        if os.path.exists(path) and os.path.exists(each) and os.path.samefile(path, each):
+            raise CommandError(f"--html would replace {each}, which is to be read: give another name")
+
+
+def _write(path: str, page: str) -> None:
+    """Write the page, readable for this user only, in the place of an older one.
+
+    :raises OSError: it cannot be written.
+    """
+    fresh = f"{path}.{secrets.token_hex(4)}.new"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # Text of records may have lone surrogates; printable() has escaped them.
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.replace(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise
+    print(f"{path}: written", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""The summary as one HTML page: no script, no other file, charts as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..agent.shown import printable
+from ..verify.findings import TrailReport
+from ..version import __version__
+from .charts import counts_chart, timeline_chart, unknown_chart
+from .controls import controls_for
+from .counting import BoundedCounts, Count
+from .fields import FIELDS
+from .summary import OUTCOMES, Summary, moment
+from .text import CAUTION, completeness_of, span_name, stream_order, verdict_of
+
+__all__ = ["page_of"]
+
+_FOLDER = Path(__file__).parent
+_ROWS, _BARS = 50, 12
+_STREAMS = 1000
+_PROBLEMS = 200
+_SPANS = 60
+_ROUTES = 10
+
+
+class _Table(NamedTuple):
+    """Counts, and their chart."""
+
+    identifier: str
+    title: str
+    rows: Sequence[Count]
+    total: int
+    drawing: Markup
+
+
+def page_of(summary: Summary, trail: TrailReport, files: Sequence[str]) -> str:
+    """Return the report as HTML. Texts of records are escaped texts in it, and nothing else.
+
+    :param files: the names of the files that were read.
+    """
+    # Without trim_blocks and a loader: one template, which escapes everything that is not Markup.
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["shown"] = printable
+    template = environment.from_string((_FOLDER / "page.html").read_text("utf-8"))
+    streams = stream_order(trail)
+    width, spans = summary.timeline.spans(_SPANS)
+    return template.render(
+        style=Markup((_FOLDER / "page.css").read_text("utf-8")),
+        summary=summary,
+        trail=trail,
+        files=files,
+        first=moment(summary.first),
+        last=moment(summary.last),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        version=__version__,
+        verdict=verdict_of(trail),
+        caution=CAUTION,
+        refused=sum(each.refused for each in trail.streams),
+        left_out=sum(each.left_out for each in trail.streams),
+        streams=streams[:_STREAMS],
+        more_streams=max(len(streams) - _STREAMS, 0),
+        completeness=completeness_of,
+        problems=trail.problems(),
+        most_problems=_PROBLEMS,
+        outcomes=OUTCOMES,
+        span_seconds=width,
+        spans=[(span_name(second, width), counts) for second, counts in spans if any(counts)],
+        timeline_drawing=Markup(timeline_chart(summary)),
+        tables=_tables(summary),
+        unknown=[_unknown(field, summary) for field in FIELDS],
+        unknown_drawing=Markup(unknown_chart(summary)),
+        controls=controls_for(summary, trail),
+    )
+
+
+def _tables(summary: Summary) -> list[_Table]:
+    return [
+        _table("services", "Services", summary.services, is_drawn=False),
+        _table("types", "Audit types", summary.types, is_drawn=False),
+        _table("operation-types", "Operation types", summary.operation_types),
+        _table("results", "Results", summary.results, is_drawn=False),
+        _table("categories", "Categories", summary.categories),
+        _table("operations", "Operations", summary.operations),
+        _table("callers", "Busiest callers", summary.callers),
+        _table("statuses", "Failures by HTTP status", summary.statuses, is_drawn=False),
+    ]
+
+
+def _table(identifier: str, title: str, counts: BoundedCounts, *, is_drawn: bool = True) -> _Table:
+    rows = counts.top(_ROWS)
+    drawing = Markup(counts_chart(title, rows[:_BARS]) if is_drawn else "")
+    return _Table(identifier, title, rows, len(counts), drawing)
+
+
+def _unknown(field: str, summary: Summary) -> tuple[str, float, list[Count], int]:
+    routes = summary.unknown[field]
+    shown: list[Any] = routes.top(_ROUTES)
+    return field, summary.unknown_share(field), shown, len(routes) - len(shown)
