@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..encoder.draft import KEY
 from ..encoder.encoding import pack
 from ..errors import show
 from ..records import CallerIdentityType
 from ..schema.json_safe import MAX_SAFE_INTEGER
 
 __all__ = ["BODY_KEYS", "KEY", "NO_MAC", "NotCanonicalError", "canonical_bytes", "canonical_digest"]
-
-KEY = "geventaudit"
-"""The one reserved key of custom data."""
 
 NO_MAC = "0" * 64
 """Stands for the MAC in the bytes that are authenticated."""
