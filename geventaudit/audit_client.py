@@ -22,6 +22,7 @@ from .errors import (
     ClientClosedError,
     ConnectionFailedError,
     QueueFullError,
+    SealError,
     SpoolError,
     ValidationError,
     logger,
@@ -52,6 +53,7 @@ BeforeSend = Callable[[Msg], Msg | None]
 
 _REASONS = (
     (SpoolError, Rejection.SPOOL),
+    (SealError, Rejection.SEAL),
     (QueueFullError, Rejection.QUEUE_FULL),
     (ClientClosedError, Rejection.CLOSED),
     (ConnectionFailedError, Rejection.BROKEN),
@@ -108,11 +110,12 @@ class AuditClient:
             service_tree_id,
             datetimes=datetimes,
             json_safe=json_safe,
+            is_stamped=is_stamped,
             is_sealed=seal is not None,
             max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
         self._trail = self._make_trail(seal) if is_stamped else None
-        self._walker = engine.walker_of(plan_of(self._encoder), self._encoder)
+        self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
         self._before_send = before_send
         self._spool = spool
@@ -129,7 +132,7 @@ class AuditClient:
             notifier=notifier,
         )
         self._gate: Gate | None = None
-        if engine.Gate is not None and schema is None and before_send is None and self._trail is None:
+        if engine.Gate is not None and schema is None and before_send is None:
             self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
         _clients.add(self)
         _warn_of_many(self)
@@ -137,6 +140,9 @@ class AuditClient:
     def _make_trail(self, seal: Seal | None) -> Trail:
         from .delivery import stamped_outbox  # noqa: F401
         from .trail.stamping import Trail
+
+        if seal is not None:
+            from .delivery import key_reader  # noqa: F401
 
         return Trail(seal, self._encoder)
 
@@ -188,7 +194,7 @@ class AuditClient:
             raise refusal from error
 
     def _note_refusal(self, error: AuditError) -> None:
-        """Count a refusal, and notify if the queue is full. A spool notifies of its failures by itself."""
+        """Count a refusal, and notify if the queue is full. Spools and seals notify of their failures by themselves."""
         reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Rejection.INVALID)
         self._counters.reject(reason)
         if reason is Rejection.QUEUE_FULL:
@@ -258,7 +264,8 @@ class AuditClient:
                 raise QueueFullError("the client's own thread did not answer") from None
             return
         if not self._has_room():
-            raise QueueFullError(f"the queue is full ({self._queue_size} records)")
+            full = QueueFullError(f"the queue is full ({self._queue_size} records)")
+            raise full if life.outbox is None else life.outbox.full()
         if life.state is State.NEW:
             keep_alive(life)
             self._warn_if_unused()

@@ -7,7 +7,7 @@
           +-- ValidationError           a message breaks the rules (a marshmallow.ValidationError too)
           +-- QueueFullError            no room on the queue; the message is still the caller's
           |    +-- SpoolError           the spool cannot keep it: the disk fails, or another process has it
-          |    +-- SealError            the key of the seal cannot be used, so that no record can be sealed
+          |    +-- SealError            no room while the key of the seal cannot be read, so that records wait for it
           +-- ClientClosedError         the client is closing or closed
           +-- WouldBlockError           the call would have to wait in the hub, where waiting is forbidden
           +-- ConnectionFailedError     a connection to the agent could not be made, or it broke
@@ -147,7 +147,9 @@ class SpoolError(QueueFullError):
 class SealError(QueueFullError):
     """The key of a :class:`~geventaudit.Seal` cannot be read or replaced, so that no record can be sealed.
 
-    ``send`` raises it; the message is still the caller's. Code that handles :class:`QueueFullError` handles it.
+    ``send`` raises it once the queue is full of records that wait for the key, and at once with
+    ``Spool(..., mode="always")``; the message is still the caller's. The text says what is wrong with the key file.
+    Code that handles :class:`QueueFullError` handles it.
     """
 
 

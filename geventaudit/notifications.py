@@ -58,6 +58,11 @@ class NotificationKind(StrEnum):
     continues to run."""
     SPOOL_RESTORED = "spool restored"
     """The spool can be used again."""
+    SEAL_FAILED = "the key of the seal cannot be read"
+    """``error`` says why, and the remedy. The client tries again, after 0.5 s at first, and every 30 s in the end.
+    Accepted records wait for the key, as many as the queue holds."""
+    SEAL_RESTORED = "the key of the seal was read"
+    """After :attr:`SEAL_FAILED`. The records that have waited are sealed, in their order."""
     CLOSED = "closed"
     """The client is closed."""
 
@@ -210,5 +215,6 @@ _NEXT_STEPS = {
     NotificationKind.CONNECT_FAILED: _DOCTOR,
     NotificationKind.CONNECTION_LOST: _DOCTOR,
     NotificationKind.QUEUE_FULL: _DOCTOR,
+    NotificationKind.SEAL_FAILED: "; records wait for it, as many as the queue holds",
     NotificationKind.SPOOL_FAILED: "; run `geventaudit spool list` to see what is in it",
 }

@@ -25,6 +25,8 @@ class Rejection(StrEnum):
     """The base client's connection was broken (:class:`~geventaudit.ConnectionFailedError`)."""
     SPOOL = "spool"
     """The spool could not keep it (:class:`~geventaudit.SpoolError`)."""
+    SEAL = "seal"
+    """The key of the seal could not be read (:class:`~geventaudit.SealError`)."""
     LEFT_OUT = "left_out"
     """``before_send`` returned None."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import socket
 import time
@@ -17,7 +18,8 @@ from benchmarks.footprint import importing, queued
 from benchmarks.measure import interleave, ratios
 from benchmarks.reader import Reader
 from benchmarks.records import FIRST, TAG, body, from_many, from_many_body, invalid, message, nested, sized, wire_form
-from geventaudit import Client, DomainSocket, Msg, MsgSchema, NoOp, Stats
+from geventaudit import Client, DomainSocket, Msg, MsgSchema, NoOp, Seal, Stats
+from geventaudit.encoder.encoding import encode
 
 IS_COMPILED = Stats().encoder == "compiled"
 
@@ -28,6 +30,8 @@ SEND_OVER_PACK_OF_CALLERS = 1.5 if IS_COMPILED else 25.0
 SEND_OVER_PACK_OF_CHANGES = 1.5 if IS_COMPILED else 25.0
 END_TO_END_OVER_BY_HAND = 4.0 if IS_COMPILED else 20.0
 REFUSAL_OVER_LOAD = 2.0
+STAMP_OVER_NONE = 2.5 if IS_COMPILED else 4.0
+SEAL_OVER_STAMP_IN_MACS = 4.0 if IS_COMPILED else 20.0
 THOUSAND_GREENLETS_OVER_ONE = 4.0
 MEMORY_OVER_FRAME = 1.3
 IMPORT_OVER_DEPENDENCIES = 1.5
@@ -67,6 +71,22 @@ def test_one_send(kib: float, number: int, limit: float) -> None:
     forms = [wire_form(msg) for msg in messages] * 5
     with Client(NoOp) as client:
         holds(limit, partial(send_calls, client, messages), partial(pack_calls, forms))
+
+
+def test_a_stamp_and_a_seal() -> None:
+    messages = [message(FIRST + each) for each in range(500)]
+    key, frames = bytes(32), [encode(msg, 1.0) for msg in messages]
+
+    def stamp_and_macs() -> float:
+        start = time.perf_counter()
+        for frame in frames:
+            hmac.digest(key, frame, "sha256")
+        macs = (time.perf_counter() - start) / len(frames)
+        return send_calls(stamped, messages) + SEAL_OVER_STAMP_IN_MACS * macs
+
+    with Client(NoOp) as plain, Client(NoOp, stamp=True) as stamped, Client(NoOp, seal=Seal(key=key)) as sealed:
+        holds(STAMP_OVER_NONE, partial(send_calls, stamped, messages), partial(send_calls, plain, messages))
+        holds(1.0, partial(send_calls, sealed, messages), stamp_and_macs)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from strategies import messages
 
 from geventaudit import MsgSchema, ValidationError
+from geventaudit.encoder.draft import Draft
 from geventaudit.encoder.encoding import Encoder, pack, record_body
 from geventaudit.protocol.decoding import decode
 from geventaudit.schema.sealed import sealed_form
@@ -36,6 +37,8 @@ from geventaudit.trail.stamp import (
     handed_back,
     number_of,
     time_text,
+    with_checkpoint,
+    with_earlier,
     without_handed_back_stamp,
 )
 
@@ -52,8 +55,17 @@ def body_of(frame: bytes) -> Any:
     return body
 
 
+def drafted(
+    frame: bytes, *, is_sorted: bool = False, was: list[Any] | None = None, checkpoint: dict[str, Any] | None = None
+) -> Draft:
+    draft = draft_of(frame, 1700000000.25, is_sorted=is_sorted)
+    if was is not None:
+        draft = with_earlier(draft, was)
+    return draft if checkpoint is None else with_checkpoint(draft, checkpoint)
+
+
 def stamped(frame: bytes, number: int = 1, *, is_sealed: bool = False, **options: Any) -> bytes:
-    draft = draft_of(frame, 1700000000.25, is_sorted=is_sealed, **options)
+    draft = drafted(frame, is_sorted=is_sealed, **options)
     return StampLayout(STREAM, is_sealed=is_sealed).frame_of(draft, number)
 
 
@@ -63,8 +75,8 @@ def stamped(frame: bytes, number: int = 1, *, is_sealed: bool = False, **options
 @given(messages, st.sampled_from([None, SERVICE_TREE_ID]), st.integers(1, 1 << 53))
 def test_a_stamp_is_one_more_key_of_custom_data(msg: Any, service: Any, number: int) -> None:
     frame = frame_of(msg, Encoder(service))
-    draft = draft_of(frame, 1700000000.25, is_sorted=False)
-    assert draft == frame
+    draft = drafted(frame)
+    assert handed_back([draft]) == handed_back([frame])
     with_stamp = StampLayout(STREAM, is_sealed=False).frame_of(draft, number)
     stamp = {"seq": number, "stream": STREAM, "tag": decode(frame)[0].type, "time": "2023-11-14T22:13:20.250000Z"}
     plain, body = body_of(frame), body_of(with_stamp)
@@ -139,7 +151,7 @@ def test_the_key_is_reserved(data: dict[str, Any], is_sorted: bool) -> None:
 def test_the_place_of_the_mac() -> None:
     frame = frame_of(message(custom_data={"a": 1, "z": 1}))
     for options in ({}, {"checkpoint": {"kind": "open"}}, {"was": [[STREAM, 5]]}):
-        draft = draft_of(frame, 1.5, is_sorted=True, **options)  # type: ignore[arg-type]
+        draft = drafted(frame, is_sorted=True, **options)  # type: ignore[arg-type]
         layout = StampLayout(STREAM, is_sealed=True)
         made = layout.frame_of(draft, 77)
         at = layout.place_of_mac(draft)

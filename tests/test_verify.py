@@ -280,7 +280,7 @@ def test_sealing_anew_with_a_later_key_is_found(path: Path, later: int) -> None:
     forger = writer()
     for _ in range(10 + later):
         forger.send()
-    key = forger.stamper._state.key
+    key = forger.stamper.chain.state.key
     assert key is not None
     forged = copy.deepcopy(BODIES[9])
     forged["OperationName"] = "DeleteUser"
@@ -310,7 +310,7 @@ def test_a_wrong_key_is_found(path: Path) -> None:
 def test_a_digest_that_does_not_match_is_found(path: Path) -> None:
     made = writer()
     made.send()
-    made.stamper._digest.update(b"x")
+    made.stamper.chain.digest.update(b"x")
     made.checkpoint()
     report = verified(path, made.bodies())
     assert report.streams[0].digest_mismatch.count == 1
@@ -681,9 +681,9 @@ def test_forged_numbers_do_not_stall(path: Path, steps: int) -> None:
 def test_a_real_gap_of_many_numbers_is_checked(path: Path) -> None:
     made = writer()
     made.send()
-    state = made.stamper._state
+    state = made.stamper.chain.state
     assert state.key is not None
-    made.stamper._state = state._replace(number=50_001, key=state.key.evolve_by(50_000))
+    made.stamper.chain.state = state._replace(number=50_001, key=state.key.evolve_by(50_000))
     made.send()
     report = verified(path, made.bodies(), max_jump=50_000)
     assert report.streams[0].records == 2

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgpack
 from helpers import message
 
 from geventaudit import Msg
+from geventaudit.encoder import engine
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.trail.keys import KeyNode, next_start, root_of
 from geventaudit.trail.seal import Seal
 from geventaudit.trail.secret import Secret
-from geventaudit.trail.stamp import draft_of
+from geventaudit.trail.stamp import draft_of, with_checkpoint, with_earlier
 from geventaudit.trail.stamping import Facts, Stamper
 from geventaudit.verify.findings import TrailReport
 from geventaudit.verify.keyring import KeyCopy
@@ -46,6 +48,8 @@ class Writer:
     def __init__(self, seal: Seal | None) -> None:
         self.encoder = Encoder(is_sealed=seal is not None)
         self.stamper = Stamper(seal, self.encoder)
+        with mock.patch.object(engine, "Chain", None):  # one whose keys a test can read and change
+            self.stamper.open()
         self.frames: list[bytes] = []
         self._now = FIRST_TIME
 
@@ -53,10 +57,14 @@ class Writer:
     def stream(self) -> str:
         return self.stamper.stream
 
-    def send(self, msg: Msg | None = None, **options: Any) -> bytes:
+    def send(self, msg: Msg | None = None, was: list[Any] | None = None, checkpoint: Any = None) -> bytes:
         self._now += 0.4
         frame = self.encoder.encode(message(len(self.frames)) if msg is None else msg, self._now)
-        draft = draft_of(frame, self._now, is_sorted=self.stamper.seal is not None, **options)
+        draft = draft_of(frame, self._now, is_sorted=self.stamper.seal is not None)
+        if was is not None:
+            draft = with_earlier(draft, was)
+        if checkpoint is not None:
+            draft = with_checkpoint(draft, checkpoint)
         return self.stamper.stamp(draft, self.frames.append)[0]
 
     def checkpoint(self, kind: Any = "mark", delivered: int = 0) -> bytes:

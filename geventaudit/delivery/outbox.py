@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING
 from gevent.event import Event
 from gevent.queue import Full, Queue
 
+from ..encoder.draft import Draft
 from ..errors import QueueFullError, SpoolError
 from ..runtime.clock import Deadline
 from ..runtime.copying import copied
@@ -65,6 +66,7 @@ MAX_WINDOW_BYTES = 8 << 20
 _MAX_BATCH_RECORDS = 256
 
 _HEARTBEAT: Entry = (Stream(), 0, b"")  # stands for a heartbeat in flight, which is never written again
+_UNNUMBERED = Stream()  # of records that have no number when the client closes, and are handed back
 
 
 class Outbox:
@@ -125,8 +127,12 @@ class Outbox:
             except Full:
                 pass
             else:
-                self.withdraw_if_refused(frame)
+                if self._refusal is not None:
+                    self._withdraw(frame, None)
                 return
+        self._accept_behind(frame, timeout)
+
+    def _accept_behind(self, frame: bytes, timeout: float | None) -> None:
         pending = self._put_or_wait(frame, timeout)
         if pending is None or self.store is None or not self.store.is_always:
             return
@@ -152,7 +158,7 @@ class Outbox:
             return self._put(frame)
         except Full:
             if (timeout is not None and timeout <= 0) or not may_wait():
-                raise self._full() from None
+                raise self.full() from None
             return self._put_when_there_is_room(frame, timeout)
 
     def _put(self, frame: bytes) -> Pending | None:
@@ -174,16 +180,8 @@ class Outbox:
             self._withdraw(frame, pending)
         return pending
 
-    def withdraw_if_refused(self, frame: bytes) -> None:
-        """Take a frame that was just queued back, and raise, if the client was closed before that."""
-        if self._refusal is not None:
-            self._withdraw(frame, None)
-
     def _withdraw(self, frame: bytes, pending: Pending | None) -> None:
-        """Take *frame* back, and raise the refusal. A signal handler has closed the client before *frame* was put.
-
-        If *frame* is not there any more, the handler came later, and close() has taken it.
-        """
+        """Take *frame* back, and raise the refusal of a signal handler's close(), unless that has taken *frame*."""
         try:
             if pending is None:
                 self.queue.queue.remove(frame)
@@ -231,15 +229,16 @@ class Outbox:
             self._line.call_first()
         if self._refusal is not None:
             raise self._refused(self._refusal)
-        raise self._full(f" after {timeout} s")
+        raise self.full(f" after {timeout} s")
 
     def _refused(self, reason: Exception) -> Exception:
         refusal = type(reason)(str(reason))
         refusal.__cause__ = reason
         return refusal
 
-    def _full(self, wait: str = "") -> QueueFullError:
-        why = f" {self.store.why_full()}" if self.store is not None else ""
+    def full(self, wait: str = "") -> QueueFullError:
+        """Return the error of a record for which there is no room. From any thread."""
+        why = "" if self.store is None else f" {self.store.why_full()}"
         return QueueFullError(f"the queue is full ({self.queue.maxsize} records){why}{wait}")
 
     def refuse(self, error: Exception | None) -> None:
@@ -248,17 +247,17 @@ class Outbox:
         self.is_plain = self.store is None and error is None
         self._room.set()
 
-    def move_inbox(self) -> None:
+    def move_inbox(self, most: int | None = None) -> None:
         """Move what other threads handed over to the queue, or to the disk, up to the bound. In the hub's thread.
 
-        A signal handler that sends meanwhile moves nothing: its record goes behind.
+        A signal handler that sends meanwhile moves nothing: its record goes behind. *most* records are moved.
         """
         entries = self.inbox.entries
         if self._is_moving or not entries or self.given_up is not None:
             return
         try:
             self._is_moving = True
-            while entries:
+            for _ in range(len(entries) if most is None else min(most, len(entries))):
                 entry = entries[0]
                 if entry.claim("hub"):
                     self._put_in_order(entry.frame)
@@ -432,12 +431,14 @@ class Outbox:
 
     def _copy_all(self) -> list[Entry]:
         self.rewind()
-        frames = copied(self.queue.queue)
+        frames, claimed = copied(self.queue.queue), self.inbox.claim_all()
+        numbered = [frame for frame in claimed if not isinstance(frame, Draft)]
         if self.store is None:
-            frames += self.inbox.claim_all()
+            frames += numbered
         else:
-            self.store.add_last(self.inbox.claim_all())
-        return [*copied(self.window), *zip(repeat(self.stream), count(self.stream.taken + 1), frames)]
+            self.store.add_last(numbered)
+        drafts = [(_UNNUMBERED, 0, frame) for frame in claimed if isinstance(frame, Draft)]
+        return [*copied(self.window), *zip(repeat(self.stream), count(self.stream.taken + 1), frames), *drafts]
 
     def _clear(self, entries: list[Entry]) -> None:
         own = [number for stream, number, _ in entries if stream is self.stream]
@@ -447,7 +448,7 @@ class Outbox:
         deque(islice(iter(self.queue.get_nowait, None), self.queue.qsize()), maxlen=0)
 
     def settle_all(self) -> None:
-        """Note that all frames that were taken are settled: :meth:`take_all` has handed them to the caller."""
+        """Note that all frames are settled: :meth:`take_all` has handed them to the caller."""
         self.stream.settle(self.stream.settled + 1, self.stream.taken)
         self._after_settling()
 
@@ -474,7 +475,8 @@ class Outbox:
             self._clear(entries)
         if self.store is None:
             return [frame for _, _, frame in self.given_up], None
-        return self.store.persist(self.given_up, seconds)
+        left, interruption = self.store.persist([each for each in self.given_up if each[0] is not _UNNUMBERED], seconds)
+        return left + [frame for stream, _, frame in self.given_up if stream is _UNNUMBERED], interruption
 
 
 def _settle(stream: Stream, entries: Iterable[Entry]) -> int:

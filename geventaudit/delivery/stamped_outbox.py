@@ -5,7 +5,16 @@ A record gets its number, its seal and its place on the queue in one call that d
 the inbox. A signal handler that sends in the middle of that call leaves its record in the inbox, which is emptied
 right after.
 
-The first use reads the key of the seal, and puts the checkpoint ``open`` before all records.
+The first use opens the stream: the checkpoint ``open`` goes before all records. If the key of the seal has to be read
+from a file first, a native thread reads it, and the records wait in the inbox, encoded and without numbers.
+
+======================  ================================================================================================
+the key                 records that come meanwhile
+======================  ================================================================================================
+is being read           wait in the inbox, as many as the queue holds; in mode ``always``, in ``send``
+cannot be read          the same, then :class:`~geventaudit.SealError`; in mode ``always``, that at once
+is there                get their numbers, in the order in which they came
+======================  ================================================================================================
 """
 
 from __future__ import annotations
@@ -14,30 +23,38 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.queue import Full
 
-from ..errors import AuditError, SealError, SpoolError, logger
+from ..encoder.draft import Draft
+from ..errors import AuditError, QueueFullError, SealError, SpoolError, logger
 from ..notifications import NotificationKind, Notifier
 from ..runtime import forks
 from ..runtime.clock import Deadline
 from ..runtime.copying import copied
-from ..runtime.workers import may_wait
+from ..runtime.signal import Change
+from ..runtime.workers import OneWorker, may_wait
 from ..spool import Spool
 from ..spool.stream import Entry
 from ..stats import Counters, Rejection
 from ..trail.seal import SealBusyError
-from ..trail.stamp import Draft, number_of
-from ..trail.stamping import CheckpointKind, Facts, Stamper, StamperBusyError, Trail
+from ..trail.stamp import number_of
+from ..trail.stamping import CheckpointKind, Facts, StamperBusyError, Trail
 from .inbox import Inbox
 from .outbox import Outbox
 
 if TYPE_CHECKING:
     from ..spool.pending import Pending
+    from .key_reader import KeyReader
 
 __all__ = ["StampedOutbox"]
 
 _END_SECONDS = 1.0  # that the disk has for the last checkpoint, at least
+
+_MOST_MOVED = 256  # records of the inbox that get their numbers without a pause
+
+_LOOK_SECONDS = 0.5  # how often a send() that waits for the key checks that the client is still open
 
 
 class StampedOutbox(Outbox):
@@ -56,19 +73,26 @@ class StampedOutbox(Outbox):
         notifier: Notifier,
     ) -> None:
         super().__init__(inbox, queue_size, spool, counters, notifier)
-        self._trail = trail
         self._notifier = notifier
-        self._stamper: Stamper | None = None
+        self._stamper = trail.stamper()
         self._is_opening = False
         self._put_now = partial(self.queue.put, block=False)
         self._timer: Any = None  # for checkpoints
+        self._reader: KeyReader | None = None
+        if self._stamper.seal is not None:
+            from .key_reader import KeyReader
+
+            self._reader = KeyReader(self._stamper.seal, self._key_is_read, self._key_failed)
+        self._key_change = Change()  # the key is there, or cannot be read
+        self._mover = OneWorker(self._move)
         self.is_plain = False
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
     def accept(self, frame: bytes, timeout: float | None) -> None:
         stamper = self._stamper
-        if stamper is not None and self.store is None and self._refusal is None and not self.inbox.entries:
+        is_common = self.store is None and self._refusal is None and not self.inbox.entries
+        if is_common and stamper.is_open and not self._is_opening:
             # The common case, with few calls. The sender is woken first, as in accept() of all clients.
             if self.wake.is_armed:
                 self.wake.set()
@@ -80,17 +104,42 @@ class StampedOutbox(Outbox):
                 if self._refusal is not None:
                     self._withdraw(frame, None)
                 return
+        if self.wake.is_armed:
+            self.wake.set()
+        if self.store is not None and self.store.is_always:
+            self._wait_for_key()
         try:
-            super().accept(frame, timeout)
+            self._accept_behind(frame, timeout)
         except BaseException as error:
             self._void_if_refused(frame, error)
             raise
-        if self.inbox.entries:  # a signal handler's, which has interrupted this
+        if self.inbox.entries and stamper.is_open:  # a signal handler's, which has interrupted this
             self.move_inbox()
+
+    def _wait_for_key(self) -> None:
+        """Wait until the stream can be opened: in mode ``always``, no record is accepted before that.
+
+        :raises SealError: the key cannot be read, or here nothing may wait.
+        """
+        seal, reader = self._stamper.seal, self._reader
+        while seal is not None and reader is not None and seal.needs_reading and self._refusal is None:
+            change = self._key_change.event
+            reader.start()
+            if reader.error is not None:
+                raise SealError(str(reader.error)) from reader.error
+            if not may_wait():
+                raise SealError("the key of the seal has to be read before send() returns, and here nothing may wait")
+            change.wait(_LOOK_SECONDS)
+
+    def full(self, wait: str = "") -> QueueFullError:
+        reader = self._reader
+        if reader is None or reader.error is None or self._stamper.is_open:
+            return super().full(wait)
+        return SealError(f"{reader.error}; the queue is full of records that wait for it ({self.queue.maxsize}){wait}")
 
     def _void_if_refused(self, frame: bytes, error: BaseException) -> None:
         """Note that a record with a number was refused after all, by the disk or for lack of memory."""
-        if not isinstance(frame, Draft) or not frame.number or self._stamper is None:
+        if not isinstance(frame, Draft) or not frame.number:
             return
         pending: Pending | None = frame.pending
         if (pending is not None and pending.error is not None) or isinstance(error, MemoryError | RecursionError):
@@ -98,22 +147,29 @@ class StampedOutbox(Outbox):
 
     def refuse(self, error: Exception | None) -> None:
         super().refuse(error)
-        self.is_plain = False
+        self._set_plain()
+
+    def _set_plain(self) -> None:
+        self.is_plain = self.store is None and self._refusal is None and self._stamper.is_open
+
+    @property
+    def chain(self) -> Any:
+        """The numbers and keys of the stream; None before it is open. The compiled gate uses them if it is plain."""
+        return self._stamper.chain
 
     def _put_in_order(self, frame: bytes) -> Pending | None:
         if not isinstance(frame, Draft):
             return super()._put_in_order(frame)
         try:
-            stamper = self._stamper or self._open()
-            frame.stamped, frame.number, frame.pending = stamper.stamp(frame, super()._put_in_order)
+            self._open()
+            frame.stamped, frame.number, frame.pending = self._stamper.stamp(frame, super()._put_in_order)
         except (StamperBusyError, SealBusyError):
             if self._is_moving:
                 raise Full from None
             self.inbox.put(frame)
             return None
-        except SealError as error:
-            if self._is_moving:  # no caller of send() learns of it
-                self._notifier.notify_rate_limited(NotificationKind.NOT_RECORDED, error)
+        except SealError as error:  # this process has no keys: it was forked too deep
+            self._key_failed(error)
             raise
         pending: Pending | None = frame.pending
         return pending
@@ -121,7 +177,7 @@ class StampedOutbox(Outbox):
     def _withdraw(self, frame: bytes, pending: Pending | None) -> None:
         if not isinstance(frame, Draft):
             super()._withdraw(frame, pending)
-        elif self._stamper is not None and frame.number:
+        elif frame.number:
             try:
                 super()._withdraw(frame.stamped, pending)
             except BaseException:
@@ -130,19 +186,26 @@ class StampedOutbox(Outbox):
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Stamper:
-        """Return the stamper, after the first checkpoint was put.
+    def _open(self) -> None:
+        """Open the stream, unless it is open, and put its first checkpoint.
 
-        :raises SealError: the key of the seal cannot be used.
+        :raises StamperBusyError: the key has to be read first, or the caller has interrupted this.
+        :raises SealError: this process has no keys.
         """
+        stamper = self._stamper
+        if stamper.is_open and not self._is_opening:
+            return
+        if stamper.seal is not None and self._reader is not None and stamper.seal.needs_reading:
+            self._reader.start()
+            raise StamperBusyError
         # As in a stamper: no signal handler comes between the question and the assignment.
         if self._is_opening:
             raise StamperBusyError
         try:
             self._is_opening = True
-            if self._stamper is not None:
-                return self._stamper
-            stamper = self._stamper = self._trail.stamper()
+            if stamper.is_open:
+                return
+            stamper.open()
             if stamper.seal is not None:
                 self._checkpoint("open", self._put_first)
                 hub = get_hub_if_exists()  # None if another thread closes a client whose own thread has ended
@@ -150,9 +213,42 @@ class StampedOutbox(Outbox):
                     interval = stamper.seal.checkpoint_interval
                     self._timer = hub.loop.timer(interval, interval, ref=False)
                     self._timer.start(self._on_timer)
-            return stamper
+            self._set_plain()
         finally:
             self._is_opening = False
+
+    def _key_is_read(self) -> None:
+        """Give the records that have waited their numbers. In the hub."""
+        forks.check()
+        try:
+            self._open()
+        except StamperBusyError:  # by a signal handler in the hub; the next record opens the stream
+            pass
+        if self._reader is not None and self._reader.error is not None:
+            self._notifier.notify(NotificationKind.SEAL_RESTORED)
+        self._key_change.set()
+        self.move_inbox()
+        self.wake.set()
+        self._room.set()
+
+    def _key_failed(self, error: SealError) -> None:
+        self._notifier.notify_rate_limited(NotificationKind.SEAL_FAILED, error)
+        self._key_change.set()
+
+    def move_inbox(self, most: int | None = _MOST_MOVED) -> None:
+        before = len(self.inbox)
+        super().move_inbox(most)
+        if 0 < len(self.inbox) < before:
+            self._mover.ensure_running()
+
+    def _move(self) -> None:
+        """Move the rest of the inbox, as far as there is room, and let other greenlets run in between."""
+        while left := len(self.inbox):
+            gevent.sleep(0)
+            forks.check()
+            super().move_inbox(_MOST_MOVED)
+            if len(self.inbox) >= left:
+                return
 
     def _on_timer(self) -> None:
         forks.check()
@@ -165,7 +261,7 @@ class StampedOutbox(Outbox):
         :returns: the record if it goes to the spool, or True; False if it cannot be put now.
         """
         stamper = self._stamper
-        if stamper is None or stamper.seal is None or stamper.has_ended:
+        if stamper.seal is None or stamper.has_ended or not stamper.is_open:
             return False
         rejected = self._counters.snapshot().rejected
         left_out = rejected.get(Rejection.LEFT_OUT, 0)
@@ -212,7 +308,7 @@ class StampedOutbox(Outbox):
 
         :returns: False if there is nothing to be put, or was before.
         """
-        self.stop_checkpoints()
+        self.stop()
         pending = self._checkpoint("end", self._put_last)
         if self.store is not None and self.store.is_always and not isinstance(pending, bool) and may_wait():
             self.store.ensure_running()
@@ -221,8 +317,13 @@ class StampedOutbox(Outbox):
                 self.store.pending.written.event.wait(deadline.left())
         return pending is not False
 
-    def stop_checkpoints(self) -> None:
-        """Stop the timer. In the hub's thread."""
+    def stop(self) -> None:
+        """Put no more checkpoints, and read no key. In the hub's thread."""
+        self._stop_timer()
+        if self._reader is not None:
+            self._reader.stop()
+
+    def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.stop()
@@ -230,29 +331,30 @@ class StampedOutbox(Outbox):
 
     def forget(self) -> None:
         super().forget()
-        if self._stamper is not None:
-            self._stamper.forget()
-        self.stop_checkpoints()
+        self._stamper.forget()
+        self._stop_timer()
+        if self._reader is not None:
+            self._reader.abandon()
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def _fill(self, max_bytes: int) -> None:
         before = len(self.window)
         super()._fill(max_bytes)
-        stamper = self._stamper
-        if self.store is not None and (stamper is None or stamper.seal is not None):
+        if self.store is not None and self._stamper.seal is not None:
             fresh = [frame for stream, _, frame in list(self.window)[before:] if stream is not self.stream]
             if fresh:
                 self._adopted(fresh)
 
     def _adopted(self, frames: list[bytes]) -> None:
         """Note the records of other streams, for the next checkpoint."""
+        self._stamper.adopt(frames)
         try:
-            (self._stamper or self._open()).adopt(frames)
-        except StamperBusyError:  # the records that follow name their stream too
+            self._open()
+        except StamperBusyError:  # the checkpoint follows
             pass
         except SealError as error:  # they are sent on all the same
-            self._notifier.notify_rate_limited(NotificationKind.NOT_RECORDED, error)
+            self._key_failed(error)
 
     def reject_first(self, reason: str) -> bytes:
         stream = self.window[0][0]
@@ -265,11 +367,18 @@ class StampedOutbox(Outbox):
     def take_all(self) -> list[Entry]:
         entries = super().take_all()
         self._give_up([frame for stream, _, frame in entries if stream is self.stream])
+        if any(isinstance(frame, Draft) for _, _, frame in entries):  # flush() waits for numbers that they do not have
+            self.end_flushes()
         return entries
+
+    def give_up(self, seconds: float | None) -> tuple[list[bytes], BaseException | None]:
+        if self._reader is not None:
+            self._reader.end_thread()
+        return super().give_up(seconds)
 
     def _give_up(self, frames: list[bytes]) -> None:
         stamper = self._stamper
-        if stamper is None or stamper.seal is None:
+        if stamper.seal is None:
             return
         for frame in frames:
             found = number_of(frame)
@@ -288,9 +397,15 @@ class StampedOutbox(Outbox):
             if frame.number:
                 return frame.stamped
             try:
-                stamper = self._stamper or self._open()
-                frame.stamped, frame.number, _ = stamper.stamp(frame, lambda stamped: None)
+                self._open()
+                frame.stamped, frame.number, _ = self._stamper.stamp(frame, lambda stamped: None)
                 return frame.stamped
             except (StamperBusyError, AuditError):
                 pass
         return frame
+
+    @property
+    def last_accepted(self) -> int:
+        # The first checkpoint has a number too, before those of the records that wait.
+        is_first_due = self._stamper.seal is not None and not self._stamper.is_open and len(self.inbox) > 0
+        return super().last_accepted + is_first_due

@@ -11,6 +11,11 @@ class Walker:
     def frame_of(self, message: Any, unix_time: float) -> bytes | None:
         """Return the frame of *message*, or None to let marshmallow decide."""
 
+class Chain:
+    """The numbers and keys of one stream."""
+
+    def __init__(self, stream: str, key: object | None) -> None: ...
+
 class Gate:
     """The common path of ``send()``."""
 

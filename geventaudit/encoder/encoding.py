@@ -24,10 +24,13 @@ from ..schema.addresses import canonical_address, service_tree_uuid
 from ..schema.json_safe import json_safe as json_safe_form
 from ..schema.rules import sorted_categories, sorted_identities, sorted_levels
 from ..schema.sealed import sealed_form
+from .draft import EMPTY_STAMP, KEY
 
 __all__ = [
     "DEFAULT_MAX_FRAME_BYTES",
     "OPTION_BYTES",
+    "TAG_AT",
+    "TAG_END",
     "Datetimes",
     "Encoder",
     "Packed",
@@ -38,6 +41,7 @@ __all__ = [
     "map_header",
     "pack",
     "record_body",
+    "reserved",
     "tag_bytes",
     "text_packer",
 ]
@@ -76,6 +80,7 @@ class Encoder:
     :param service_tree_id: written as ``env_ikey`` into every record; None leaves it out.
     :param datetimes: see :data:`Datetimes`.
     :param json_safe: replace or refuse custom data that JSON cannot carry; see :mod:`geventaudit.schema.json_safe`.
+    :param is_stamped: True to leave place for a stamp, by the plan; :meth:`encode` leaves none.
     :param is_sealed: True to write the canonical form that a seal covers; see :mod:`geventaudit.schema.sealed`.
     :param max_frame_bytes: the longest frame; a longer one is refused.
     :raises ValidationError: the service tree id is not a UUID, or is the nil UUID.
@@ -88,6 +93,7 @@ class Encoder:
         *,
         datetimes: Datetimes = "extension",
         json_safe: bool = False,
+        is_stamped: bool = False,
         is_sealed: bool = False,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     ) -> None:
@@ -102,6 +108,7 @@ class Encoder:
         self.native: frozenset[type] = frozenset({datetime}) if datetimes == "extension" else frozenset()
         """Types in custom data that MessagePack packs natively, without a hook."""
         self.json_safe = json_safe
+        self.is_stamped = is_stamped
         self.is_sealed = is_sealed
         self._default = _as_extension if datetimes == "extension" else _as_text
 
@@ -124,6 +131,22 @@ class Encoder:
         :raises ValidationError: JSON (with ``json_safe``) or a sealed record cannot carry a value.
         """
         return self.pack(self._form_of(data))
+
+    def pack_with_stamp(self, data: dict[str, Any]) -> tuple[bytes, int]:
+        """Return custom data in normal form as MessagePack with an empty stamp, and the place of its nil.
+
+        :raises Exception: see :meth:`pack_custom_data`; a ``ValidationError`` for the reserved key.
+        """
+        data = self._form_of(data)
+        if KEY in data:
+            raise reserved(KEY)
+        head, after = map_header(len(data) + 1), data
+        if self.is_sealed and data and min(data) < KEY:
+            before = {key: value for key, value in data.items() if key < KEY}
+            after = {key: value for key, value in data.items() if key > KEY}
+            head += self.pack(before)[len(map_header(len(before))) :]
+        tail = self.pack(after)[len(map_header(len(after))) :]
+        return head + EMPTY_STAMP + tail, len(head) + len(EMPTY_STAMP) - 1
 
     def _form_of(self, data: dict[str, Any]) -> dict[str, Any]:
         if self.is_sealed:
@@ -165,6 +188,11 @@ class Encoder:
         if isinstance(message, Diagnostic):
             return AuditType.DIAGNOSTIC.value, {}
         raise TypeError(f"got {show(message)} ({type(message).__name__})")
+
+
+def reserved(key: str) -> ValidationError:
+    """Return the error of custom data with the reserved key."""
+    return ValidationError({"CustomData": {key: ["is reserved for the stamp (stamp=True): use another key"]}})
 
 
 def record_body(record: Record, service_tree_id: str | None, *, is_sealed: bool = False) -> dict[str, Any]:
@@ -269,8 +297,13 @@ def array_header(size: int) -> bytes:
     return header
 
 
+_MAP_HEADERS = [bytes((0x80 + size,)) for size in range(16)]
+
+
 def map_header(size: int) -> bytes:
     """Return the header of a map of *size* keys, each with its value."""
+    if size < len(_MAP_HEADERS):
+        return _MAP_HEADERS[size]
     header: bytes = msgpack.Packer().pack_map_header(size)
     return header
 
@@ -310,8 +343,11 @@ class Packed(dict[Any, bytes]):
         return packed
 
 
-_TAG_END = len(msgpack.packb([""])) + len(AuditType.DATA_PLANE)  # all four tags have the same length
-_ENTRY_START = _TAG_END + 1  # behind the header of the array of one entry
+TAG_AT = len(msgpack.packb([]))
+"""The place of the tag in every frame."""
+TAG_END = TAG_AT + len(msgpack.packb(AuditType.DATA_PLANE.value))
+"""The place behind the tag; all four tags have the same length."""
+_ENTRY_START = TAG_END + 1  # behind the header of the array of one entry
 OPTION_BYTES = len(msgpack.packb(_OPTION))
 """The length of the options at the end of every frame."""
 _ENTRY_END = -OPTION_BYTES
@@ -319,7 +355,7 @@ _ENTRY_END = -OPTION_BYTES
 
 def tag_bytes(frame: bytes) -> bytes:
     """The part of a frame, made here, that is the same in all frames of its tag."""
-    return frame[:_TAG_END]
+    return frame[:TAG_END]
 
 
 def envelope(kind: AuditType) -> tuple[bytes, bytes]:
@@ -337,7 +373,7 @@ def bundle(frames: Sequence[bytes], chunk: str) -> bytes:
     packer.pack_array_header(len(frames))
     return b"".join(
         (
-            frames[0][:_TAG_END],
+            frames[0][:TAG_END],
             packer.bytes(),
             *(frame[_ENTRY_START:_ENTRY_END] for frame in frames),
             msgpack.packb({**_OPTION, "size": len(frames), "chunk": chunk}),

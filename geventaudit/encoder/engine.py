@@ -7,14 +7,11 @@ the environment, as in gevent.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .encoding import Encoder
-    from .plan import Plan
+__all__ = ["ENCODER", "Chain", "Gate", "Walker", "send"]
 
-__all__ = ["ENCODER", "Gate", "Walker", "send", "walker_of"]
-
+Chain: Any = None
 Gate: Any = None
 send: Any = None
 Walker: Any
@@ -24,17 +21,8 @@ ENCODER = "compiled"
 try:
     if os.environ.get("PURE_PYTHON"):
         raise ImportError("PURE_PYTHON is set")
-    from ._fast import Gate, Walker, send
+    from ._fast import Chain, Gate, Walker, send
 except ImportError:
     from .fallback import Walker
 
     ENCODER = "pure"
-
-
-def walker_of(plan: Plan, encoder: Encoder) -> Any:
-    """Return what executes *plan*: for sealed records, which are sorted, always in plain Python."""
-    if encoder.is_sealed:
-        from . import fallback
-
-        return fallback.Walker(plan, encoder)
-    return Walker(plan, encoder)

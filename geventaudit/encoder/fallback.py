@@ -18,6 +18,7 @@ from ..records import AuditType
 from ..schema.addresses import canonical_address
 from ..schema.values import SCALARS, normal_form
 from . import encoding
+from .draft import draft
 from .plan import REQUIRED, AddressNode, GroupsNode, ItemsNode, MemberNode, NestedNode, Plan, TextNode
 
 __all__ = ["Walker"]
@@ -30,7 +31,7 @@ class _UnsureError(Exception):
 
 
 class Walker:
-    """Writes frames by a plan. Thread-safe and re-entrant.
+    """Writes frames by a plan, or drafts if it is the plan of a stamp. Thread-safe and re-entrant.
 
     :param encoder: packs custom data.
     """
@@ -51,7 +52,7 @@ def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float
     custom = [part.name for part in plan.record.parts].index("custom_data")
     good, check, writes = _writers(plan.record, encoder)
     heads, names, tail, needs, max_bytes = plan.heads, plan.names, plan.tail, plan.needs, plan.max_bytes
-    with_custom, without_custom = plan.with_custom, plan.without_custom
+    with_custom, without_custom, is_stamped = plan.with_custom, plan.without_custom, encoder.is_stamped
     packed_time, floor = encoding.Packed(encoding.pack), math.floor
 
     def write(message: Any, unix_time: float) -> bytes | None:
@@ -63,13 +64,19 @@ def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float
         given = (*map(type, values),)
         if given not in good:
             check(given)
-        parts = [*map(call, writes, values)]
+        parts: list[Any] = [*map(call, writes, values)]
         for description, place, packed in needs:
             if not values[description] and packed in parts[place]:
                 return None
         header = with_custom if parts[custom] else without_custom
-        frame = b"".join([heads[kind], packed_time[floor(unix_time)], header, *parts, tail])
-        return frame if len(frame) <= max_bytes else None
+        pieces = [heads[kind], packed_time[floor(unix_time)], header, *parts, tail]
+        frame = b"".join(pieces)
+        if len(frame) > max_bytes:
+            return None
+        if not is_stamped:
+            return frame
+        cut = sum(map(len, pieces[: 3 + custom])) + parts[custom].cut
+        return draft(frame, cut, len(pieces[0]) + len(pieces[1]), unix_time)
 
     return write
 
@@ -124,6 +131,8 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
         return _items(node, encoder)
     if isinstance(node, GroupsNode):
         return _groups(node, encoder)
+    if encoder.is_stamped:
+        return frozenset({dict}), partial(_pack_with_stamp, node.before, encoder)
     return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack_custom_data)
 
 
@@ -185,9 +194,26 @@ def _pack_address(before: bytes, value: Any) -> bytes:
 
 
 def _pack_custom(before: bytes, pack: Write, value: dict[Any, Any]) -> bytes:
+    value = _normal_form(value)
+    return before + pack(value) if value else b""
+
+
+class _Cut(bytes):
+    """Custom data with an empty stamp, and the place of its nil."""
+
+    cut: int
+
+
+def _pack_with_stamp(before: bytes, encoder: encoding.Encoder, value: dict[Any, Any]) -> bytes:
+    packed, cut = encoder.pack_with_stamp(_normal_form(value))
+    made = _Cut(before + packed)
+    made.cut = len(before) + cut
+    return made
+
+
+def _normal_form(value: dict[Any, Any]) -> dict[Any, Any]:
     value = value.copy()
     for key, each in value.items():
         if type(key) is not str or type(each) not in SCALARS:
-            value = normal_form(value)  # the rule itself, for custom data that is not flat and plain
-            break
-    return before + pack(value) if value else b""
+            return normal_form(value)  # the rule itself, for custom data that is not flat and plain
+    return value

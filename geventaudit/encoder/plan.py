@@ -84,6 +84,10 @@ class CustomNode(NamedTuple):
     native: frozenset[type]
     is_json_safe: bool
     """True if custom data is converted before it is packed; see :mod:`geventaudit.schema.json_safe`."""
+    is_stamped: bool
+    """True to leave place for a stamp: then custom data is never left out."""
+    is_sealed: bool
+    """True to write the form of :mod:`geventaudit.schema.sealed`."""
 
 
 class Part(NamedTuple):
@@ -129,7 +133,7 @@ def stock_schema() -> MsgSchema:
 
 def plan_of(encoder: encoding.Encoder) -> Plan:
     """Return the plan of the frames that *encoder* makes of messages by the stock schema."""
-    record = _record_node(encoder.native, encoder.json_safe, encoder.is_sealed)
+    record = _record_node(encoder.native, encoder.json_safe, encoder.is_stamped, encoder.is_sealed)
     heads = {kind: encoding.envelope(kind)[0] for kind in SENDABLE.values()}
     own = {} if encoder.service_tree_id is None else {"env_ikey": encoder.service_tree_id}
     first = b"".join(encoding.pack(key) + encoding.pack(value) for key, value in own.items())
@@ -141,7 +145,7 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
         heads=heads,
         names=SENDABLE,
         with_custom=encoding.map_header(size) + first,
-        without_custom=encoding.map_header(size - 1) + first,
+        without_custom=encoding.map_header(size - (not encoder.is_stamped)) + first,
         tail=encoding.envelope(AuditType.DATA_PLANE)[1],
         needs=tuple(
             (names.index(description), names.index(name), encoding.pack(value.value))
@@ -153,14 +157,15 @@ def plan_of(encoder: encoding.Encoder) -> Plan:
 
 
 @cache
-def _record_node(native: frozenset[type], is_json_safe: bool, is_sealed: bool) -> NestedNode:
+def _record_node(native: frozenset[type], is_json_safe: bool, is_stamped: bool, is_sealed: bool) -> NestedNode:
     field: Any = stock_schema().fields["record"]
     node = _nested(b"", field.schema, encoding.record_body(_EXAMPLE, None, is_sealed=is_sealed), headers=False)
     parts = []
     for part in node.parts:
         inner = part.node
         if isinstance(inner, CustomNode):
-            inner = inner._replace(native=native, is_json_safe=is_json_safe)
+            inner = inner._replace(native=native, is_json_safe=is_json_safe and not is_sealed)
+            inner = inner._replace(is_stamped=is_stamped, is_sealed=is_sealed)
         elif is_sealed and isinstance(inner, GroupsNode) and inner.order is None:
             inner = inner._replace(order=_by_key)
         parts.append(part._replace(node=inner))
@@ -197,5 +202,5 @@ def _node(before: bytes, field: Any, example: Any) -> Node:
         (value,) = example.values()
         return GroupsNode(before, _node(b"", field.key_field, None), _node(b"", field.value_field, value), field.order)
     if isinstance(field, CustomData):
-        return CustomNode(before, MAX_DEPTH, frozenset(), False)
+        return CustomNode(before, MAX_DEPTH, frozenset(), is_json_safe=False, is_stamped=False, is_sealed=False)
     return _nested(before, field.schema, example)

@@ -67,8 +67,7 @@ def _register_hooks() -> None:
 def register_keys(holder: KeyHolder) -> None:
     """Call the methods of *holder* at every fork while *holder* exists; in the child, before all other objects."""
     _register_hooks()
-    _holders[:] = [each for each in _holders if each() is not None]
-    _holders.append(weakref.ref(holder))
+    _holders.append(weakref.ref(holder, _holders.remove))
 
 
 def _key_holders() -> list[KeyHolder]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..encoder.draft import KEY
 from ..encoder.encoding import pack
 from ..errors import show
 from ..records import CallerIdentityType
@@ -26,9 +27,6 @@ __all__ = [
     "canonical_bytes",
     "canonical_digest",
 ]
-
-KEY = "geventaudit"
-"""The one reserved key of custom data."""
 
 NO_MAC = "0" * 64
 """Stands for the MAC in the bytes that are authenticated."""

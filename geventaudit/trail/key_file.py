@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import SealError, show
@@ -20,7 +21,10 @@ from ..runtime.clock import Deadline
 from .keys import next_start
 from .secret import KEY_BYTES, Secret
 
-__all__ = ["create", "read_copy", "read_static", "take"]
+__all__ = ["close_inherited", "create", "read_copy", "read_static", "take"]
+
+# gevent's would look for a hub, and these functions run in other threads too.
+_close: Callable[[int], None] = native.original("os", "close")
 
 _NAME, _VERSION = b"geventaudit-seal-key", b"1"
 _MAX_BYTES = 256
@@ -47,7 +51,7 @@ def create(path: str) -> None:
 def take(path: str) -> tuple[Secret, int]:
     """Return the master key in the file and its start, after the file was replaced by the next one's.
 
-    Waits up to 2 s while other processes do the same. Does not switch.
+    Blocks, up to 2 s while other processes do the same: for a native thread. Does not switch.
 
     :raises SealError: it cannot be done.
     """
@@ -63,10 +67,33 @@ def take(path: str) -> tuple[Secret, int]:
         except OSError as error:
             raise _unusable(path, error) from error
         finally:
-            os.close(descriptor)  # and with it the lock
+            _close(descriptor)  # and with it the lock
         if deadline.has_passed():
-            raise SealError(f"the key file {path} is locked by another process for more than {_LOCK_SECONDS} s")
+            raise SealError(
+                f"the key file {path} is locked by another process for more than {_LOCK_SECONDS} s: "
+                f"run `fuser {path}` to find it"
+            )
         native.sleep(0.001)
+
+
+def close_inherited(path: str) -> None:
+    """Close the descriptors that :func:`take` has opened, in a child that was forked meanwhile. Best effort.
+
+    A copy of the locked descriptor would keep the lock for as long as the child lives.
+    """
+    opened = set()
+    for each in (path, f"{path}.next"):
+        with suppress(OSError):
+            opened.add(_identity(os.lstat(each)))
+    with suppress(OSError):
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):
+                if _identity(os.fstat(descriptor)) in opened:
+                    _close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def read_copy(path: str) -> tuple[Secret, int]:
@@ -84,19 +111,23 @@ def read_copy(path: str) -> tuple[Secret, int]:
         key = None if digits is None else digits.unhexed()
         return (key, 0) if key is not None and len(key) >= KEY_BYTES else _parsed(content, path)
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def read_static(path: str) -> Secret:
     """Return the master key in a file that this process cannot or must not replace.
 
-    :raises SealError: it is no key file, or other users can read it.
-    :raises OSError: it cannot be read.
+    :raises SealError: it is no key file, cannot be read, or other users can read it.
     """
-    status = os.stat(path)
-    if status.st_mode & 0o077:
-        raise SealError(f"the key file {path} must be for its owner alone (chmod 600), has the mode {_mode(status)}")
-    return read_copy(path)[0]
+    try:
+        status = os.stat(path)
+        if status.st_mode & 0o077:
+            raise SealError(
+                f"the key file {path} must be for its owner alone (chmod 600), has the mode {_mode(status)}"
+            )
+        return read_copy(path)[0]
+    except OSError as error:
+        raise _unusable(path, error) from error
 
 
 def _is_locked(descriptor: int, path: str) -> bool:
@@ -146,7 +177,7 @@ def _write(path: str, secret: Secret, start: int) -> None:
         os.fchmod(descriptor, 0o600)
         secret.write_line(descriptor, b"%b %b " % (_NAME, _VERSION), b" %d\n" % start)
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _sync_folder(path: str) -> None:
@@ -154,12 +185,22 @@ def _sync_folder(path: str) -> None:
     try:
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _unusable(path: str, error: OSError) -> SealError:
-    advice = "; make one with geventaudit seal-key" if error.errno == errno.ENOENT else ""
-    return SealError(f"the key file {path} cannot be used: {error.strerror or show(error)}{advice}")
+    return SealError(
+        f"the key file {path} cannot be used: {error.strerror or show(error)}{_ADVICE.get(error.errno, '')}"
+    )
+
+
+_ADVICE: dict[int | None, str] = {
+    errno.ENOENT: "; make one with geventaudit seal-key",
+    errno.EACCES: "; it and its folder must be writable for this user, or give static=True",
+    errno.EPERM: "; it and its folder must be writable for this user, or give static=True",
+    errno.EROFS: "; for a secret that cannot be replaced, give static=True",
+    errno.ELOOP: "; it must not be a symbolic link, or give static=True",
+}
 
 
 def _mode(status: os.stat_result) -> str:

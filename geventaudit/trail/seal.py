@@ -24,8 +24,8 @@ class SealBusyError(SealError):
 class Seal:
     """The keys by which the clients of a process authenticate their records. Constructing one opens nothing.
 
-    Several clients may share a seal. Before the first record of a process, the key file is read and replaced, which
-    takes a sync of the disk.
+    Several clients may share a seal. The first record of a process has the key file read and replaced, in a native
+    thread. Records that are accepted meanwhile wait on the queue.
 
     :param key_file: made by ``geventaudit seal-key``; readable and writable for this user only, as is its folder. Each
         start reads a key from it and replaces that by a later one.
@@ -68,23 +68,41 @@ class Seal:
         self._forking: dict[int, KeyNode | str | None] = {}  # the child's node, by the thread that forks
         self._lock = native.allocate_lock()
         self._holder = 0
+        self._reading = native.allocate_lock()  # held by a native thread that reads the key file
+        forks.register_keys(self)
 
     def __repr__(self) -> str:
         return "Seal(key=<secret>)" if self._path is None else f"Seal(key_file={self._path!r})"
 
-    def take_stream(self) -> tuple[StreamName, Secret]:
-        """Return the name and the first record key of a new stream. The first call reads the key file.
+    @property
+    def needs_reading(self) -> bool:
+        """True if :meth:`read` has to be called before :meth:`take_stream`."""
+        return self._path is not None and self._node is None and self._error is None
+
+    def read(self) -> None:
+        """Read and replace the key file, unless that was done. Blocks, up to seconds: for a native thread.
 
         :raises SealError: the key file cannot be used.
+        """
+        with self._reading:
+            if self.needs_reading:
+                node = self._read()
+                with self._locked():
+                    self._node = node
+
+    def take_stream(self) -> tuple[StreamName, Secret]:
+        """Return the name and the first record key of a new stream. Does not wait.
+
+        :raises SealError: this process has no keys; :class:`SealBusyError` in a signal handler.
         """
         forks.check()
         with self._locked():
             if self._error is not None:
                 raise SealError(self._error)
             if self._node is None:
-                self._node = self._opened()
-                self._key = None
-                forks.register_keys(self)
+                if self._key is None:
+                    raise SealError("the key file was not read yet")
+                self._node, self._key = self._root_of(self._key, 0), None
             return self._node.take_stream()
 
     @property
@@ -92,24 +110,18 @@ class Seal:
         """The number of children of this process: clients and forked processes."""
         return 0 if self._node is None else self._node.children
 
-    def _opened(self) -> KeyNode:
+    def _read(self) -> KeyNode:
+        from . import key_file as files
+
+        path = str(self._path)
+        return self._root_of(*((files.read_static(path), 0) if self._is_static else files.take(path)))
+
+    def _root_of(self, master: Secret, start: int) -> KeyNode:
         import secrets
 
-        from . import key_file as files
         from .keys import SALT_BYTES, root_of
 
-        salt = secrets.token_bytes(SALT_BYTES)
-        if self._path is None:
-            if self._key is None:
-                raise SealError("a fork in the middle of taking a key has lost it: construct a new Seal")
-            return root_of(self._key, salt, 0)
-        if self._is_static:
-            try:
-                return root_of(files.read_static(self._path), salt, 0)
-            except OSError as error:
-                raise SealError(f"the key file {self._path} cannot be read: {error.strerror}") from error
-        master, start = files.take(self._path)
-        return root_of(master, salt, start)
+        return root_of(master, secrets.token_bytes(SALT_BYTES), start)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -147,6 +159,11 @@ class Seal:
         node = self._forking.get(native.thread_ident())
         self._forking = {}
         self._lock, self._holder = native.allocate_lock(), 0
+        if self._path is not None and self._reading.locked():
+            from . import key_file as files
+
+            files.close_inherited(self._path)
+        self._reading = native.allocate_lock()
         if isinstance(node, str):
             self._node, self._error = None, node
         else:

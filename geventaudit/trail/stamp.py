@@ -23,21 +23,22 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..encoder.encoding import map_header, pack
-from ..errors import ValidationError
+from ..encoder.draft import EMPTY_STAMP, KEY, Draft, draft
+from ..encoder.encoding import TAG_AT, TAG_END, map_header, pack, reserved
 from ..protocol.decoding import decoded
-from ..records import AuditType, Msg
-from .canonical import KEY, NO_MAC
+from ..records import Msg
+from .canonical import NO_MAC
 
 __all__ = [
     "MAX_STAMP_BYTES",
-    "Draft",
     "HandedBackStamp",
     "StampLayout",
     "draft_of",
     "handed_back",
     "number_of",
     "time_text",
+    "with_checkpoint",
+    "with_earlier",
     "without_handed_back_stamp",
 ]
 
@@ -51,9 +52,7 @@ _KEY = pack(KEY)
 _CUSTOM_DATA = pack("CustomData")
 _CATEGORIES = pack("OperationCategories")
 _CATEGORIES_TEXT = b"OperationCategories"
-_TAG = len(pack([""]))  # all tags have the same length
-_TAG_END = _TAG + len(AuditType.DATA_PLANE)
-_TIME = _TAG_END + 2  # behind the headers of one entry and its two parts
+_TIME = TAG_END + 2  # behind the headers of one entry and its two parts
 _ZEROS = NO_MAC.encode()
 
 
@@ -66,36 +65,8 @@ class HandedBackStamp(dict[str, Any]):
     __slots__ = ()
 
 
-class Draft(bytes):
-    """A frame that has no number yet, and the parts between which its stamp goes.
-
-    The bytes are those of the whole frame without a stamp.
-    """
-
-    head: bytes
-    """The frame up to the stamp; it ends with the reserved key."""
-    tail: bytes
-    """The frame behind the stamp."""
-    body: int
-    """The place of the body in ``head``."""
-    time: bytes
-    """The stamp's time, packed."""
-    was = b""
-    """The earlier numbers with their key, packed; empty if there are none."""
-    checkpoint = b""
-    """The checkpoint with its key, packed; empty in a user's record."""
-    number = 0
-    """The record's number; 0 before it has one."""
-    stamped = b""
-    """The frame with its stamp; empty before it has one."""
-    pending: Any = None
-    """What the outbox returned for the frame."""
-
-
-def draft_of(
-    frame: bytes, unix_time: float, *, is_sorted: bool, was: list[Any] | None = None, checkpoint: Any = None
-) -> Draft:
-    """Return *frame* without a number, and with a place for its stamp.
+def draft_of(frame: bytes, unix_time: float, *, is_sorted: bool) -> Draft:
+    """Return *frame* with an empty stamp.
 
     :param frame: made by an :class:`~geventaudit.encoder.encoding.Encoder`.
     :param unix_time: the time of the frame.
@@ -105,33 +76,32 @@ def draft_of(
     body, custom = _place_of(frame)
     if not frame.startswith(_CUSTOM_DATA, custom):
         fuller = bytes((frame[body] + 1,))
-        head = b"".join((frame[:body], fuller, frame[body + 1 : custom], _CUSTOM_DATA, b"\x81", _KEY))
+        head = b"".join((frame[:body], fuller, frame[body + 1 : custom], _CUSTOM_DATA, b"\x81"))
         at = custom
     else:
         header = custom + len(_CUSTOM_DATA)
         size, first = _map_size(frame, header)
         at = _place_in(frame, first, size) if is_sorted else first
         if _KEY in frame and _has_key(frame, first, size):
-            raise _reserved()
-        head = b"".join((frame[:header], _map_header(size + 1), frame[first:at], _KEY))
-    draft = Draft(frame)
-    draft.body = body
-    draft.head = head
-    draft.tail = frame[at:]
-    draft.time = b"\xbb" + time_text(unix_time)
-    if was is not None:
-        draft.was = b"\xa3was" + pack(was[-MAX_WAS:])
-    if checkpoint is not None:
-        draft.checkpoint = b"\xaacheckpoint" + pack(checkpoint)
-    return draft
+            raise reserved(KEY)
+        head = b"".join((frame[:header], _map_header(size + 1), frame[first:at]))
+    return draft(b"".join((head, EMPTY_STAMP, frame[at:])), len(head) + len(EMPTY_STAMP) - 1, body, unix_time)
+
+
+def with_earlier(made: Draft, was: list[Any]) -> Draft:
+    """Return a draft with the earlier numbers of its record."""
+    made.was = b"\xa3was" + pack(was[-MAX_WAS:])
+    return made
+
+
+def with_checkpoint(made: Draft, checkpoint: dict[str, Any]) -> Draft:
+    """Return a draft with a checkpoint."""
+    made.checkpoint = b"\xaacheckpoint" + pack(checkpoint)
+    return made
 
 
 def _map_header(size: int) -> bytes:
     return _SIZES[size] if size < 16 else map_header(size)
-
-
-def _reserved() -> ValidationError:
-    return ValidationError({"CustomData": {KEY: ["is reserved for the stamp (stamp=True): use another key"]}})
 
 
 def _place_of(frame: bytes) -> tuple[int, int]:
@@ -215,7 +185,7 @@ def _skipped(frame: bytes, at: int) -> int:
     return at
 
 
-_second = (0, b"")  # a second, and its text
+_second = (-1, b"")  # a second, and its text
 
 
 def time_text(unix_time: float) -> bytes:
@@ -249,17 +219,17 @@ class StampLayout:
         size = self._size
         if draft.was or draft.checkpoint:
             size += bool(draft.was) + bool(draft.checkpoint)
-        head = draft.head
         return b"".join(
             (
-                *(head, _SIZES[size], draft.checkpoint, self._before, _packed(number), self._between),
-                *(head[_TAG - 1 : _TAG_END], b"\xa4time", draft.time, draft.was, draft.tail),
+                *(draft[: draft.cut], _SIZES[size], draft.checkpoint, self._before, _packed(number), self._between),
+                *(draft[TAG_AT:TAG_END], b"\xa4time\xbb", time_text(draft.unix_time), draft.was),
+                draft[draft.cut + 1 :],
             )
         )
 
     def place_of_mac(self, draft: Draft) -> int:
         """Return the place of the 64 digits in the frame of *draft*."""
-        return len(draft.head) + 1 + len(draft.checkpoint) + 6
+        return draft.cut + 1 + len(draft.checkpoint) + 6
 
 
 _SIZES = [bytes((0x80 + size,)) for size in range(16)]
@@ -282,15 +252,22 @@ def number_of(frame: bytes) -> tuple[str, int] | None:
 
 
 def handed_back(frames: Iterable[bytes]) -> list[Msg]:
-    """Return the messages in *frames*, for the application, which may send them again. Checkpoints are left out."""
+    """Return the messages in *frames*, for the application, which may send them again. Checkpoints are left out.
+
+    A :class:`Draft` has no number yet.
+    """
     messages = []
-    for message in decoded(frames):
-        stamp = message.record.custom_data.get(KEY)
-        if isinstance(stamp, dict):
-            if "checkpoint" in stamp:
-                continue
-            message.record.custom_data = {**message.record.custom_data, KEY: HandedBackStamp(stamp)}
-        messages.append(message)
+    for frame in frames:
+        for message in decoded([frame]):
+            data = message.record.custom_data
+            stamp = data.get(KEY)
+            if isinstance(frame, Draft):
+                message.record.custom_data = {key: value for key, value in data.items() if key != KEY}
+            elif isinstance(stamp, dict):
+                if "checkpoint" in stamp:
+                    continue
+                message.record.custom_data = {**data, KEY: HandedBackStamp(stamp)}
+            messages.append(message)
     return messages
 
 
@@ -304,7 +281,7 @@ def without_handed_back_stamp(msg: Msg) -> tuple[Msg, list[Any]] | None:
         return None
     stamp = data[KEY]
     if type(stamp) is not HandedBackStamp:
-        raise _reserved()
+        raise reserved(KEY)
     plain = {key: value for key, value in data.items() if key != KEY}
     earlier = [*stamp.get("was", ()), [stamp["stream"], stamp["seq"]]]
     return Msg(msg.type, msg.record.replace(custom_data=plain)), earlier

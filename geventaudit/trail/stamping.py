@@ -6,7 +6,6 @@ handler's record gets its number afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from bisect import insort
@@ -15,7 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gevent.queue import Full
 
-from ..encoder.encoding import OPTION_BYTES, Encoder
+from ..encoder import engine
+from ..encoder.draft import KEY, Draft
+from ..encoder.encoding import Encoder
 from ..errors import AuditError, ClientClosedError
 from ..filling import UNKNOWN_ADDRESS
 from ..records import (
@@ -30,10 +31,9 @@ from ..records import (
     TargetResource,
 )
 from ..version import __version__
-from .canonical import KEY, canonical_digest
+from .chain import Chain
 from .seal import Seal
-from .secret import Secret
-from .stamp import Draft, StampLayout, draft_of, number_of, without_handed_back_stamp
+from .stamp import draft_of, number_of, with_checkpoint, with_earlier, without_handed_back_stamp
 
 __all__ = ["CheckpointKind", "Facts", "Stamper", "StamperBusyError", "Trail", "ranges"]
 
@@ -55,10 +55,7 @@ class Trail:
         self._encoder = encoder
 
     def stamper(self) -> Stamper:
-        """Return the stamper of a new stream.
-
-        :raises SealError: the key of the seal cannot be used.
-        """
+        """Return the stamper of a new stream, which is not open yet."""
         return Stamper(self._seal, self._encoder)
 
     def without_old_stamp(self, msg: Any, shape: Callable[[Any], Msg]) -> tuple[Any, list[Any] | None]:
@@ -82,11 +79,12 @@ class Trail:
 
         :raises ValidationError: custom data has the reserved key.
         """
-        return draft_of(frame, unix_time, is_sorted=self._seal is not None, was=was)
+        made = frame if isinstance(frame, Draft) else draft_of(frame, unix_time, is_sorted=self._seal is not None)
+        return made if was is None else with_earlier(made, was)
 
 
 class StamperBusyError(Exception):
-    """The caller has interrupted the code that gives a number to another record."""
+    """No record can get its number now: the key is not there yet, or the caller has interrupted another record."""
 
 
 class Facts(NamedTuple):
@@ -98,34 +96,20 @@ class Facts(NamedTuple):
     left_out: int
 
 
-class _State(NamedTuple):
-    number: int
-    """The last number that was given."""
-    key: Secret | None
-    """The key of the next record; None without a seal."""
-
-
 class Stamper:
     """Gives the records of one stream their numbers. In the hub; may be entered again by a signal handler.
 
     :param seal: authenticates the records; None for a stamp alone.
     :param encoder: the client's, for checkpoints.
-    :raises SealError: the key file cannot be used.
     """
 
     def __init__(self, seal: Seal | None, encoder: Encoder) -> None:
         self.seal = seal
+        self.stream = ""
+        """The name of the stream; empty before :meth:`open`."""
         self._encoder = encoder
-        if seal is None:
-            self.stream = secrets.token_hex(16)
-            key = None
-        else:
-            name, key = seal.take_stream()
-            self.stream = str(name)
-        self._layout = StampLayout(self.stream, is_sealed=seal is not None)
-        self._state = _State(0, key)
-        self._is_busy = False
-        self._digest = hashlib.sha256()
+        self.chain: Any = None
+        """A :class:`~geventaudit.trail.chain.Chain`, compiled or not; None before :meth:`open`."""
         self._void: list[int] = []
         self._given_up: list[int] = []
         self._adopted: dict[str, int] = {}
@@ -133,49 +117,57 @@ class Stamper:
         self.has_ended = False
         """True once the last checkpoint was put."""
 
+    def open(self) -> None:
+        """Begin the stream: take its name, and with a seal its first key.
+
+        :raises SealError: the key of the seal was not read yet, or cannot be used.
+        """
+        name, key = (secrets.token_hex(16), None) if self.seal is None else self.seal.take_stream()
+        self.stream = str(name)
+        self.chain = (engine.Chain or Chain)(self.stream, key)
+
+    @property
+    def is_open(self) -> bool:
+        """True if records can get their numbers."""
+        return self.chain is not None
+
     def stamp(self, draft: Draft, put: Callable[[bytes], _T]) -> tuple[bytes, int, _T]:
         """Give *draft* the next number, seal it, and *put* the frame where it belongs.
 
         A number is used up if *put* returns, or if nobody can know whether it has put the frame.
 
         :returns: the frame, its number, and the result of *put*.
-        :raises StamperBusyError: another record gets its number now.
+        :raises StamperBusyError: another record gets its number now, or the stream is not open.
         :raises Exception: the ones of *put*, which has put nothing.
         """
         return self._commit(draft, put)
 
     def _commit(self, made: Draft | Callable[[], Draft], put: Callable[[bytes], _T]) -> tuple[bytes, int, _T]:
         # No function is called between the question and the assignment, so no signal handler comes in between.
-        if self._is_busy:
+        chain = self.chain
+        if chain is None or chain.is_busy:
             raise StamperBusyError
-        self._is_busy = True
+        chain.is_busy = True
         try:
             if self.has_ended:
                 raise ClientClosedError("the client is closed")
             draft = made if isinstance(made, Draft) else made()
-            before = self._state
-            number, key, digest = before.number + 1, before.key, b""
-            frame = self._layout.frame_of(draft, number)
-            if key is not None:
-                digest = canonical_digest(frame[draft.body : -OPTION_BYTES])
-                at = self._layout.place_of_mac(draft)
-                frame = b"".join((frame[:at], key.mac_digits(digest), frame[at + 64 :]))
-                key = key.evolve()
-            following = _State(number, key)
+            before, following, number = chain.state, chain.following(), chain.number + 1
+            frame, digest = chain.frame_of(draft)
             try:
-                self._state = following
+                chain.state = following
                 result = put(frame)
                 if digest:
-                    self._digest.update(digest)
+                    chain.digest.update(digest)
             except (Full, AuditError):
-                self._state = before
+                chain.state = before
                 raise
             except BaseException:
                 self.void(number)
                 raise
             return frame, number, result
         finally:
-            self._is_busy = False
+            chain.is_busy = False
 
     def void(self, number: int) -> None:
         """Note that no accepted record has *number*."""
@@ -203,8 +195,9 @@ class Stamper:
 
     def forget(self) -> None:
         """Drop the keys, in a forked child: they are the parent's."""
-        self._state = _State(0, None)
         self.has_ended = True
+        if self.chain is not None:
+            self.chain.forget()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -221,13 +214,13 @@ class Stamper:
             checkpoint: dict[str, Any] = {"delivered": facts.delivered, "kind": kind}
             checkpoint |= {"left_out": facts.left_out, "refused": facts.refused}
             if self.seal is not None:
-                checkpoint |= {"children": self.seal.children, "digest": self._digest.hexdigest()}
+                checkpoint |= {"children": self.seal.children, "digest": self.chain.digest.hexdigest()}
             for name, value in (("adopted", adopted), ("given_up", given_up), ("void", void)):
                 if value:
                     checkpoint[name] = value
             now = time.time()
             frame = self._encoder.encode(_message(self.stream), now)
-            return draft_of(frame, now, is_sorted=True, checkpoint=dict(sorted(checkpoint.items())))
+            return with_checkpoint(draft_of(frame, now, is_sorted=True), dict(sorted(checkpoint.items())))
 
         _, _, result = self._commit(make, put)
         self.has_ended = kind == "end"
