@@ -204,8 +204,8 @@ def queued(client: Client) -> list[bytes]:
 @is_compiled
 @pytest.mark.parametrize("sealed", [False, True])
 def test_the_gate_writes_what_the_slow_path_writes(sealed: bool) -> None:
-    salt = mock.patch("geventaudit.trail.seal.secrets.token_bytes", lambda size: bytes(size))
-    name = mock.patch("geventaudit.trail.stamping.secrets.token_hex", lambda size: "ab" * size)
+    salt = mock.patch("secrets.token_bytes", lambda size: bytes(size))
+    name = mock.patch("secrets.token_hex", lambda size: "ab" * size)
     frames = []
     for fast in (True, False):
         with salt, name, mock.patch("time.time", return_value=TIME), client_of(sealed) as client:

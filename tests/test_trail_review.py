@@ -53,7 +53,7 @@ def resealed(body: dict[str, Any], steps: int) -> dict[str, Any]:
     made = copy.deepcopy(body)
     made["OperationName"] = "DeleteUser"
     stamp_of(made)["mac"] = NO_MAC
-    first = writer().stamper._state.key
+    first = writer().stamper.chain.state.key
     assert first is not None
     key = first.evolve_by(stamp_of(body)["seq"] - 1 + steps)
     stamp_of(made)["mac"] = key.mac(canonical_digest(canonical_bytes(made))).hex()
