@@ -106,12 +106,12 @@ class Segment:
             header = Reader(descriptor, magic, HEADER_SIZE).get(0, HEADER_SIZE)
             magic, first = parse_header(header) or (magic, first)
             segment = cls(name, descriptor, magic, first)
-            return segment, segment._measure(counts.get(magic) if limit is None else limit)
+            return segment, segment._measure(limit, counts.get(magic))
         except BaseException:
             close_descriptor(descriptor)
             raise
 
-    def _measure(self, limit: int | None) -> int:
+    def _measure(self, limit: int | None, count: int | None) -> int:
         """Set ``count`` and ``end``, and return the highest sequence number in the file, torn frames included.
 
         The frames are counted by their magics. All frames are read only if the last one does not confirm that number.
@@ -120,7 +120,8 @@ class Segment:
         reader = self._reader()
         magics, last = reader.magics(HEADER_SIZE)
         found = reader.frame_at(last) if last >= 0 else None
-        if limit is None and found and found.position + 1 == magics and found.end == self.file_size:
+        is_whole = found is not None and found.position + 1 == magics and found.end == self.file_size
+        if limit is None and is_whole and count in (None, magics):
             self.count = self.known = magics
             return self.last
         self.count, end = 0, min(HEADER_SIZE, self.file_size)
@@ -132,7 +133,9 @@ class Segment:
             self.count, self.known, self.end = limit, limit, end
             return max(self.last, self.first + magics - 1)
         self.known = self.count
-        if end == self.file_size or reader.is_torn(end, self.count):
+        if count is not None:
+            self.count = self.known = count
+        elif end == self.file_size or reader.is_torn(end, self.count):
             self.end = end
         else:
             # An unreadable rest counts as one frame at least.
