@@ -307,7 +307,7 @@ def test_records_wait_for_a_thread_that_has_no_hub(
         assert (made[0].stats().accepted, made[0].stats().queued) == (20, 20)
         gevent.sleep(0.05)
         assert not got
-        assert caplog.text.count("records of other threads wait for that") == 1
+        assert caplog.text.count("records of other threads wait until") == 1
         may_go_on.append(True)
         thread.get()
         assert results == ([True, []] if how == "first use" else [[]])
