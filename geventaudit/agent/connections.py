@@ -176,6 +176,10 @@ class Link:
             return "a sender that has hung up"
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    def setsockopt(self, level: int, name: int, value: int | bytes) -> None:
+        """Set an option of the socket. Tests break connections by one."""
+        self.sock.setsockopt(level, name, value)
+
     def unread(self) -> int:
         """Return the number of bytes that the socket holds; with TLS, of encrypted data."""
         if self.sock.fileno() < 0:
