@@ -235,8 +235,7 @@ class AuditClient:
         try:
             self.send(msg)
         except Exception as error:
-            if type(error) is not QueueFullError:  # send() has notified of a full queue
-                self.report(error)
+            self.report(error)
             return error
         return None
 
@@ -383,10 +382,12 @@ class AuditClient:
         For integrations, which must not raise into the application. Never waits. Thread-safe. Rate-limited: at most one
         notification a second, which counts the suppressed ones in ``missed``.
 
-        :param error: the reason. The client itself notifies of a :class:`~geventaudit.QueueFullError`.
+        :param error: the reason. A full queue is not notified of again: ``send()`` has done that. Failures of spools
+            and seals are, since their own notifications do not name refused records.
         :param recorded: True if the event was recorded without one of its parts: notified as ``INCOMPLETE``.
         """
-        self._notify(NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED, error)
+        if type(error) is not QueueFullError:
+            self._notify(NotificationKind.INCOMPLETE if recorded else NotificationKind.NOT_RECORDED, error)
 
     def _notify(self, kind: NotificationKind, error: BaseException) -> None:
         """Notify, rate-limited. Thread-safe."""

@@ -7,6 +7,7 @@ greenlet to stop, and notifications can be read after the client is closed.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from datetime import UTC, datetime
@@ -125,6 +126,7 @@ class Notifier:
         self._channel: NotificationChannel | None = None
         self._has_ended = False
         self._limited: dict[NotificationKind, tuple[float, int]] = {}  # when last, and how many not since
+        self._is_away = False  # the log has the failure of the connection, and not its end
 
     def channel(self) -> NotificationChannel:
         """Return the channel; always the same."""
@@ -152,11 +154,17 @@ class Notifier:
             self._backlog[0] = self._backlog[0]._replace(missed=self._backlog[0].missed + oldest.missed + 1)
         self._backlog.append(Notification(datetime.now(UTC), kind, error, undelivered, missed))
         self._serve_waiting_readers()
+        # The end of a failure has the level of the failure: a log without one of them misleads.
+        level = logging.WARNING if error is not None or kind in _WARNINGS else logging.INFO
+        if kind in (NotificationKind.CONNECT_FAILED, NotificationKind.CONNECTION_LOST):
+            self._is_away = True
+        elif kind is NotificationKind.CONNECTED and self._is_away:
+            self._is_away, level = False, logging.WARNING
         if gevent.getcurrent() is get_hub_if_exists():  # a log handler may wait, and in the hub nothing may
-            gevent.spawn(_log, kind, error)
+            gevent.spawn(_log, level, kind, error)
             return
         try:
-            _log(kind, error)
+            _log(level, kind, error)
         except Exception:  # a log handler's: it must not end the caller, whose state has changed
             sys.excepthook(*sys.exc_info())
 
@@ -202,14 +210,14 @@ class Notifier:
             channel.put(item)
 
 
-def _log(kind: NotificationKind, error: BaseException | None) -> None:
+def _log(level: int, kind: NotificationKind, error: BaseException | None) -> None:
     if error is None:
-        level = "warning" if kind is NotificationKind.BEST_EFFORT else "info"
-        getattr(logger(), level)("%s", kind.value)
+        logger().log(level, "%s", kind.value)
     else:
-        logger().warning("%s: %s%s", kind.value, error, _NEXT_STEPS.get(kind, ""))
+        logger().log(level, "%s: %s%s", kind.value, error, _NEXT_STEPS.get(kind, ""))
 
 
+_WARNINGS = (NotificationKind.BEST_EFFORT, NotificationKind.SPOOL_RESTORED, NotificationKind.SEAL_RESTORED)
 _DOCTOR = "; run `geventaudit doctor` to find out why"
 _NEXT_STEPS = {
     NotificationKind.CONNECT_FAILED: _DOCTOR,

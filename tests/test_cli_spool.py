@@ -166,6 +166,25 @@ def test_a_template_that_no_folder_fits(folder: Path) -> None:
         assert run("spool", action, template) == (0, "", f"geventaudit: no folder of this user matches {template}\n")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders to other users")
+def test_folders_of_other_users_are_named(folder: Path) -> None:
+    template = str(folder / "audit-{pid}")
+    for pid in (7, 8):
+        fill(folder / f"audit-{pid}", 3)
+        os.chown(folder / f"audit-{pid}", 65534, 65534)
+    named = "".join(
+        f"geventaudit: {folder}/audit-{pid} belongs to user 65534, and is left out; run as its owner\n"
+        for pid in (7, 8)
+    )
+    for action in ("list", "show", "drain"):
+        status, out, err = run("spool", action, template)
+        assert (status, out) == (2, "")
+        assert err == f"{named}geventaudit: all folders that match {template} belong to other users\n"
+    fill(folder / "audit-9", 1, first=4)
+    status, out, err = run("spool", "show", template)
+    assert (status, numbers_of(out), err) == (0, [4], named)
+
+
 def test_delivered_records_are_not_shown(folder: Path) -> None:
     path = folder / "spool"
     fill(path, 30)

@@ -45,6 +45,29 @@ def test_lines_of_the_log_begin_with_the_library_and_end_with_the_next_step(capl
     assert f"geventaudit: {Kind.DROPPED.value}: why" in caplog.messages
 
 
+def test_the_log_has_the_end_of_a_failure_at_the_level_of_the_failure(caplog: pytest.LogCaptureFixture) -> None:
+    notifier = Notifier()
+    error = RuntimeError("why")
+    with caplog.at_level(logging.INFO, "geventaudit"):
+        notifier.notify(Kind.CONNECTED)
+        notifier.notify(Kind.CONNECTION_LOST, error)
+        notifier.notify(Kind.CONNECTED)
+        notifier.notify(Kind.CONNECTED)
+        notifier.notify(Kind.SPOOL_RESTORED)
+        notifier.notify(Kind.SEAL_RESTORED)
+        notifier.notify(Kind.CLOSED)
+    levels = [(record.args[0], record.levelname) for record in caplog.records]  # type: ignore[index]
+    assert levels == [
+        ("connected", "INFO"),
+        ("connection lost", "WARNING"),
+        ("connected", "WARNING"),
+        ("connected", "INFO"),
+        ("spool restored", "WARNING"),
+        ("the key of the seal was read", "WARNING"),
+        ("closed", "INFO"),
+    ]
+
+
 def test_waiting_readers_are_served_and_ended() -> None:
     notifier = Notifier()
     channel = notifier.channel()

@@ -35,7 +35,10 @@ from geventaudit import (
     NotificationKind,
     OperationResult,
     OperationType,
+    QueueFullError,
     Record,
+    SealError,
+    SpoolError,
     TargetResource,
 )
 from geventaudit.agent import Agent
@@ -730,6 +733,24 @@ def test_the_application_answers_after_the_client_closed(trail: Trail) -> None:
     assert [call(audited) for _ in range(3)] == [("200 OK", b"done\n")] * 3
     assert audited.counts == RequestCounts(lost=3)
     assert trail.client.stats().rejected == {"closed": 3}
+
+
+@pytest.mark.parametrize("kind", [SpoolError, SealError])
+def test_a_refusal_of_a_spool_or_a_seal_is_notified(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch, kind: type[QueueFullError]
+) -> None:
+    """Their own notifications do not say that a record was refused."""
+
+    def refuse(msg: Any) -> None:
+        raise kind("no room on the disk")
+
+    audited = AuditMiddleware(answer(), trail.client)
+    monkeypatch.setattr(trail.client, "send", refuse)
+    notifications = trail.client.notify()
+    assert call(audited) == ("200 OK", b"done\n")
+    assert audited.counts == RequestCounts(lost=1)
+    told = next(each for each in notifications if each.kind is NotificationKind.NOT_RECORDED)
+    assert isinstance(told.error, kind)
 
 
 def test_unrecorded_requests_are_notified_once_a_second() -> None:

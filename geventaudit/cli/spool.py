@@ -21,7 +21,8 @@ from ..protocol.messages import message_of
 from ..records import Msg
 from ..runtime.clock import Deadline
 from ..spool import Spool
-from ..spool.folder import Folder, orphans
+from ..spool.directory import foreign, orphans
+from ..spool.folder import Folder
 from ..spool.inspection import FolderView
 from ..stats import Stats
 from ..transport import Connection
@@ -197,15 +198,19 @@ def _remove(path: str) -> None:
 def _folders(spool: Spool) -> list[str]:
     """Return the folders of a template, or the one folder.
 
-    :raises CommandError: there is no parent folder.
+    :raises CommandError: there is no parent folder, or all folders are those of other users.
     """
     if not spool.is_for_each_process:
         return [spool.absolute_path]
     parent = os.path.dirname(spool.absolute_path)
     if not os.path.isdir(parent):
         raise CommandError(f"there is no folder {parent}")
-    paths = orphans(spool.absolute_path)
+    paths, others = orphans(spool.absolute_path), foreign(spool.absolute_path)
+    for path, owner in others:
+        complain(f"{path} belongs to user {owner}, and is left out; run as its owner")
     if not paths:
+        if others:
+            raise CommandError(f"all folders that match {spool.absolute_path} belong to other users")
         complain(f"no folder of this user matches {spool.absolute_path}")
     return paths
 

@@ -27,7 +27,6 @@ from geventaudit import (
     AuditType,
     Msg,
     OperationType,
-    QueueFullError,
     Record,
     TargetResource,
     fill_unknown,
@@ -271,8 +270,6 @@ class AuditMiddleware:
             self.counts.recorded += 1
             if (hub := self._hub) is not None:
                 hub.ask()
-        except QueueFullError:  # the client notifies of it
-            self.counts.lost += 1
         except Exception as error:
             self._lose(error)
         except BaseException:  # a Timeout, a kill: those are for their senders

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import SpoolError
 from ..runtime.native import original
@@ -21,6 +21,7 @@ __all__ = [
     "close_descriptor",
     "close_inherited_locks",
     "is_temporary",
+    "foreign",
     "orphans",
     "temporary_name",
     "with_path",
@@ -362,21 +363,32 @@ def orphans(template: str) -> list[str]:
 
     Links, files and the folders of other users are left out. A folder in use is included.
     """
+    return [path for path, owner in _matching(template) if owner == os.geteuid()]
+
+
+def foreign(template: str) -> list[tuple[str, int]]:
+    """Return the folders of other users that match *template*, sorted, and the user of each."""
+    return [(path, owner) for path, owner in _matching(template) if owner != os.geteuid()]
+
+
+def _matching(template: str) -> Iterator[tuple[str, int]]:
+    """Yield the folders that match *template*, sorted, and the user of each."""
     parent, name = os.path.split(template.rstrip("/"))
     if "{pid}" not in name:
-        return []
+        return
     pattern = re.compile("[0-9]+".join(map(re.escape, name.split("{pid}"))), re.DOTALL)
     try:
         names = os.listdir(parent or ".")
     except OSError:
-        return []
-    paths = [os.path.join(parent, name) for name in sorted(names) if pattern.fullmatch(name)]
-    return [path for path in paths if _is_own_directory(path)]
+        return
+    for each in sorted(names):
+        path = os.path.join(parent, each)
+        if pattern.fullmatch(each) and (status := _status(path)) is not None and stat.S_ISDIR(status.st_mode):
+            yield path, status.st_uid
 
 
-def _is_own_directory(path: str) -> bool:
+def _status(path: str) -> os.stat_result | None:
     try:
-        status = os.lstat(path)
+        return os.lstat(path)
     except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        return None

@@ -23,7 +23,6 @@ from geventaudit import (
     AuditError,
     AuditType,
     Msg,
-    QueueFullError,
     Record,
     TargetResource,
     fill_unknown,
@@ -296,8 +295,6 @@ class Audit:
                 return
             client.send(Msg(self._audit_type, fill_unknown(record)))
             self.counts.recorded += 1
-        except QueueFullError:  # the client notifies of it
-            self.counts.lost += 1
         except Exception as error:
             self.counts.lost += 1
             client.report(error)
