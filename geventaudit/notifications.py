@@ -7,7 +7,6 @@ greenlet to stop, and notifications can be read after the client is closed.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import deque
 from datetime import UTC, datetime
@@ -155,11 +154,11 @@ class Notifier:
         self._backlog.append(Notification(datetime.now(UTC), kind, error, undelivered, missed))
         self._serve_waiting_readers()
         # The end of a failure has the level of the failure: a log without one of them misleads.
-        level = logging.WARNING if error is not None or kind in _WARNINGS else logging.INFO
+        level = "warning" if error is not None or kind in _WARNINGS else "info"
         if kind in (NotificationKind.CONNECT_FAILED, NotificationKind.CONNECTION_LOST):
             self._is_away = True
         elif kind is NotificationKind.CONNECTED and self._is_away:
-            self._is_away, level = False, logging.WARNING
+            self._is_away, level = False, "warning"
         if gevent.getcurrent() is get_hub_if_exists():  # a log handler may wait, and in the hub nothing may
             gevent.spawn(_log, level, kind, error)
             return
@@ -210,11 +209,12 @@ class Notifier:
             channel.put(item)
 
 
-def _log(level: int, kind: NotificationKind, error: BaseException | None) -> None:
+def _log(level: str, kind: NotificationKind, error: BaseException | None) -> None:
+    log = getattr(logger(), level)
     if error is None:
-        logger().log(level, "%s", kind.value)
+        log("%s", kind.value)
     else:
-        logger().log(level, "%s: %s%s", kind.value, error, _NEXT_STEPS.get(kind, ""))
+        log("%s: %s%s", kind.value, error, _NEXT_STEPS.get(kind, ""))
 
 
 _WARNINGS = (NotificationKind.BEST_EFFORT, NotificationKind.SPOOL_RESTORED, NotificationKind.SEAL_RESTORED)
