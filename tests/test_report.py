@@ -31,6 +31,7 @@ from geventaudit.report.counting import BoundedCounts, SeenNumbers, Timeline
 from geventaudit.report.fields import FIELDS
 from geventaudit.report.reading import count_records, open_sources
 from geventaudit.report.summary import Summary
+from geventaudit.verify import findings
 from geventaudit.verify.parsing import Parsed
 from geventaudit.verify.trail import Verifier
 
@@ -295,6 +296,19 @@ def test_with_a_key_only_authentic_records_are_counted(
     assert " 20 authentic records, 1 of them a checkpoint, 1 record without a seal, 1 duplicate, 0 missing, 2 only" in (
         capsys.readouterr().out
     )
+
+
+def test_too_many_altered_records_are_not_all_left_out(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "_MAX_REJECTED", 1)
+    path = tmp_path / "trail"
+    forged = [{**BODIES[number], "OperationName": "Forged"} for number in (3, 4)]
+    path.write_text("\n".join(map(as_fluent_bit_lines, [*BODIES, *forged])))
+    assert main(["report", str(path), "--key-file", key]) == 1
+    out = capsys.readouterr().out
+    assert "left out    1 record that no key authenticates is in no figure about operations\n" in out
+    assert "note        not exact: too many altered records to leave them all out\n" in out
 
 
 def test_the_report_names_its_input_and_the_key(

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -825,6 +826,12 @@ def test_a_clock_that_goes_back_is_counted_and_no_problem(path: Path) -> None:
     report = verified(path, made.bodies())
     assert report.problems() == []
     assert report.streams[0].clock_steps == 2
+
+
+def test_the_guide_lists_the_fields_in_the_order_of_the_canonical_form() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "howto" / "sealed-trails.md").read_text()
+    order = guide.partition("*Order in C*")[2].partition(". Kinds")[0]
+    assert tuple(re.findall(r"`(\w+)`", order)) == BODY_KEYS
 
 
 # -- any mutation ------------------------------------------------------------------------------------------------------

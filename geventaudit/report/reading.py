@@ -95,9 +95,7 @@ def count_records(
                     if type(record) is not Parsed:
                         continue
                     stamp = record.stamp
-                    if trail.is_authenticated and (
-                        stamp is None or not is_stamp(stamp) or "mac" not in stamp or stamp["stream"] in streams
-                    ):
+                    if trail.is_authenticated and (stamp is None or not is_stamp(stamp) or stamp["stream"] in streams):
                         summary.left_out += 1
                     else:
                         summary.add(record)

@@ -114,8 +114,10 @@ def approximations_of(summary: Summary, trail: TrailReport) -> list[str]:
 
 
 def stream_order(trail: TrailReport) -> list[StreamReport]:
-    """Return the streams, those with problems first, then by time."""
-    return sorted(trail.streams, key=lambda each: (not each.problems(False), each.start_time, each.stream))
+    """Return the streams, those with problems first, then those with warnings, then by time."""
+    return sorted(
+        trail.streams, key=lambda each: (not each.problems(False), not each.warnings(), each.start_time, each.stream)
+    )
 
 
 def span_name(second: int, width: int) -> str:

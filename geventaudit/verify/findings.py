@@ -14,7 +14,7 @@ __all__ = ["Examples", "Gaps", "Ranges", "Rejected", "StreamReport", "TrailRepor
 _MAX_EXAMPLES = 20
 _MAX_RANGES = 10_000  # of one stream
 _MAX_DUPLICATES_SHOWN = 5
-_MAX_REJECTED = 5_000_000
+_MAX_REJECTED = 1_000_000
 _LINE_BITS = 40
 
 
@@ -125,12 +125,13 @@ class Gaps:
 
 
 class Rejected:
-    """The lines whose records no key authenticates, as far as they fit into 40 MB."""
+    """The lines whose records no key authenticates: a million of them, and streams as a whole."""
 
     def __init__(self) -> None:
         self.streams: set[str] = set()
         """Streams of which nothing is authentic. Their lines are not listed."""
         self.is_complete = True
+        """False if there were too many lines."""
         self._places = array("Q")
         self._stream_begin = 0
 
