@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -117,22 +117,7 @@ class Verifier:
         report, names = self._report, [name.decode() for name in self._streams]
         checks = []
         for index, group in groupby(self._store.sorted(), key=itemgetter(slice(0, 4))):
-            name = names[int.from_bytes(index, "big")]
-            check = StreamCheck(name, self._ring, self._state.get(name), self._store.note, self._place_of, self._reject)
-            report.rejected.begin_stream()
-            copies: list[bytes] = []
-            prefix = b""
-            for data in group:
-                if data[:PREFIX] == prefix:
-                    copies.append(data)
-                    continue
-                if copies:
-                    check.add(copies)
-                copies, prefix = [data], data[:PREFIX]
-            check.add(copies)
-            checks.append(check)
-            if self._ring is not None and check.key is None:
-                report.rejected.reject_stream(name)
+            checks.append(self._check_stream(names[int.from_bytes(index, "big")], group))
         report.rejected.close()
         self._finish(checks)
         for check in checks:
@@ -147,6 +132,24 @@ class Verifier:
         if self._ring is not None:
             report.missing_starts = self._missing_starts(checks)
             report.missing_children = self._missing_children(checks)
+
+    def _check_stream(self, name: str, rows: Iterable[bytes]) -> StreamCheck:
+        rejected = self._report.rejected
+        rejected.begin_stream()
+        check = StreamCheck(name, self._ring, self._state.get(name), self._store.note, self._place_of, self._reject)
+        copies: list[bytes] = []
+        prefix = b""
+        for data in rows:
+            if data[:PREFIX] == prefix:
+                copies.append(data)
+                continue
+            if copies:
+                check.add(copies)
+            copies, prefix = [data], data[:PREFIX]
+        check.add(copies)
+        if self._ring is not None and check.key is None:
+            rejected.reject_stream(name)
+        return check
 
     def _finish(self, checks: list[StreamCheck]) -> None:
         """Let each stream know what the others say of it. With keys, only authentic ones have a say."""
