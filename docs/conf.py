@@ -119,7 +119,7 @@ def _help(*command: str) -> str:
 def _make_page_of_the_command_line() -> None:
     """Write a page of the ``--help`` of each command."""
     text = _help()
-    commands = re.findall(r"^    ([a-z]+)(?: |$)", text, re.MULTILINE)
+    commands = re.findall(r"^    ([a-z-]+)(?: |$)", text, re.MULTILINE)
     page = f"# Command line\n\n```text\n{text}```\n"
     for command in commands:
         text = _help(command)

@@ -50,7 +50,7 @@ def test_a_whole_trail(trail: str, key: str, capsys: pytest.CaptureFixture[str])
     assert main(["verify", trail, "--key-file", key]) == 0
     out = capsys.readouterr().out
     assert out.endswith("authentic and whole\n")
-    assert "26 lines, 1 streams, 26 records, 0 duplicates, 0 missing" in out
+    assert "26 lines, 1 stream, 26 authentic records, 6 of them checkpoints, 0 duplicates, 0 missing, 0 only" in out
 
 
 def test_without_a_key_nothing_is_authenticated(trail: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,8 @@ ORDER = [
     "agent.doctor", "testing", "",
     "verify", "verify.lines", "verify.parsing", "verify._packing", "verify.packing", "verify.records", "verify.rows",
     "verify.keyring", "verify.state", "verify.findings", "verify.streams", "verify.trail",
-    "report", "report.counting", "report.fields", "report.summary", "report.controls", "report.text", "report.charts",
-    "report.page",
+    "report", "report.counting", "report.fields", "report.summary", "report.reading", "report.controls", "report.text",
+    "report.charts", "report.page",
     "cli.terminal", "cli.arguments", "cli.signals", "cli.lines", "cli.web", "cli.listen", "cli.send", "cli.demo",
     "cli.spool", "cli.trail", "cli.report", "cli.routes", "cli", "__main__",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +23,15 @@ import pytest
 from helpers import message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trails import AGENTS, MASTER, as_fluent_bit_lines, body_of, stamp_of, writer
+from trails import AGENTS, MASTER, Writer, as_fluent_bit_lines, body_of, changed, stamp_of, writer
 
 from geventaudit import CallerIdentity, CallerIdentityType, OperationCategory, OperationResult, OperationType
 from geventaudit.cli import main
 from geventaudit.report.counting import BoundedCounts, SeenNumbers, Timeline
 from geventaudit.report.fields import FIELDS
+from geventaudit.report.reading import count_records, open_sources
 from geventaudit.report.summary import Summary
+from geventaudit.verify import findings
 from geventaudit.verify.parsing import Parsed
 from geventaudit.verify.trail import Verifier
 
@@ -80,9 +84,10 @@ def key(tmp_path: Path) -> str:
 def summarized(path: Path, lines: list[str]) -> Summary:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogatepass")
     summary = Summary()
-    verifier = Verifier(on_record=summary.add)
+    verifier = Verifier()
     verifier.read(str(path))
-    verifier.check()
+    with ExitStack() as stack:
+        count_records(summary, verifier.check(), open_sources(stack, [str(path)]), lambda size: None)
     return summary
 
 
@@ -220,7 +225,7 @@ def test_the_report_in_the_terminal(tmp_path: Path, key: str, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "authentic and whole" in out
     assert re.search(r"50\.00%  OperationCategories: GET /things/<id> \(10\)", out)
-    assert re.search(r"100\.00%  \S+/1/1  21 records, 0 missing", out)
+    assert re.search(r"100\.00%  \S+/1/1  21 authentic records, 1 of them a checkpoint, 0 missing", out)
     for number in ("CC7.2", "CC7.3", "A.8.15", "10.2", "10.3", "AU-2", "AU-3", "AU-9", "AU-12"):
         assert f" {number}: " in out
     second.write_text("\n".join(lines[11:]))
@@ -260,6 +265,96 @@ def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path.touch()
     assert main(["report", str(path)]) == 0
     assert "period      unknown to unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+def test_with_a_key_only_authentic_records_are_counted(
+    tmp_path: Path, key: str, agent: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Forged, foreign, bare and plain records are left out, and the numbers tally with those of ``verify``."""
+    path = tmp_path / "trail"
+    forged = {**BODIES[3], "OperationName": "Forged"}
+    stranger = writer(master=bytes(32), salt=bytes(16))
+    stranger.send(message(1, operation_name="Stranger"))
+    plain = Writer(None)
+    plain.send(message(1, operation_name="Plain"))
+    bare = {**BODIES[5], "OperationName": "Bare", "CustomData": {}}
+    kept = [body for body in BODIES if stamp_of(body)["seq"] != 7]
+    beside = {**BODIES[6], "OperationName": "OnlyAltered"}
+    wrong = {**changed(BODIES[8], seq="x"), "OperationName": "NoStamp"}
+    lines = [agent(body) for body in [forged, beside, *kept, *stranger.bodies(), *plain.bodies(), BODIES[2]]]
+    lines += [json.dumps(bare), json.dumps(wrong)]
+    path.write_text("\n".join(lines))
+    assert main(["report", str(path), "--key-file", key]) == 1
+    out = capsys.readouterr().out
+    assert "records     20 authentic records: 19 operations and 1 checkpoint; 1 duplicate\n" in out
+    assert "left out    6 records that no key authenticates are in no figure about operations\n" in out
+    assert re.search(r"^ +10 +0 failed  CreateUser\n +9 +\d failed  GET /things/<id>$", out, re.MULTILINE)
+    for name in ("Forged", "Stranger", "Plain", "Bare", "OnlyAltered", "NoStamp"):
+        assert name not in out
+    assert main(["verify", str(path), "--key-file", key]) == 1
+    assert " 20 authentic records, 1 of them a checkpoint, 1 record without a seal, 1 duplicate, 0 missing, 2 only" in (
+        capsys.readouterr().out
+    )
+
+
+def test_too_many_altered_records_are_not_all_left_out(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "_MAX_REJECTED", 1)
+    path = tmp_path / "trail"
+    forged = [{**BODIES[number], "OperationName": "Forged"} for number in (3, 4)]
+    path.write_text("\n".join(map(as_fluent_bit_lines, [*BODIES, *forged])))
+    assert main(["report", str(path), "--key-file", key]) == 1
+    out = capsys.readouterr().out
+    assert "left out    1 record that no key authenticates is in no figure about operations\n" in out
+    assert "note        not exact: too many altered records to leave them all out\n" in out
+
+
+def test_the_report_names_its_input_and_the_key(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of standard input, which can be read only once."""
+    path = tmp_path / "trail"
+    path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in (str(path), "-"):
+        with path.open() as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            assert main(["report", name, "--key-file", key]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("Audit report of 1 file\n")
+        assert f"file        {name}, {path.stat().st_size} bytes, SHA-256 {digest}\n" in out
+        assert f"key {key}, start 1\n" in out
+        assert "(none: its client has no service_tree_id)" in out
+
+
+def test_a_stream_without_an_end_is_a_warning(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trail"
+    path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))
+    for command in ("report", "verify"):
+        assert main([command, str(path), "--key-file", key]) == 0
+        out = capsys.readouterr().out
+        assert (
+            f"no end after 21 ({stamp_of(BODIES[-1])['time']}): it goes on, crashed, or later records were cut" in out
+        )
+        assert "authentic and whole; 1 stream without an end" in out
+
+
+def test_a_log_that_grows_is_reported_as_it_was_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trail"
+    path.write_text("".join(f"{as_fluent_bit_lines(body)}\n" for body in BODIES[:10]))
+    with ExitStack() as stack:
+        (source,) = open_sources(stack, [str(path)])
+        with path.open("a") as file:
+            file.write(as_fluent_bit_lines(BODIES[10]))
+        summary, verifier = Summary(), Verifier()
+        verifier.read(source.path, size=source.size)
+        count_records(summary, verifier.check(), [source], lambda size: None)
+        assert summary.records + summary.checkpoints == 10
+        assert not source.has_changed
+        path.write_text(path.read_text().replace("CreateUser", "DeleteUser", 1))
+        assert source.has_changed
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,7 +405,7 @@ def test_the_page_stands_alone(tmp_path: Path, key: str, capsys: pytest.CaptureF
     names = {name for name, _ in page.attributes}
     assert not {name for name in names if name.startswith("on") or name in ("src", "href", "xlink:href")}
     assert "url(" not in out.read_text()
-    assert "authentic and whole" in page.texts
+    assert "authentic and whole; 1 stream without an end (listed below)" in page.texts
     assert "GET /things/<id> (10)" in page.texts
     assert main(["report", str(path), "--html", str(out)]) == 0, "an older page is replaced"
     assert sorted(os.listdir(tmp_path)) == ["app.key", "out.html", "trail"]

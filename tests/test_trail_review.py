@@ -102,12 +102,12 @@ def test_every_manipulation_of_a_long_trail_is_found(
     out = verified(order)
     altered = next(line for line in out.splitlines() if "altered, inserted, or sealed with another key" in line)
     assert set(map(int, re.findall(r"(\d+) \(", altered))) == {120, 1500, 1600, 5000, 6000, 8000, 9000}
+    assert altered.split()[2] == "7"
     missing = next(line for line in out.splitlines() if " missing" in line and line.startswith("PROBLEM"))
-    for text in ("50-60", "120", "777", "1500", "1600", "3000-3100", "5000", "6000", "8000", "9000"):
-        assert re.search(rf"[ ,]{text}(,|$)", missing), text
-    assert missing.split()[2] == str(11 + 1 + 101 + 7)
-    assert re.search(r"1 altered copies beside a valid one: 100 \(", out)
-    assert "2 duplicates" in out
+    assert missing.endswith(": 50-60, 777, 3000-3100")
+    assert missing.split()[2] == str(11 + 1 + 101)
+    assert re.search(r"1 altered copy beside a valid one: 100 \(", out)
+    assert "2 duplicates of 200 (" in out
     for place in re.findall(r"\(([^()]+:\d+)\)", altered):
         name, _, line = place.rpartition(":")
         assert Path(name).read_text().splitlines()[int(line) - 1] in order
@@ -127,4 +127,4 @@ def test_a_trail_continued_with_stolen_keys_is_found(
         thief.send()
     path.write_text("\n".join(map(as_fluent_bit_lines, [*bodies[:400], *thief.bodies()[500:]])))
     assert main(["verify", str(path), "--key-file", str(key)]) == 1
-    assert "100 missing: 401-500" in capsys.readouterr().out
+    assert re.search(r"PROBLEM \S+ 100 missing.*: 401-500\n", capsys.readouterr().out)

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,8 @@ def test_a_change_of_any_value_is_found(path: Path, leaf: tuple[Any, ...], how: 
     report = verified(path, bodies, json.dumps)
     assert report.problems()
     if leaf[-1] not in ("stream", "seq"):
-        assert report.streams[0].missing.ranges in ([(8, 8)], [])
-        assert report.streams[0].missing.count == 1
+        (stream,) = report.streams
+        assert (stream.missing.ranges, stream.altered_only.ranges) in (([(8, 8)], []), ([], [(8, 8)]))
 
 
 def test_removed_records_are_found(path: Path) -> None:
@@ -197,6 +198,58 @@ def test_duplicates_are_counted_and_no_problem(path: Path) -> None:
     report = verified(path, [*BODIES, BODIES[3], BODIES[3], BODIES[9]])
     assert report.problems() == []
     assert report.streams[0].duplicates == 3
+
+
+@pytest.mark.parametrize("copies", [None, []], ids=["key", "no key"])
+def test_a_few_duplicates_are_named_with_their_places(path: Path, copies: Any) -> None:
+    report = verified(path, [*BODIES, *BODIES, BODIES[3]], copies=copies)
+    (stream,) = report.streams
+    assert stream.duplicates == LAST + 1
+    assert len(stream.duplicate_places) == 5
+    assert stream.duplicate_places[3] == f"4 ({path}:4, {path}:{LAST + 4}, {path}:{2 * LAST + 1})"
+    assert stream.as_json(False)["duplicate_places"] == stream.duplicate_places
+
+
+def test_missing_numbers_and_altered_ones_are_told_apart(path: Path) -> None:
+    """Also around each other, and where a forged number is far above the last authentic one."""
+    bodies = [body for body in BODIES if stamp_of(body)["seq"] not in (5, 6, 9, 11)]
+    for body in bodies:
+        if stamp_of(body)["seq"] in (4, 7, 8, 10):
+            bodies[bodies.index(body)] = {**body, "OperationName": "Forged"}
+    report = verified(path, [*bodies, changed(BODIES[3], seq=LAST + 1000)])
+    (stream,) = report.streams
+    assert (stream.missing.ranges, stream.missing.count) == ([(5, 6), (9, 9), (11, 11)], 4)
+    assert stream.altered_only.ranges == [(4, 4), (7, 8), (10, 10), (LAST + 1000, LAST + 1000)]
+    found = stream.as_json(False)
+    assert (found["missing"], found["only_altered"]) == (4, 5)
+    assert "5 only in altered form" in "".join(report.problems())
+    remembered = {TRAIL.stream: Remembered(LAST, None)}
+    (stream,) = verified(path, [*bodies[:3], {**BODIES[5], "OperationName": "Forged"}], state=remembered).streams
+    assert (stream.missing.ranges, stream.missing.count) == ([(4, 5), (7, LAST)], LAST - 4)
+
+
+def test_times_are_the_earliest_and_the_latest(path: Path) -> None:
+    """A checkpoint may have a later time than the records that waited for it."""
+    made = writer()
+    for step in (100, -50, 0, 200, -120):
+        made._now += step
+        made.send()
+    times = sorted(stamp_of(body)["time"] for body in made.bodies())
+    for copies in (None, []):
+        (stream,) = verified(path, made.bodies(), copies=copies).streams
+        assert (stream.start_time, stream.end_time) == (times[0], times[-1])
+
+
+def test_a_record_that_was_given_up_was_not_taken(path: Path) -> None:
+    made = writer()
+    for _ in range(5):
+        made.send()
+    made.stamper.give_up(3)
+    made.checkpoint(delivered=5)
+    report = verified(path, [body for body in made.bodies() if stamp_of(body)["seq"] not in (3, 4)])
+    assert "2 missing (1 of them explained; a checkpoint says that the agent had taken 1 of them" in (
+        "".join(report.problems())
+    )
 
 
 def test_swapped_numbers_are_found(path: Path) -> None:
@@ -288,7 +341,8 @@ def test_sealing_anew_with_a_later_key_is_found(path: Path, later: int) -> None:
     stamp_of(forged)["mac"] = key.mac(canonical_digest(canonical_bytes(forged))).hex()
     report = verified(path, [*BODIES[:9], forged, *BODIES[10:]])
     assert report.streams[0].altered.count == 1
-    assert report.streams[0].missing.ranges == [(10, 10)]
+    assert report.streams[0].altered_only.ranges == [(10, 10)]
+    assert report.streams[0].missing.count == 0
 
 
 def test_two_valid_contents_of_one_number_are_found(path: Path) -> None:
@@ -320,6 +374,7 @@ def test_a_digest_after_a_gap_is_not_checked(path: Path) -> None:
     report = verified(path, [*BODIES[:3], *BODIES[4:]])
     assert report.streams[0].digest_mismatch.count == 0
     assert report.streams[0].unchecked_digests == 5
+    assert "digests of 5 checkpoints from 7 on not checked" in report.streams[0].digests_text
 
 
 @pytest.mark.parametrize("copies", [None, []], ids=["key", "no key"])
@@ -771,6 +826,12 @@ def test_a_clock_that_goes_back_is_counted_and_no_problem(path: Path) -> None:
     report = verified(path, made.bodies())
     assert report.problems() == []
     assert report.streams[0].clock_steps == 2
+
+
+def test_the_guide_lists_the_fields_in_the_order_of_the_canonical_form() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "howto" / "sealed-trails.md").read_text()
+    order = guide.partition("*Order in C*")[2].partition(". Kinds")[0]
+    assert tuple(re.findall(r"`(\w+)`", order)) == BODY_KEYS
 
 
 # -- any mutation ------------------------------------------------------------------------------------------------------

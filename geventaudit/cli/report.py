@@ -7,13 +7,16 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+from ..report.reading import Source, count_records, open_sources
 from ..report.summary import Summary
 from ..report.text import lines_of_report
+from ..verify.findings import TrailReport
 from ..verify.trail import Verifier
-from .terminal import CommandError
-from .trail import add_file_arguments, read_copies, read_files
+from .terminal import CommandError, Progress
+from .trail import add_file_arguments, read_copies
 
 __all__ = ["add_command"]
 
@@ -37,7 +40,8 @@ def add_command(command: Callable[..., Any], file: Callable[[argparse.Action], N
         report.add_argument(
             "--html",
             metavar="OUT.html",
-            help="write one HTML page with charts, readable by this user only (needs geventaudit[report])",
+            help="write one HTML page with charts, readable by this user only, instead of the text (needs "
+            "geventaudit[report])",
         )
     )
 
@@ -46,19 +50,42 @@ def _report(arguments: argparse.Namespace) -> int:
     page_of = _page_maker() if arguments.html else None
     if page_of is not None:
         _refuse_input(arguments.html, arguments.files)
-    summary = Summary()
-    verifier = Verifier(read_copies(arguments.key_file), on_record=summary.add)
-    read_files(verifier, arguments.files)
-    trail = verifier.check()
+    summary, verifier = Summary(), Verifier(read_copies(arguments.key_file))
+    with ExitStack() as stack:
+        sources, trail = _read(stack, summary, verifier, arguments.files)
     if page_of is None:
-        for line in lines_of_report(summary, trail, arguments.files):
+        for line in lines_of_report(summary, trail, sources):
             print(line)
     else:
         try:
-            _write(arguments.html, page_of(summary, trail, arguments.files))
+            _write(arguments.html, page_of(summary, trail, sources))
         except OSError as error:
             raise CommandError(f"cannot write {arguments.html}: {error.strerror or error}") from None
     return 1 if trail.problems() else 0
+
+
+def _read(
+    stack: ExitStack, summary: Summary, verifier: Verifier, paths: Sequence[str]
+) -> tuple[list[Source], TrailReport]:
+    """Read all files twice: to verify them, then to count their records.
+
+    :raises CommandError: one cannot be read, or has changed meanwhile.
+    """
+    try:
+        sources = open_sources(stack, paths)
+        with Progress(2 * sum(each.size for each in sources), "B") as progress:
+            for each in sources:
+                verifier.read(each.path, progress.advance, name=each.name, size=each.size)
+            trail = verifier.check()
+            count_records(summary, trail, sources, progress.advance)
+        changed = [each.name for each in sources if each.has_changed]
+    except OSError as error:
+        raise CommandError(f"cannot read {error.filename or 'the files'}: {error.strerror or error}") from None
+    if changed:
+        raise CommandError(
+            f"{changed[0]} has changed while it was read: copy the files first, and report on the copies"
+        )
+    return sources, trail
 
 
 def _page_maker() -> Callable[..., str]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..agent.shown import printable
 from ..errors import SealError
 from ..trail import key_file
-from ..verify.findings import StreamReport, TrailReport
+from ..verify.findings import StreamReport, TrailReport, counted
 from ..verify.keyring import MAX_STEPS, KeyCopy
 from ..verify.state import read_state, write_state
 from ..verify.trail import Verifier
@@ -199,6 +199,8 @@ def _as_json(report: TrailReport, problems: list[str], accept_explained: bool) -
         "missing_children": report.missing_children,
         "missing_streams": report.missing_streams,
         "notes": report.notes,
+        "warnings": report.warnings(),
+        "streams_without_end": report.without_end,
         "problems": problems,
         "streams": [stream.as_json(accept_explained) for stream in report.streams],
     }
@@ -211,31 +213,37 @@ def _print_report(report: TrailReport, problems: list[str]) -> None:
     for stream in streams[:_MAX_STREAMS_SHOWN]:
         print(_line_of(stream))
     if len(streams) > _MAX_STREAMS_SHOWN:
-        print(f"... and {len(streams) - _MAX_STREAMS_SHOWN} other streams (--json lists all)")
+        print(f"... and {counted(len(streams) - _MAX_STREAMS_SHOWN, 'other stream')} (--json lists all)")
     if report.uncovered:
         names = ", ".join(sorted(report.uncovered)[:20])
         print(f"keys that agents added, which no seal covers: {printable(names)}")
     for note in report.notes:
         print(f"note: {printable(note)}")
     print(
-        f"{report.lines} lines, {len(streams)} streams, {sum(each.records for each in streams)} records, "
-        f"{sum(each.duplicates for each in streams)} duplicates, {sum(each.missing.count for each in streams)} missing"
+        f"{counted(report.lines, 'line')}, {counted(len(streams), 'stream')}, {report.records_text}, "
+        f"{counted(sum(each.duplicates for each in streams), 'duplicate')}, "
+        f"{sum(each.missing.count for each in streams)} missing, "
+        f"{sum(each.altered_only.count for each in streams)} only in altered form"
     )
+    warnings = report.warnings()
+    for warning in warnings[:_MAX_STREAMS_SHOWN]:
+        print(f"WARNING {printable(warning, 500)}")
+    if len(warnings) > _MAX_STREAMS_SHOWN:
+        print(f"... and {counted(len(warnings) - _MAX_STREAMS_SHOWN, 'other warning')} (--json lists all)")
     for problem in problems[:_MAX_PROBLEMS_SHOWN]:
         print(f"PROBLEM {printable(problem)}")
     if len(problems) > _MAX_PROBLEMS_SHOWN:
-        print(f"... and {len(problems) - _MAX_PROBLEMS_SHOWN} other problems (--json lists all)")
-    verdict = "authentic and whole" if report.is_authenticated else "without gaps"
-    print(f"NOT WHOLE: {len(problems)} problems" if problems else verdict)
+        print(f"... and {counted(len(problems) - _MAX_PROBLEMS_SHOWN, 'other problem')} (--json lists all)")
+    print(report.verdict(len(problems)))
 
 
 def _line_of(stream: StreamReport) -> str:
-    end = "ended" if stream.has_end else "no end (it goes on, crashed, or was cut)"
-    facts = [f"{stream.records} records {stream.first}-{stream.last}", f"{stream.duplicates} duplicates", end]
+    records = f"{stream.records_text}, {stream.first}-{stream.last}" if stream.records else stream.records_text
+    facts = [records, printable(stream.duplicates_text, 500), "ended" if stream.has_end else "no end"]
     if stream.clock_steps:
-        facts.append(f"the clock went back {stream.clock_steps} times")
+        facts.append(f"the clock went back {counted(stream.clock_steps, 'time')}")
     if stream.refused or stream.left_out:
         facts.append(f"{stream.refused} refused and {stream.left_out} left out by the client")
     if stream.unchecked_digests:
-        facts.append(f"{stream.unchecked_digests} digests unchecked, since earlier records are not here")
+        facts.append(stream.digests_text)
     return f"{stream.stream} {stream.start_time} to {stream.end_time}: {', '.join(facts)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..verify.findings import TrailReport
+from ..verify.findings import TrailReport, counted
 from .fields import FIELDS
 from .summary import Summary
 
@@ -27,7 +27,8 @@ def controls_for(summary: Summary, trail: TrailReport) -> list[Control]:
     """Return the requirements that this trail is evidence for, each with the limits of the evidence."""
     integrity, content = _integrity(trail), _content(summary)
     activity = _activity(summary)
-    created = f"{summary.records} records in {len(trail.streams)} streams, numbered by the application itself"
+    counts = f"{counted(summary.records, 'record')} in {counted(len(trail.streams), 'stream')}"
+    created = f"{counts}, numbered by the application itself"
     soc, iso, pci, nist = "SOC 2", "ISO/IEC 27001:2022", "PCI DSS 4", "NIST SP 800-53"
     return [
         Control(
@@ -58,7 +59,7 @@ def controls_for(summary: Summary, trail: TrailReport) -> list[Control]:
         ),
         Control(
             *(nist, "AU-2", "Event logging"),
-            f"{len(summary.operations)} different operations are recorded",
+            f"{counted(len(summary.operations), 'different operation')} recorded",
             "The choice of events, its rationale and its review; operations that the application never sent",
         ),
         Control(
@@ -83,11 +84,12 @@ def controls_for(summary: Summary, trail: TrailReport) -> list[Control]:
 def _integrity(trail: TrailReport) -> str:
     problems = len(trail.problems())
     if not trail.is_authenticated:
-        numbers = f"{problems} problems" if problems else "no gaps"
+        numbers = counted(problems, "problem") if problems else "no gaps"
         return f"not authenticated (no key was given): anybody who can write the files can change them; {numbers}"
     if problems:
-        return f"NOT whole: {problems} problems"
-    return "every record is authenticated, and no number is missing before the last one of its stream"
+        return f"NOT whole: {counted(problems, 'problem')}"
+    ends = f"; {counted(trail.without_end, 'stream')} without an end" if trail.without_end else ""
+    return "every record is authenticated, and no number is missing before the last one of its stream" + ends
 
 
 def _content(summary: Summary) -> str:
@@ -103,9 +105,12 @@ def _content(summary: Summary) -> str:
 
 def _activity(summary: Summary) -> str:
     failures = summary.results.count_of("Failure")
-    return f"{summary.records} operations by {len(summary.callers)} callers, {failures} failures"
+    return (
+        f"{counted(summary.records, 'operation')} by {counted(len(summary.callers), 'caller')}, "
+        f"{counted(failures, 'failure')}"
+    )
 
 
 def _losses(trail: TrailReport) -> str:
     refused, left_out = (sum(getattr(each, name) for each in trail.streams) for name in ("refused", "left_out"))
-    return f"the clients report {refused} records refused and {left_out} left out"
+    return f"the clients report {counted(refused, 'record')} refused and {left_out} left out"

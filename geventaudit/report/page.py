@@ -11,14 +11,25 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..agent.shown import printable
-from ..verify.findings import TrailReport
+from ..verify.findings import TrailReport, counted
 from ..version import __version__
 from .charts import counts_chart, timeline_chart, unknown_chart
 from .controls import controls_for
 from .counting import BoundedCounts, Count
 from .fields import FIELDS
+from .reading import Source
 from .summary import OUTCOMES, Summary, moment
-from .text import CAUTION, completeness_of, span_name, stream_order, verdict_of
+from .text import (
+    approximations_of,
+    caution_of,
+    counts_of,
+    duplicates_of,
+    key_of,
+    left_out_of,
+    span_name,
+    stream_order,
+    verdict_of,
+)
 
 __all__ = ["page_of"]
 
@@ -40,10 +51,10 @@ class _Table(NamedTuple):
     drawing: Markup
 
 
-def page_of(summary: Summary, trail: TrailReport, files: Sequence[str]) -> str:
+def page_of(summary: Summary, trail: TrailReport, sources: Sequence[Source]) -> str:
     """Return the report as HTML. Texts of records are escaped texts in it, and nothing else.
 
-    :param files: the names of the files that were read.
+    :param sources: the files that were read.
     """
     # Without trim_blocks and a loader: one template, which escapes everything that is not Markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined)
@@ -55,18 +66,24 @@ def page_of(summary: Summary, trail: TrailReport, files: Sequence[str]) -> str:
         style=Markup((_FOLDER / "page.css").read_text("utf-8")),
         summary=summary,
         trail=trail,
-        files=files,
+        sources=sources,
         first=moment(summary.first),
         last=moment(summary.last),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         version=__version__,
         verdict=verdict_of(trail),
-        caution=CAUTION,
+        caution=caution_of(trail),
+        counts=counts_of(summary, trail),
+        duplicates=duplicates_of(trail),
+        left_out_records=left_out_of(summary) if summary.left_out else "",
+        approximations=approximations_of(summary, trail),
+        counted=counted,
+        key_of=key_of,
+        warnings=trail.warnings(),
         refused=sum(each.refused for each in trail.streams),
         left_out=sum(each.left_out for each in trail.streams),
         streams=streams[:_STREAMS],
         more_streams=max(len(streams) - _STREAMS, 0),
-        completeness=completeness_of,
         problems=trail.problems(),
         most_problems=_PROBLEMS,
         outcomes=OUTCOMES,
@@ -81,7 +98,7 @@ def page_of(summary: Summary, trail: TrailReport, files: Sequence[str]) -> str:
 
 
 def _tables(summary: Summary) -> list[_Table]:
-    return [
+    tables = [
         _table("services", "Services", summary.services, is_drawn=False),
         _table("types", "Audit types", summary.types, is_drawn=False),
         _table("operation-types", "Operation types", summary.operation_types),
@@ -89,8 +106,10 @@ def _tables(summary: Summary) -> list[_Table]:
         _table("categories", "Categories", summary.categories),
         _table("operations", "Operations", summary.operations),
         _table("callers", "Busiest callers", summary.callers),
-        _table("statuses", "Failures by HTTP status", summary.statuses, is_drawn=False),
     ]
+    if summary.statuses.total:
+        tables.append(_table("statuses", "Failures by HTTP status", summary.statuses, is_drawn=False))
+    return tables
 
 
 def _table(identifier: str, title: str, counts: BoundedCounts, *, is_drawn: bool = True) -> _Table:

@@ -12,12 +12,14 @@ from ..verify.records import kind_of, seconds_of
 from .counting import BoundedCounts, SeenNumbers, Timeline
 from .fields import FIELDS, callers_of, has_unknown, name_of, names_of, status_of
 
-__all__ = ["FAILED", "OUTCOMES", "Summary", "moment"]
+__all__ = ["FAILED", "NO_SERVICE", "OUTCOMES", "Summary", "moment"]
 
 OUTCOMES = ("Success", "Failure", "Unknown")
 """The results that are counted over time."""
 
 FAILED = OUTCOMES.index("Failure")
+
+NO_SERVICE = "(none: its client has no service_tree_id)"
 
 _FAILURE = OperationResult.FAILURE.value
 _OUTCOME_PLACES = {OperationResult.SUCCESS.value: 0, _FAILURE: FAILED}
@@ -28,7 +30,7 @@ _MAX_ROUTES = 1000
 
 
 class Summary:
-    """Counts each record once: the first copy of each number of a stream. Feed it every record of the trail."""
+    """Counts each record once: the first copy of each number of a stream. Feed it the records of the trail."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -36,6 +38,8 @@ class Summary:
         self.checkpoints = 0
         self.duplicates = 0
         """Copies of records that were counted before."""
+        self.left_out = 0
+        """Records that are not counted, since no key authenticates them."""
         self.undated = 0
         """Records without a time."""
         self.first: int | None = None
@@ -74,7 +78,7 @@ class Summary:
         failures = 1 if result == _FAILURE else 0
         tag = stamp.get("tag") if stamp is not None else kind_of(envelope)
         service = body.get("env_ikey")
-        self.services.add("(none)" if service is None else name_of(service), failures)
+        self.services.add(NO_SERVICE if service is None else name_of(service), failures)
         self.types.add(_TYPES.get(tag, "(unknown)") if type(tag) is str else "(unknown)", failures)
         self.operation_types.add(name_of(body.get("OperationType")), failures)
         self.results.add(name_of(result), failures)

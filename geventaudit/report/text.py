@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..agent.shown import printable
-from ..verify.findings import StreamReport, TrailReport
+from ..trail.keys import parse_stream
+from ..verify.findings import StreamReport, TrailReport, counted
 from .controls import controls_for
 from .counting import BoundedCounts
 from .fields import FIELDS
+from .reading import Source
 from .summary import FAILED, Summary, moment
 
-__all__ = ["CAUTION", "completeness_of", "lines_of_report", "span_name", "stream_order"]
-
-CAUTION = (
-    "Each number of a stream is counted once, in the first copy that was read, authentic or not. The counts of a trail "
-    "with problems may hold forged records."
-)
+__all__ = [
+    "caution_of",
+    "counts_of",
+    "duplicates_of",
+    "key_of",
+    "left_out_of",
+    "lines_of_report",
+    "span_name",
+    "stream_order",
+    "verdict_of",
+]
 
 _TOP = 15
 _STREAMS = 20
@@ -24,16 +31,21 @@ _SPANS = 24
 _BAR = 30
 
 
-def lines_of_report(summary: Summary, trail: TrailReport, files: Sequence[str]) -> Iterator[str]:
+def lines_of_report(summary: Summary, trail: TrailReport, sources: Sequence[Source]) -> Iterator[str]:
     """Yield the lines of the report, safe for a terminal."""
-    yield f"Audit report of {len(files)} files: {printable(', '.join(files), 500)}"
+    yield f"Audit report of {counted(len(sources), 'file')}"
+    for source in sources:
+        size = counted(source.size, "byte")
+        yield f"file        {printable(source.name, 500)}, {size}, SHA-256 {source.sha256}"
     yield f"period      {moment(summary.first)} to {moment(summary.last)}"
-    yield f"records     {summary.records}, and {summary.checkpoints} checkpoints; {summary.duplicates} further copies"
+    yield f"records     {counts_of(summary, trail)}; {duplicates_of(trail)}"
+    if summary.left_out:
+        yield f"left out    {left_out_of(summary)}"
     yield f"integrity   {verdict_of(trail)}"
     refused, left_out = (sum(getattr(each, name) for each in trail.streams) for name in ("refused", "left_out"))
-    yield f"refusals    {refused} records refused by send(), {left_out} left out (as the checkpoints say)"
-    yield f"note        {CAUTION}"
-    for reason in summary.approximations():
+    yield f"refusals    {counted(refused, 'record')} refused by send(), {left_out} left out (as the checkpoints say)"
+    yield f"note        {caution_of(trail)}"
+    for reason in approximations_of(summary, trail):
         yield f"note        not exact: {reason}"
     yield from _completeness(trail)
     for title, counts in (
@@ -55,20 +67,57 @@ def lines_of_report(summary: Summary, trail: TrailReport, files: Sequence[str]) 
 def verdict_of(trail: TrailReport) -> str:
     """Return one line about the integrity of the trail."""
     problems = len(trail.problems())
-    if problems:
-        return f"NOT WHOLE: {problems} problems (geventaudit verify lists them)"
-    return "authentic and whole" if trail.is_authenticated else "without gaps; nothing is authenticated without a key"
+    no_key = "" if trail.is_authenticated else "; nothing is authenticated without a key"
+    return trail.verdict(problems) + (" (listed below)" if problems or trail.without_end else "") + no_key
+
+
+def counts_of(summary: Summary, trail: TrailReport) -> str:
+    """Return the numbers of operations and checkpoints, and their sum, which ``verify`` counts too."""
+    total = counted(summary.records + summary.checkpoints, "authentic record" if trail.is_authenticated else "record")
+    text = f"{total}: {counted(summary.records, 'operation')} and {counted(summary.checkpoints, 'checkpoint')}"
+    unstamped = 0 if trail.is_authenticated else trail.unstamped.count
+    return text + (f" ({unstamped} without a stamp)" if unstamped else "")
+
+
+def duplicates_of(trail: TrailReport) -> str:
+    """Return the number of duplicates, as ``verify`` counts them."""
+    return counted(sum(each.duplicates for each in trail.streams), "duplicate")
+
+
+def left_out_of(summary: Summary) -> str:
+    """Return the number of records that the figures leave out."""
+    verb = "is" if summary.left_out == 1 else "are"
+    return f"{counted(summary.left_out, 'record')} that no key authenticates {verb} in no figure about operations"
+
+
+def caution_of(trail: TrailReport) -> str:
+    """Return one line about the records that are counted."""
+    if trail.is_authenticated:
+        return "Each authentic record is counted once."
+    return "Each number of a stream is counted once, in the first copy that was read. Some may be forged."
+
+
+def key_of(stream: StreamReport) -> str:
+    """Return the key file and the start that authenticate a stream; empty if nothing does."""
+    if stream.key is None:
+        return ""
+    name = parse_stream(stream.stream)
+    return f"{printable(stream.key)}, " + (f"start {name.start}" if name is not None and name.start else "static key")
+
+
+def approximations_of(summary: Summary, trail: TrailReport) -> list[str]:
+    """Return the reasons for which some counts may be wrong; none if all are exact."""
+    found = summary.approximations()
+    if not trail.rejected.is_complete:
+        found.append("too many altered records to leave them all out")
+    return found
 
 
 def stream_order(trail: TrailReport) -> list[StreamReport]:
-    """Return the streams, those with problems first, then by time."""
-    return sorted(trail.streams, key=lambda each: (not each.problems(False), each.start_time, each.stream))
-
-
-def completeness_of(stream: StreamReport) -> float:
-    """Return the share of the numbers of a stream that are there, from 0 to 1."""
-    expected = stream.records + stream.missing.count
-    return stream.records / expected if expected else 0.0
+    """Return the streams, those with problems first, then those with warnings, then by time."""
+    return sorted(
+        trail.streams, key=lambda each: (not each.problems(False), not each.warnings(), each.start_time, each.stream)
+    )
 
 
 def span_name(second: int, width: int) -> str:
@@ -87,18 +136,22 @@ def _completeness(trail: TrailReport) -> Iterator[str]:
     yield from _heading("Completeness by stream")
     streams = stream_order(trail)
     for each in streams[:_STREAMS]:
-        end = "ended" if each.has_end else "no end"
-        yield (
-            f"{completeness_of(each):>8.2%}  {each.stream}  {each.records} records, {each.missing.count} missing, "
-            f"{each.duplicates} duplicates, {end}"
-        )
+        facts = [each.records_text, f"{each.missing.count} missing", f"{each.altered_only.count} only in altered form"]
+        facts += [printable(each.duplicates_text, 500), "ended" if each.has_end else "no end"]
+        facts += [f"key {key_of(each)}"] if each.key is not None else []
+        yield f"{each.completeness:>8.2%}  {each.stream}  {', '.join(facts)}"
         for problem in each.problems(False):
             yield f"          PROBLEM {printable(problem, 500)}"
+        for warning in each.warnings():
+            yield f"          WARNING {printable(warning, 500)}"
     if len(streams) > _STREAMS:
-        yield f"          ... and {len(streams) - _STREAMS} other streams"
-    for examples, text in ((trail.unreadable, "lines cannot be read"), (trail.unstamped, "records have no stamp")):
+        yield f"          ... and {counted(len(streams) - _STREAMS, 'other stream')}"
+    for examples, one, many in (
+        (trail.unreadable, "line cannot be read", "lines cannot be read"),
+        (trail.unstamped, "record has no stamp", "records have no stamp"),
+    ):
         if examples:
-            yield f"          PROBLEM {examples.count} {text}"
+            yield f"          PROBLEM {counted(examples.count, one, many)}"
     for text in (*trail.missing_starts, *trail.missing_streams, *trail.missing_children):
         yield f"          PROBLEM {printable(text, 500)}"
 
@@ -111,7 +164,7 @@ def _counts(title: str, counts: BoundedCounts) -> Iterator[str]:
     for name, count, failures in shown:
         yield f"{count:>10}  {failures:>8} failed  {printable(name)}"
     if len(counts) > len(shown):
-        yield f"            ... and {len(counts) - len(shown)} others"
+        yield f"            ... and {counted(len(counts) - len(shown), 'other')}"
 
 
 def _unknown(summary: Summary) -> Iterator[str]:
@@ -126,7 +179,7 @@ def _over_time(summary: Summary) -> Iterator[str]:
     width, spans = summary.timeline.spans(_SPANS)
     if not spans:
         return
-    yield from _heading(f"Failures over time, in spans of {width} seconds")
+    yield from _heading(f"Failures over time, in spans of {counted(width, 'second')}")
     most = max(counts[FAILED] for _, counts in spans) or 1
     for second, counts in spans:
         bar = "#" * -(-counts[FAILED] * _BAR // most)

@@ -20,17 +20,18 @@ TOO_LONG = b"a line that is too long"
 _CHUNK = 1 << 20
 
 
-def blocks_of(path: str, on_read: Callable[[int], object]) -> Iterator[bytes]:
+def blocks_of(path: str, on_read: Callable[[int], object], size: int | None = None) -> Iterator[bytes]:
     """Yield the lines of a file in blocks, each line with its newline. :data:`TOO_LONG` replaces one that is too long.
 
     :param path: of a file, compressed by gzip if it begins like one; ``-`` for standard input.
     :param on_read: called with the number of bytes that were read from the file.
+    :param size: bytes of the file to read at most; None for all.
     :raises OSError: it cannot be read.
     :raises EOFError: the compressed data ends in the middle. The lines before came.
     """
     with ExitStack() as stack:
         file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-        counted = cast(BinaryIO, _Counted(file, on_read))
+        counted = cast(BinaryIO, _Counted(file, on_read, size))
         if counted.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
             yield from _blocks(cast(BinaryIO, stack.enter_context(gzip.open(counted))))
         else:
@@ -38,15 +39,17 @@ def blocks_of(path: str, on_read: Callable[[int], object]) -> Iterator[bytes]:
 
 
 class _Counted:
-    """A file that reports how far it was read."""
+    """A file that reports how far it was read, and that may end early."""
 
-    def __init__(self, file: BinaryIO, on_read: Callable[[int], object]) -> None:
+    def __init__(self, file: BinaryIO, on_read: Callable[[int], object], size: int | None) -> None:
         self._file = file
         self._on_read = on_read
+        self._left = sys.maxsize if size is None else size
         self.peek = file.peek  # type: ignore[attr-defined]
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
         self._on_read(len(data))
         return data
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from binascii import unhexlify
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,9 +16,9 @@ from typing import Any, NamedTuple
 from ..errors import show
 from ..trail.canonical import NO_MAC, NotCanonicalError, canonical_digest
 from .packing import canonical_form
-from .parsing import Parsed, Unreadable, parse
+from .parsing import Unreadable, parse
 
-__all__ = ["Reading", "RecordReader", "Stamped", "kind_of", "plain_stamps", "seconds_of"]
+__all__ = ["Reading", "RecordReader", "Stamped", "is_stamp", "kind_of", "plain_stamps", "seconds_of"]
 
 
 class Stamped(NamedTuple):
@@ -86,19 +85,17 @@ class RecordReader:
     """Reads lines.
 
     :param with_digest: True to parse each line and compute h; False to look at stamps only.
-    :param on_record: called with each record. Without a digest, each line is parsed for it too.
     """
 
-    def __init__(self, *, with_digest: bool, on_record: Callable[[Parsed], None] | None = None) -> None:
+    def __init__(self, *, with_digest: bool) -> None:
         self._with_digest = with_digest
-        self._on_record = on_record
         self.uncovered: dict[str, int] = {}
         """How often each key of an agent's own was seen, which no seal covers."""
 
     @property
     def is_plain(self) -> bool:
         """True if the stamp of a record is enough."""
-        return not self._with_digest and self._on_record is None
+        return not self._with_digest
 
     def read(self, line: bytes) -> Reading:
         """Return the facts about the record in *line*; None for a line that holds no record of the audit trail."""
@@ -109,14 +106,12 @@ class RecordReader:
         parsed = parse(line)
         if parsed is None or isinstance(parsed, Unreadable):
             return parsed
-        if self._on_record is not None:
-            self._on_record(parsed)
         body, envelope, stamp, problem = parsed
         if not _COVERED.issuperset(envelope):
             self._note_uncovered(envelope)
         if stamp is None:
             return Unreadable("no stamp", True)
-        if not _is_stamp(stamp):
+        if not is_stamp(stamp):
             return Unreadable("no valid stamp", True)
         text = stamp.get("mac")
         problem = problem or _envelope_problem(envelope, stamp)
@@ -150,7 +145,8 @@ class RecordReader:
                 self.uncovered[key] = self.uncovered.get(key, 0) + 1
 
 
-def _is_stamp(stamp: dict[str, Any]) -> bool:
+def is_stamp(stamp: dict[str, Any]) -> bool:
+    """Return True if a client may have written the stamp."""
     seq, stream, time, mac = stamp.get("seq"), stamp.get("stream"), stamp.get("time"), stamp.get("mac", NO_MAC)
     return (
         type(seq) is int

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..trail.keys import parse_stream
-from .findings import StreamReport
+from .findings import Gaps, StreamReport
 from .keyring import Candidate, KeyCopy, KeyRing
 from .rows import PLAIN_SEALED, Row, has_note, plain_parts, sealed_parts, unpack_row
 from .state import Remembered
@@ -23,6 +23,7 @@ class StreamCheck:
     :param remembered: of an earlier verification.
     :param note_of: returns the rare parts of a row.
     :param place_of: names the place of a row for people.
+    :param reject: takes each row that no key authenticates.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class StreamCheck:
         remembered: Remembered | None,
         note_of: Callable[[Row], dict[str, Any]],
         place_of: Callable[[Row], str],
+        reject: Callable[[Row], None],
     ) -> None:
         self.report = StreamReport(stream)
         self.explained: list[tuple[int, int]] = []
@@ -46,13 +48,14 @@ class StreamCheck:
         self._remembered = remembered
         self._note_of = note_of
         self._place_of = place_of
+        self._reject = reject
+        self._gaps = Gaps(self.report.missing)
         self._candidates: list[Candidate] = []
         self._at = 1  # the number whose key the candidates have
         self._owed = 0  # steps that nothing authentic has paid for
         self._digest = hashlib.sha256()
         self._is_whole = True  # all authentic records from 1 on are there
         self._delivered = 0
-        self._end = 0
         self._last_time = b""
         if ring is not None:
             name = parse_stream(stream)
@@ -79,20 +82,25 @@ class StreamCheck:
             return
         if not self._evolve_to(seq):
             self.report.too_far.add(self._where(rows[0]))
+            for row in rows:
+                self._reject(row)
             return
         valid = self._authentic(rows)
         if valid is not None:
             self._accept(valid)
+        else:
+            self.report.altered_only.add(seq, seq)
+            self._gaps.skip(seq, self._before())
 
     def _follows(self, data: bytes) -> bool:
         """Accept the common record without a key: the next number, with nothing special; return False for others."""
         report = self.report
         seq, time, flags = plain_parts(data)
-        if seq != report.last + 1 or not report.records or has_note(flags) or self._end:
+        if seq != report.last + 1 or not report.records or has_note(flags) or report.has_end:
             return False
         last, self._last_time = self._last_time, time
         if time < last:
-            report.clock_steps += _is_before(time.decode(), last.decode())
+            self._step_back(time, last)
         report.records += 1
         report.last = seq
         return True
@@ -106,7 +114,7 @@ class StreamCheck:
             or seq != self._at + 1
             or flags != PLAIN_SEALED
             or report.key is None
-            or self._end
+            or report.has_end
             or (remembered is not None and remembered.seq == seq)
         ):
             return False
@@ -118,7 +126,7 @@ class StreamCheck:
         self._digest.update(digest)
         last, self._last_time = self._last_time, time
         if time < last:
-            report.clock_steps += _is_before(time.decode(), last.decode())
+            self._step_back(time, last)
         report.records += 1
         report.last = seq
         return True
@@ -128,7 +136,7 @@ class StreamCheck:
         contents = {(row.digest, row.mac, row.time) for row in rows}
         if len(contents) > 1:
             self.report.two_contents.add(self._where(rows[0]))
-        self.report.duplicates += len(rows) - len(contents)
+        self.report.add_duplicates(len(rows) - len(contents), rows[0].seq, map(self._place_of, rows))
         for row in rows:
             if row.has_problem:
                 self.report.altered.add(f"{self._where(row)}: {self._note_of(row)['problem']}")
@@ -149,15 +157,16 @@ class StreamCheck:
     def _authentic(self, rows: list[Row]) -> Row | None:
         """Return an authentic copy of one number; None if there is none."""
         valid: dict[bytes, Row] = {}
-        bad = []
+        bad, good = [], []
         for row in rows:
             if row.is_sealed and not row.has_problem and self._is_authentic(row):
-                if row.digest in valid:
-                    self.report.duplicates += 1
+                good.append(row)
                 valid.setdefault(row.digest, row)
             else:
                 bad.append(row)
+        self.report.add_duplicates(len(good) - len(valid), rows[0].seq, map(self._place_of, good))
         for row in bad:
+            self._reject(row)
             reason = self._note_of(row).get("problem") or ("" if row.is_sealed else "no seal")
             examples = self.report.beside_valid if valid else self.report.altered
             examples.add(f"{self._where(row)}{': ' if reason else ''}{reason}")
@@ -180,17 +189,15 @@ class StreamCheck:
     def _accept(self, row: Row) -> None:
         report, seq = self.report, row.seq
         time = row.time
+        self._gaps.close(seq, min(self._before(), seq - 1))
         if not report.records:
             report.first, report.start_time = seq, time.decode()
-            known = self._remembered.seq if self._remembered is not None else 0
-            report.missing.add(min(known, seq - 1) + 1, seq - 1)
-        else:
-            report.missing.add(report.last + 1, seq - 1)
-            report.clock_steps += _is_before(time.decode(), self._last_time.decode())
+        elif time < self._last_time:
+            self._step_back(time, self._last_time)
         self._is_whole = self._is_whole and seq == report.last + 1
         report.records += 1
         report.last, self._last_time = seq, time
-        if self._end:
+        if report.has_end:
             report.after_end += 1
         if row.has_note:
             self._take_note(row, self._note_of(row))
@@ -199,6 +206,19 @@ class StreamCheck:
             remembered = self._remembered
             if self._is_whole and remembered is not None and remembered.seq == seq and remembered.digest is not None:
                 report.state_mismatch = remembered.digest != self._digest.hexdigest()
+
+    def _before(self) -> int:
+        """Return the last number that is known to have been authentic."""
+        if self.report.records or self._remembered is None:
+            return self.report.last
+        return self._remembered.seq
+
+    def _step_back(self, time: bytes, last: bytes) -> None:
+        """Note that a record has an earlier time than the one before it."""
+        report = self.report
+        report.clock_steps += _is_before(time.decode(), last.decode())
+        report.start_time = min(report.start_time, time.decode())
+        report.end_time = max(report.end_time, last.decode())
 
     def _take_note(self, row: Row, note: dict[str, Any]) -> None:
         for each in _list(note.get("was")):
@@ -222,7 +242,7 @@ class StreamCheck:
         self.children = max(self.children, plain["children"])
         report.refused, report.left_out = plain["refused"], plain["left_out"]
         if checkpoint.get("kind") == "end":
-            report.has_end, self._end = True, row.seq
+            report.has_end = True
 
     def _compare_digest(self, row: Row, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("void"):
@@ -231,6 +251,7 @@ class StreamCheck:
             return
         if not self._is_whole:
             self.report.unchecked_digests += 1
+            self.report.first_unchecked = self.report.first_unchecked or row.seq
         elif checkpoint["digest"] != self._digest.hexdigest():
             self.report.digest_mismatch.add(self._where(row))
 
@@ -242,14 +263,18 @@ class StreamCheck:
         :param sent_again: ranges of numbers that other records name as their earlier ones.
         """
         report = self.report
-        report.end_time = self._last_time.decode()
+        report.last_time = self._last_time.decode()
+        report.end_time = max(report.end_time, report.last_time)
         if self._remembered is not None and self._remembered.seq > last_known:
             last_known, evidence = self._remembered.seq, "--state remembers"
         if last_known > report.last:
             report.cut = f"the last record is {report.last}, and {evidence} {last_known}"
-            report.missing.add(report.last + 1, last_known)
-        report.explained = report.missing.covered_by(self.explained + sent_again)
-        report.delivered_missing = report.missing.covered_by([(1, self._delivered)])
+            self._gaps.close(last_known + 1, report.last)
+        explained, settled = self.explained + sent_again, self._delivered
+        report.explained = report.missing.covered_by(explained)
+        # A record that the client gave up is settled, too, and the agent never had it.
+        not_taken = [(first, min(last, settled)) for first, last in explained if first <= settled]
+        report.delivered_missing = report.missing.covered_by([(1, settled)]) - report.missing.covered_by(not_taken)
 
     def to_remember(self) -> Remembered | None:
         """Return the end of the stream for a later verification; None if nothing is known of it."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from ..trail.keys import StreamName, parse_stream
-from .findings import TrailReport
+from .findings import TrailReport, counted
 from .keyring import MAX_STEPS, KeyCopy, KeyRing
 from .lines import blocks_of
-from .parsing import Parsed, Unreadable
+from .parsing import Unreadable
 from .records import RecordReader, Stamped, plain_stamps
 from .rows import PREFIX, Row, RowStore
 from .state import Remembered
@@ -29,7 +29,6 @@ class Verifier:
     :param copies: the auditor's copies of key files; none to check numbers only.
     :param state: the streams that an earlier verification has seen.
     :param max_jump: the steps that keys may be evolved in vain.
-    :param on_record: called with each record in the order of the lines, copies and unstamped ones included.
     :param folder: for temporary files, 130 bytes for each record beyond the first 200,000.
     """
 
@@ -39,12 +38,11 @@ class Verifier:
         state: dict[str, Remembered] | None = None,
         *,
         max_jump: int = MAX_STEPS,
-        on_record: Callable[[Parsed], None] | None = None,
         folder: str | None = None,
     ) -> None:
         self._ring = KeyRing(list(copies), max_jump) if copies else None
         self._state = state or {}
-        self._reader = RecordReader(with_digest=bool(copies), on_record=on_record)
+        self._reader = RecordReader(with_digest=bool(copies))
         self._store = RowStore(folder)
         self._files: list[str] = []
         self._streams: dict[bytes, int] = {}
@@ -52,28 +50,38 @@ class Verifier:
         self.remembered: dict[str, Remembered] = dict(self._state)
         """The streams, for the next verification; complete after :meth:`check`."""
 
-    def read(self, path: str, on_read: Callable[[int], object] = lambda size: None) -> None:
+    def read(
+        self,
+        path: str,
+        on_read: Callable[[int], object] = lambda size: None,
+        *,
+        name: str | None = None,
+        size: int | None = None,
+    ) -> None:
         """Read one file.
 
         :param path: see :func:`~geventaudit.verify.lines.blocks_of`.
         :param on_read: called with the number of bytes read.
+        :param name: for people; None for the path.
+        :param size: reads so many bytes at most.
         :raises OSError: the file cannot be read.
         """
-        self._files.append(path)
+        name = path if name is None else name
+        self._files.append(name)
         number, file = 0, len(self._files) - 1
         try:
-            for block in blocks_of(path, on_read):
+            for block in blocks_of(path, on_read, size):
                 lines = block.count(b"\n")
                 stamps = plain_stamps(block, lines) if self._reader.is_plain else None
                 if stamps is None:
                     self._read_each(block, file, number)
                 else:
-                    for name in {stamp[2] for stamp in stamps} - self._streams.keys():
-                        self._add_stream(name)
+                    for stream in {stamp[2] for stamp in stamps} - self._streams.keys():
+                        self._add_stream(stream)
                     self._store.add_plain(self._streams, stamps, file, number + 1)
                 number += lines
         except EOFError as error:
-            self._report.unreadable.add(f"{path}:{number}: {error}")
+            self._report.unreadable.add(f"{name}:{number}: {error}")
         self._report.lines += number
 
     def _read_each(self, block: bytes, file: int, number: int) -> None:
@@ -109,19 +117,8 @@ class Verifier:
         report, names = self._report, [name.decode() for name in self._streams]
         checks = []
         for index, group in groupby(self._store.sorted(), key=itemgetter(slice(0, 4))):
-            name = names[int.from_bytes(index, "big")]
-            check = StreamCheck(name, self._ring, self._state.get(name), self._store.note, self._place_of)
-            copies: list[bytes] = []
-            prefix = b""
-            for data in group:
-                if data[:PREFIX] == prefix:
-                    copies.append(data)
-                    continue
-                if copies:
-                    check.add(copies)
-                copies, prefix = [data], data[:PREFIX]
-            check.add(copies)
-            checks.append(check)
+            checks.append(self._check_stream(names[int.from_bytes(index, "big")], group))
+        report.rejected.close()
         self._finish(checks)
         for check in checks:
             remembered = check.to_remember()
@@ -130,10 +127,29 @@ class Verifier:
         report.streams = [check.report for check in checks]
         absent = self._state.keys() - set(names)
         if absent:
-            report.notes.append(f"{len(absent)} streams that --state remembers are not in these files")
+            verb = "is" if len(absent) == 1 else "are"
+            report.notes.append(f"{counted(len(absent), 'stream')} that --state remembers {verb} not in these files")
         if self._ring is not None:
             report.missing_starts = self._missing_starts(checks)
             report.missing_children = self._missing_children(checks)
+
+    def _check_stream(self, name: str, rows: Iterable[bytes]) -> StreamCheck:
+        rejected = self._report.rejected
+        rejected.begin_stream()
+        check = StreamCheck(name, self._ring, self._state.get(name), self._store.note, self._place_of, self._reject)
+        copies: list[bytes] = []
+        prefix = b""
+        for data in rows:
+            if data[:PREFIX] == prefix:
+                copies.append(data)
+                continue
+            if copies:
+                check.add(copies)
+            copies, prefix = [data], data[:PREFIX]
+        check.add(copies)
+        if self._ring is not None and check.key is None:
+            rejected.reject_stream(name)
+        return check
 
     def _finish(self, checks: list[StreamCheck]) -> None:
         """Let each stream know what the others say of it. With keys, only authentic ones have a say."""
@@ -198,6 +214,9 @@ class Verifier:
             for parent, numbers in seen.items()
             if (gaps := _gaps(1, most[parent], numbers))
         ]
+
+    def _reject(self, row: Row) -> None:
+        self._report.rejected.add(row.file, row.line)
 
     def _place_of(self, row: Row) -> str:
         return f"{self._files[row.file]}:{row.line}"
