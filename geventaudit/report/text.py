@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..agent.shown import printable
-from ..verify.findings import StreamReport, TrailReport
+from ..verify.findings import NO_RECORD, StreamReport, TrailReport
 from .controls import controls_for
 from .counting import BoundedCounts
 from .fields import FIELDS
@@ -96,6 +96,8 @@ def _completeness(trail: TrailReport) -> Iterator[str]:
             yield f"          PROBLEM {printable(problem, 500)}"
     if len(streams) > _STREAMS:
         yield f"          ... and {len(streams) - _STREAMS} other streams"
+    if trail.is_empty:
+        yield f"          PROBLEM {NO_RECORD}"
     for examples, text in ((trail.unreadable, "lines cannot be read"), (trail.unstamped, "records have no stamp")):
         if examples:
             yield f"          PROBLEM {examples.count} {text}"

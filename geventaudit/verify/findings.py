@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Examples", "Ranges", "StreamReport", "TrailReport"]
+__all__ = ["NO_RECORD", "Examples", "Ranges", "StreamReport", "TrailReport"]
+
+NO_RECORD = "there is no record of an audit trail in these files"
 
 _MAX_EXAMPLES = 20
 _MAX_RANGES = 10_000  # of one stream
@@ -196,9 +198,14 @@ class TrailReport:
     """Streams that another one has adopted, and of which nothing is there."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no record at all, so that there is nothing to be whole."""
+        return not self.streams and not self.unstamped
+
     def problems(self, *, accept_explained: bool = False, accept_missing_children: bool = False) -> list[str]:
         """Return a line for each problem; none if the trail is whole."""
-        found = []
+        found = [NO_RECORD] if self.is_empty else []
         for examples, text in ((self.unreadable, "lines cannot be read"), (self.unstamped, "records have no stamp")):
             if examples:
                 found.append(f"{examples.count} {text}: " + "; ".join(map(str, examples.first[:5])))
