@@ -103,7 +103,7 @@ def test_files_without_a_record_are_not_whole(
     path.write_text(content)
     assert main([command, str(path), *(["--key-file", key] if has_key else [])]) == 1
     out = capsys.readouterr().out
-    assert "PROBLEM there is no record" in out
+    assert "PROBLEM there is no readable record" in out
     assert "NOT WHOLE: 1 problem" in out
 
 
@@ -120,7 +120,7 @@ def test_files_without_a_record_leave_the_state_as_it_was(
     assert main(["verify", str(path), "--key-file", key, "--state", str(state), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["whole"] is False
-    assert found["problems"] == ["there is no record of an audit trail in these files"]
+    assert found["problems"] == ["there is no readable record of an audit trail in these files"]
     assert state.read_text() == before
 
 

@@ -542,6 +542,20 @@ def test_an_envelope_that_says_something_else_is_found(path: Path, extra: dict[s
     assert next(iter(extra)) in "".join(report.problems())
 
 
+@pytest.mark.parametrize("parser", ["json", "orjson"])
+@pytest.mark.parametrize("key", ["timestamp", "Time"])
+@pytest.mark.parametrize("value", ['"nan"', '"inf"', '"-1e999"', f'"{"9" * 400}"', "9" * 400, "NaN", "1e999"])
+def test_a_time_of_an_agent_that_is_no_moment_ends_nothing(
+    path: Path, value: str, key: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parser == "json":
+        monkeypatch.setattr(parsing, "loads", None)
+    lines = [as_fluent_bit_lines(body) for body in BODIES]
+    lines[4] = f'{lines[4][:-1]},"{key}":{value}}}'
+    report = verified(path, lines)
+    assert (report.lines, report.streams[0].records + report.unreadable.count) == (LAST, LAST)
+
+
 def test_a_key_that_was_added_to_a_record_of_listen_is_found(path: Path) -> None:
     line = json.loads(as_listen(BODIES[4]))
     line["Record"]["Extra"] = 1

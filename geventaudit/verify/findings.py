@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["NO_RECORD", "Examples", "Ranges", "StreamReport", "TrailReport"]
 
-NO_RECORD = "there is no record of an audit trail in these files"
+NO_RECORD = "there is no readable record of an audit trail in these files"
 
 _MAX_EXAMPLES = 20
 _MAX_RANGES = 10_000  # of one stream
