@@ -38,7 +38,7 @@ from geventaudit.agent.server import Received
 from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
-from geventaudit.trail.canonical import BODY_KEYS, NO_MAC, canonical_bytes, canonical_digest
+from geventaudit.trail.canonical import BODY_KEYS, KEY, NO_MAC, canonical_bytes, canonical_digest
 from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
 from geventaudit.verify import packing, parsing, rows
@@ -540,6 +540,18 @@ def test_an_envelope_that_says_something_else_is_found(path: Path, extra: dict[s
     report = verified(path, bodies)
     assert report.streams[0].altered.count == 1
     assert next(iter(extra)) in "".join(report.problems())
+
+
+@pytest.mark.parametrize(
+    "says", [{"was": [["{stream}", 4]]}, {"checkpoint": {"kind": "mark", "adopted": {"{stream}": 9_000}}}]
+)
+def test_a_stream_without_a_seal_says_nothing_about_a_sealed_one(path: Path, says: dict[str, Any]) -> None:
+    said = json.loads(json.dumps(says).replace("{stream}", TRAIL.stream))
+    stamp = {"seq": 1, "stream": "a" * 32, "tag": "AsmAuditCP", "time": "2023-01-01T00:00:00.000000Z", **said}
+    forged = json.dumps({"OperationName": "x", "CustomData": {KEY: stamp}})
+    report = verified(path, [*(each for each in BODIES if stamp_of(each)["seq"] != 4), forged])
+    sealed = next(each for each in report.streams if each.stream == TRAIL.stream)
+    assert (sealed.missing.count, sealed.explained, sealed.cut) == (1, 0, "")
 
 
 @pytest.mark.parametrize("parser", ["json", "orjson"])
