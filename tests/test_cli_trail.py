@@ -93,6 +93,37 @@ def test_state_is_written_if_the_trail_is_whole(trail: str, key: str, tmp_path: 
     assert state.read_text() == before
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", '{"AuditVersion": "1", "AuditType": "Heartbeat"}\n'])
+@pytest.mark.parametrize("command", ["verify", "report"])
+@pytest.mark.parametrize("has_key", [False, True])
+def test_files_without_a_record_are_not_whole(
+    content: str, command: str, has_key: bool, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty"
+    path.write_text(content)
+    assert main([command, str(path), *(["--key-file", key] if has_key else [])]) == 1
+    out = capsys.readouterr().out
+    assert "PROBLEM there is no readable record" in out
+    assert "NOT WHOLE: 1 problem" in out
+
+
+def test_files_without_a_record_leave_the_state_as_it_was(
+    trail: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, path = tmp_path / "state", tmp_path / "empty"
+    path.write_text("")
+    assert main(["verify", str(path), "--key-file", key, "--state", str(state)]) == 1
+    assert not state.exists()
+    assert main(["verify", trail, "--key-file", key, "--state", str(state)]) == 0
+    before = state.read_text()
+    capsys.readouterr()
+    assert main(["verify", str(path), "--key-file", key, "--state", str(state), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["whole"] is False
+    assert found["problems"] == ["there is no readable record of an audit trail in these files"]
+    assert state.read_text() == before
+
+
 def test_explained_gaps_are_accepted_on_demand(key: str, tmp_path: Path) -> None:
     made = writer()
     for _ in range(5):

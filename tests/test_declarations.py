@@ -597,7 +597,12 @@ def test_targets(target: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [divide, lambda environ: 5, lambda environ: None, {"Key": "{nam}"}, lambda environ: {"Key": iter([1, divide])}],
+    [
+        *(divide, lambda environ: 5, lambda environ: None, {"Key": "{nam}"}),
+        *(lambda environ: {"Key": iter([1, divide])}, lambda environ: {"Key": itertools.count()}),
+        *(lambda environ: {" ": "x"}, lambda environ: {f"Key{number}": [] for number in range(20_000)}),
+        lambda environ: {"Key": TargetResource(1, 2, 3, "\ud800")},  # type: ignore[arg-type]
+    ],
 )
 def test_a_target_that_fails_costs_its_own_part_only(target: Any) -> None:
     with flasked() as trail:
@@ -646,6 +651,9 @@ def test_secrets_and_the_redaction_of_a_view() -> None:
         (lambda: audited("A", target=lambda: None), r"target must be a function of \(environ\)"),  # type: ignore[arg-type, misc]
         (lambda: audited("A", target="Key"), "target must be a mapping like"),  # type: ignore[arg-type]
         (lambda: audited("A", target={}), "target must be a mapping like"),
+        (lambda: audited("A", access_level="\ud800"), "access_level must be text that UTF-8 can write"),
+        (lambda: audited("A", target={"Key": "\ud800"}), "target must be text that UTF-8 can write"),
+        (lambda: audited("A", target={"\ud800": "x"}), "target must be text that UTF-8 can write"),
         (lambda: audited("A", target={"Key": 5}), "target must have texts"),  # type: ignore[dict-item]
         (lambda: audited("A", target={"Key": " "}), "target must have texts"),
         (lambda: audited("A", target={"Key": "{name.x}"}), "target must name the route's arguments as in {name}"),

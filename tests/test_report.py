@@ -263,7 +263,7 @@ def test_texts_of_records_cannot_act_in_a_terminal(tmp_path: Path, capsys: pytes
 def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "empty"
     path.touch()
-    assert main(["report", str(path)]) == 0
+    assert main(["report", str(path)]) == 1
     assert "period      unknown to unknown" in capsys.readouterr().out
 
 
@@ -432,8 +432,9 @@ def test_texts_of_records_are_texts_of_the_page(tmp_path: Path) -> None:
 def test_a_page_of_nothing(tmp_path: Path) -> None:
     path, out = tmp_path / "empty", tmp_path / "out.html"
     path.touch()
-    assert main(["report", str(path), "--html", str(out)]) == 0
+    assert main(["report", str(path), "--html", str(out)]) == 1
     assert "no record has a time" in out.read_text()
+    assert "NOT WHOLE" in out.read_text()
 
 
 @needs_report_extra

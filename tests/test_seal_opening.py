@@ -177,6 +177,24 @@ def test_nothing_is_left_behind(agent: Agent, socket_path: str, key: Key) -> Non
         eventually(lambda: (descriptors(), threads()) <= before, "the thread ends, and its descriptors are closed")
 
 
+@pytest.mark.parametrize("spooled", [False, True])
+def test_a_key_that_comes_while_the_client_closes_starts_no_timer(
+    socket_path: str, folder: Path, key: Key, spooled: bool
+) -> None:
+    seal = key.seal()
+    client = client_of(socket_path, seal=seal, **({"spool": Spool(folder / "spool")} if spooled else {}))
+    client.send(message(0))
+    while seal.needs_reading:  # and the hub does not run
+        native.sleep(0.001)
+    outbox: Any = client._life.outbox
+    left = client.close(0.0)
+    assert [each.record.custom_data["n"] for each in left if isinstance(each.record.custom_data, dict)] == (
+        [] if spooled else [0]
+    )
+    assert outbox._stamper.is_open
+    assert outbox._timer is None
+
+
 def test_threads_and_signal_handlers_that_send_meanwhile(
     agent: Agent, got: list[Received], socket_path: str, folder: Path, key: Key
 ) -> None:

@@ -521,6 +521,16 @@ def test_a_forked_child_has_no_keys_of_its_parent(seal: Seal) -> None:
     assert str(seal.take_stream()[0]).endswith("/0/3")
 
 
+def test_a_stream_that_is_taken_while_the_process_forks_leaves_the_child_its_key(seal: Seal) -> None:
+    """By another thread, or by another library's hook that sends a record before each fork."""
+    seal.before_fork()
+    parents, _ = seal.take_stream()
+    seal.after_fork_in_child()
+    childs, _ = seal.take_stream()
+    assert (parents.start, parents.path, childs.start, childs.path) == (0, (1,), 0, (1,))
+    assert parents.salt != childs.salt
+
+
 # -- a whole life ------------------------------------------------------------------------------------------------------
 
 LIFE = """

@@ -39,11 +39,11 @@ from geventaudit.agent.server import Received
 from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
-from geventaudit.trail.canonical import BODY_KEYS, NO_MAC, canonical_bytes, canonical_digest
+from geventaudit.trail.canonical import BODY_KEYS, KEY, NO_MAC, canonical_bytes, canonical_digest
 from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
 from geventaudit.verify import packing, parsing, rows
-from geventaudit.verify.findings import Ranges
+from geventaudit.verify.findings import NO_RECORD, Ranges
 from geventaudit.verify.records import RecordReader, Stamped
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
@@ -97,7 +97,7 @@ def test_any_record_is_authentic_after_a_real_json_hop(tmp_path: Path, msgs: lis
         lines.append(json.dumps(json_of(Received(message_, seconds, service)), ensure_ascii=False))
         lines.append(as_fluent_bit_lines(body_of(frame)))
     report = verified(tmp_path / "hop.jsonl", lines)
-    assert report.problems() == []
+    assert report.problems() == ([] if lines else [NO_RECORD])
     assert sum(each.duplicates for each in report.streams) == len(lines) // 2
 
 
@@ -595,6 +595,32 @@ def test_an_envelope_that_says_something_else_is_found(path: Path, extra: dict[s
     report = verified(path, bodies)
     assert report.streams[0].altered.count == 1
     assert next(iter(extra)) in "".join(report.problems())
+
+
+@pytest.mark.parametrize(
+    "says", [{"was": [["{stream}", 4]]}, {"checkpoint": {"kind": "mark", "adopted": {"{stream}": 9_000}}}]
+)
+def test_a_stream_without_a_seal_says_nothing_about_a_sealed_one(path: Path, says: dict[str, Any]) -> None:
+    said = json.loads(json.dumps(says).replace("{stream}", TRAIL.stream))
+    stamp = {"seq": 1, "stream": "a" * 32, "tag": "AsmAuditCP", "time": "2023-01-01T00:00:00.000000Z", **said}
+    forged = json.dumps({"OperationName": "x", "CustomData": {KEY: stamp}})
+    report = verified(path, [*(each for each in BODIES if stamp_of(each)["seq"] != 4), forged])
+    sealed = next(each for each in report.streams if each.stream == TRAIL.stream)
+    assert (sealed.missing.count, sealed.explained, sealed.cut) == (1, 0, "")
+
+
+@pytest.mark.parametrize("parser", ["json", "orjson"])
+@pytest.mark.parametrize("key", ["timestamp", "Time"])
+@pytest.mark.parametrize("value", ['"nan"', '"inf"', '"-1e999"', f'"{"9" * 400}"', "9" * 400, "NaN", "1e999"])
+def test_a_time_of_an_agent_that_is_no_moment_ends_nothing(
+    path: Path, value: str, key: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parser == "json":
+        monkeypatch.setattr(parsing, "loads", None)
+    lines = [as_fluent_bit_lines(body) for body in BODIES]
+    lines[4] = f'{lines[4][:-1]},"{key}":{value}}}'
+    report = verified(path, lines)
+    assert (report.lines, report.streams[0].records + report.unreadable.count) == (LAST, LAST)
 
 
 def test_a_key_that_was_added_to_a_record_of_listen_is_found(path: Path) -> None:

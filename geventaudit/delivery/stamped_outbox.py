@@ -78,6 +78,7 @@ class StampedOutbox(Outbox):
         self._is_opening = False
         self._put_now = partial(self.queue.put, block=False)
         self._timer: Any = None  # for checkpoints
+        self._is_ending = False  # no timer is made any more
         self._reader: KeyReader | None = None
         if self._stamper.seal is not None:
             from .key_reader import KeyReader
@@ -209,7 +210,7 @@ class StampedOutbox(Outbox):
             if stamper.seal is not None:
                 self._checkpoint("open", self._put_first)
                 hub = get_hub_if_exists()  # None if another thread closes a client whose own thread has ended
-                if hub is not None and hub.loop is not None:
+                if hub is not None and hub.loop is not None and not self._is_ending:
                     interval = stamper.seal.checkpoint_interval
                     self._timer = hub.loop.timer(interval, interval, ref=False)
                     self._timer.start(self._on_timer)
@@ -319,6 +320,7 @@ class StampedOutbox(Outbox):
 
     def stop(self) -> None:
         """Put no more checkpoints, and read no key. In the hub's thread."""
+        self._is_ending = True
         self._stop_timer()
         if self._reader is not None:
             self._reader.stop()
@@ -386,6 +388,7 @@ class StampedOutbox(Outbox):
                 stamper.give_up(found[1])
 
     def _copy_all(self) -> list[Entry]:
+        self._is_ending = True  # without a hub, nothing has called stop()
         for entry in copied(self.inbox.entries):
             if entry.claim("hub"):
                 entry.frame = self._numbered(entry.frame)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..agent.shown import printable
 from ..trail.keys import parse_stream
-from ..verify.findings import StreamReport, TrailReport, counted
+from ..verify.findings import NO_RECORD, StreamReport, TrailReport, counted
 from .controls import controls_for
 from .counting import BoundedCounts
 from .fields import FIELDS
@@ -146,6 +146,8 @@ def _completeness(trail: TrailReport) -> Iterator[str]:
             yield f"          WARNING {printable(warning, 500)}"
     if len(streams) > _STREAMS:
         yield f"          ... and {counted(len(streams) - _STREAMS, 'other stream')}"
+    if trail.is_empty:
+        yield f"          PROBLEM {NO_RECORD}"
     for examples, one, many in (
         (trail.unreadable, "line cannot be read", "lines cannot be read"),
         (trail.unstamped, "record has no stamp", "records have no stamp"),

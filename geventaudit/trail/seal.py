@@ -65,7 +65,8 @@ class Seal:
         self._key = secret
         self._node: KeyNode | None = None
         self._error: str | None = None
-        self._forking: dict[int, KeyNode | str | None] = {}  # the child's node, by the thread that forks
+        # The child's node and master key, by the thread that forks.
+        self._forking: dict[int, tuple[KeyNode | str | None, Secret | None]] = {}
         self._lock = native.allocate_lock()
         self._holder = 0
         self._reading = native.allocate_lock()  # held by a native thread that reads the key file
@@ -143,12 +144,15 @@ class Seal:
     def before_fork(self) -> None:
         """Take the keys of the child, so that the parent cannot use them."""
         node: KeyNode | str | None = None
+        key: Secret | None = None
         try:
             with self._locked():
+                # The first client of the parent may take the master key before the fork: the child has its own copy.
+                key = self._key
                 node = None if self._node is None else self._node.take_process()
         except SealError as error:
             node = str(error)
-        self._forking[native.thread_ident()] = node
+        self._forking[native.thread_ident()] = node, key
 
     def after_fork_in_parent(self) -> None:
         """Drop the keys of the child."""
@@ -156,7 +160,7 @@ class Seal:
 
     def after_fork_in_child(self) -> None:
         """Drop the keys of the parent."""
-        node = self._forking.get(native.thread_ident())
+        node, key = self._forking.get(native.thread_ident(), (None, self._key))
         self._forking = {}
         self._lock, self._holder = native.allocate_lock(), 0
         if self._path is not None and self._reading.locked():
@@ -167,7 +171,7 @@ class Seal:
         if isinstance(node, str):
             self._node, self._error = None, node
         else:
-            self._node = node
+            self._node, self._key = node, key
 
 
 def _checked_interval(seconds: float) -> float:

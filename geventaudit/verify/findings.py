@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-__all__ = ["Examples", "Gaps", "Ranges", "Rejected", "StreamReport", "TrailReport", "counted"]
+__all__ = ["NO_RECORD", "Examples", "Gaps", "Ranges", "Rejected", "StreamReport", "TrailReport", "counted"]
+
+NO_RECORD = "there is no readable record of an audit trail in these files"
 
 _MAX_EXAMPLES = 20
 _MAX_RANGES = 10_000  # of one stream
@@ -407,9 +409,14 @@ class TrailReport:
         """Return a line for each fact that is no problem by itself, and that a reader has to judge."""
         return [f"{each.stream}: {warning}" for each in self.streams for warning in each.warnings()]
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no record at all, so that there is nothing to be whole."""
+        return not self.streams and not self.unstamped
+
     def problems(self, *, accept_explained: bool = False, accept_missing_children: bool = False) -> list[str]:
         """Return a line for each problem; none if the trail is whole."""
-        found = []
+        found = [NO_RECORD] if self.is_empty else []
         for examples, one, many in (
             (self.unreadable, "line cannot be read", "lines cannot be read"),
             (self.unstamped, "record has no stamp", "records have no stamp"),

@@ -206,12 +206,14 @@ def seconds_of(value: Any) -> float | None:
     """Return the seconds since 1970 that an agent's time means; None if it has another form."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return value if math.isfinite(value) else None
     try:
-        return float(value)
+        seconds = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
     except (TypeError, ValueError):
         pass
+    else:
+        return seconds if math.isfinite(seconds) else None
     try:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

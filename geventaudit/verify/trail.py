@@ -156,6 +156,8 @@ class Verifier:
         adopted: dict[str, tuple[int, str]] = {}
         sent_again: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for check in checks:
+            if self._ring is not None and check.key is None:
+                continue
             for name, last in check.adopted.items():
                 if last > adopted.get(name, (0, ""))[0]:
                     adopted[name] = last, f"a checkpoint of {check.report.stream} names"

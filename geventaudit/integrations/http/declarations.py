@@ -45,6 +45,9 @@ environment that returns the resources."""
 MAX_LEVELS = 100
 """Access levels of a caller that a record keeps."""
 
+MAX_RESOURCES = 10_000
+"""Resources, and types of resources, that a function may return. More do not fit into a frame."""
+
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -124,6 +127,7 @@ def declare(
     for name, text in (("access_level", access_level), ("category_description", category_description)):
         if not isinstance(text, str):
             raise TypeError(f"{name} must be text, got {text!r}")
+        _check_utf8(name, text)
     if audit_type not in (None, AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
         raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
     if redact is not None:
@@ -179,11 +183,20 @@ def _target(target: Any) -> Target:
         for text in (kind, *names):
             if not isinstance(text, str) or not text.strip():
                 raise TypeError(f"target must have texts as types and names of resources, got {text!r} in {target!r}")
+            _check_utf8("target", text)
         for name in names:
             if set("{}") & set(_FIELD.sub("", name)):
                 raise ValueError(f"target must name the route's arguments as in {{name}}, got {name!r}")
         found[kind] = names
     return found
+
+
+def _check_utf8(name: str, text: str) -> None:
+    """Refuse here what each record would be refused for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text that UTF-8 can write, got {text!r}") from None
 
 
 def fields_of(target: Target | None) -> set[str]:
@@ -197,16 +210,27 @@ def resources_of(given: Any) -> dict[str, list[TargetResource]]:
     """Return the resources that the application's function has returned.
 
     :raises TypeError: *given* is no mapping.
+    :raises ValueError: a type is blank, or there are more than :data:`MAX_RESOURCES` resources.
     """
     if not isinstance(given, Mapping):
         raise TypeError(f"target must return a mapping of names by types, returned a {type(given).__name__}")
-    return {printable(kind): list(_resources(names)) for kind, names in given.items()}
+    found: dict[str, list[TargetResource]] = {}
+    left = MAX_RESOURCES
+    for kind, names in given.items():
+        text = printable(kind)
+        if not text.strip():
+            raise ValueError(f"target must return types of resources that are not blank, returned {text!r}")
+        found[text] = list(islice(_resources(names), left + 1))
+        left -= max(len(found[text]), 1)
+        if left < 0:
+            raise ValueError(f"a record has at most {MAX_RESOURCES} resources: name what holds them")
+    return found
 
 
 def _resources(names: Any) -> Iterable[TargetResource]:
     for each in [names] if isinstance(names, str | TargetResource) or not isinstance(names, Iterable) else names:
         if isinstance(each, TargetResource):
-            yield replace(each, name=printable(each.name))
+            yield TargetResource(*map(printable, (each.name, each.cluster, each.data_center, each.region)))
         else:
             yield TargetResource(printable(each, keep_end=True))
 
