@@ -28,7 +28,7 @@ _close: Callable[[int], None] = native.original("os", "close")
 
 _NAME, _VERSION = b"geventaudit-seal-key", b"1"
 _MAX_BYTES = 256
-_LOCK_SECONDS = 2.0  # starting processes wait for each other
+_LOCK_SECONDS = 10.0  # starting processes wait for each other, each for a sync of the disk
 
 
 def create(path: str) -> None:
@@ -51,7 +51,7 @@ def create(path: str) -> None:
 def take(path: str) -> tuple[Secret, int]:
     """Return the master key in the file and its start, after the file was replaced by the next one's.
 
-    Blocks, up to 2 s while other processes do the same: for a native thread. Does not switch.
+    Blocks, up to 10 s while other processes do the same: for a native thread. Does not switch.
 
     :raises SealError: it cannot be done.
     """
