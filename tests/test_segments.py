@@ -1510,6 +1510,29 @@ def test_a_relative_path_stays_the_same_folder(path: Path, monkeypatch: pytest.M
         assert folder.path == str(path)
 
 
+def test_the_lock_ends_with_its_owner_while_a_copy_is_open(tmp_path: Path) -> None:
+    """A child that was forked just now has copies of all descriptors, until its first code runs."""
+    path = str(tmp_path / "spool")
+    folder = Folder(path, "OFF")
+    folder.open()
+    lock = os.stat(tmp_path / "spool" / "lock")
+    (copy,) = [os.dup(each) for each in map(int, os.listdir("/proc/self/fd")) if is_open_as(each, lock)]
+    try:
+        folder.close()
+        folder.open()
+        folder.close()
+    finally:
+        os.close(copy)
+
+
+def is_open_as(descriptor: int, status: os.stat_result) -> bool:
+    try:
+        opened = os.fstat(descriptor)
+    except OSError:  # the descriptor of the listing itself
+        return False
+    return (opened.st_dev, opened.st_ino) == (status.st_dev, status.st_ino)
+
+
 def test_orphans(tmp_path: Path) -> None:
     for name in ("spool-12", "spool-7", "spool-x", "spool-", "spool-12x", "other-12"):
         (tmp_path / name).mkdir()

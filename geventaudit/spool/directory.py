@@ -83,8 +83,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 class Directory:
     """A directory that this process has locked.
 
-    The lock is the ``flock`` of the file ``lock``. The lock ends with the last descriptor of its open file, so a forked
-    child must close its copies (see :meth:`close`).
+    The lock is the ``flock`` of the file ``lock``. It ends with :meth:`close`, or with the last descriptor of its open
+    file if the process is killed, so a forked child must close its copies.
     """
 
     def __init__(self, path: str, descriptor: int) -> None:
@@ -92,6 +92,7 @@ class Directory:
         self.is_new = False
         self._fd = descriptor
         self._lock = -1
+        self._process = os.getpid()
 
     @classmethod
     def claim(cls, path: str, *, create: bool) -> Directory:
@@ -292,8 +293,17 @@ class Directory:
             pass
 
     def close(self) -> None:
-        """Close both descriptors. The lock ends when all copies in other processes are closed. Idempotent."""
+        """Close both descriptors. Idempotent.
+
+        In the process that has locked the folder, the lock ends at once: a child may have been forked just now, and not
+        have closed its copies. In a child, the lock stays with the parent.
+        """
         lock, self._lock = self._lock, -1
+        if lock >= 0 and os.getpid() == self._process:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            except OSError:
+                pass
         directory, self._fd = self._fd, -1
         for descriptor in (lock, directory):
             if descriptor >= 0:
