@@ -1516,7 +1516,8 @@ def test_the_lock_ends_with_its_owner_while_a_copy_is_open(tmp_path: Path) -> No
     folder = Folder(path, "OFF")
     folder.open()
     lock = os.stat(tmp_path / "spool" / "lock")
-    (copy,) = [os.dup(each) for each in map(int, os.listdir("/proc/self/fd")) if is_open_as(each, lock)]
+    (descriptor,) = [each for each in map(int, os.listdir("/proc/self/fd")) if is_open_as(each, lock)]
+    copy = os.dup(descriptor)
     try:
         folder.close()
         folder.open()
