@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -15,8 +14,9 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import descriptors, destroys_a_hub, eventually, message, threads
-from trails import copy_of_key
+from helpers import descriptors, destroys_a_hub, eventually, message, on_signal, threads
+from test_trail import client_of, verified
+from trails import MASTER, copy_of_key
 
 from geventaudit import (
     AuditClient,
@@ -30,13 +30,11 @@ from geventaudit import (
     Spool,
 )
 from geventaudit.agent import Agent, Received
-from geventaudit.agent.shown import json_of
+from geventaudit.delivery.stamped_outbox import StampedOutbox
 from geventaudit.runtime import native
 from geventaudit.trail import key_file
 from geventaudit.trail.canonical import KEY
-from geventaudit.verify.findings import TrailReport
 from geventaudit.verify.keyring import KeyCopy
-from geventaudit.verify.trail import Verifier
 
 
 class Key:
@@ -71,23 +69,10 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_file, "_LOCK_SECONDS", 60.0)
 
 
-def client_of(path: str, **options: Any) -> Client:
-    return Client(lambda: DomainSocket(path), **options)
-
-
 def own(got: list[Received]) -> list[int]:
     """The numbers of the users' records."""
     found = [each.message.record.custom_data for each in got if isinstance(each.message, Msg)]
     return [data["n"] for data in found if "checkpoint" not in data[KEY]]
-
-
-def verified(got: list[Received], folder: Path, copy: KeyCopy) -> TrailReport:
-    path = folder / "trail.jsonl"
-    lines = [json.dumps(json_of(each), ensure_ascii=False) for each in got if isinstance(each.message, Msg)]
-    path.write_text("".join(line + "\n" for line in lines))
-    verifier = Verifier([copy])
-    verifier.read(str(path))
-    return verifier.check()
 
 
 def kinds(client: AuditClient) -> list[NotificationKind]:
@@ -195,6 +180,32 @@ def test_a_key_that_comes_while_the_client_closes_starts_no_timer(
     assert outbox._timer is None
 
 
+def test_the_first_checkpoint_goes_before_a_handler_that_connects(
+    agent: Agent, got: list[Received], socket_path: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler may call connect() of a base client, which accepts records again, and send, while the stream opens."""
+    client = client_of(socket_path, seal=Seal(key=MASTER))
+    checkpoint = StampedOutbox._checkpoint
+
+    def interrupted(outbox: StampedOutbox, kind: Any, put: Any) -> Any:
+        if kind == "open":
+            outbox.refuse(None)
+            client.send(message(1))
+        return checkpoint(outbox, kind, put)
+
+    monkeypatch.setattr(StampedOutbox, "_checkpoint", interrupted)
+    client.connect()
+    client.send(message(0))
+    outbox: Any = client._life.outbox
+    assert outbox.is_plain
+    assert client.close() == []
+    first = got[0].message
+    assert isinstance(first, Msg)
+    stamp = first.record.custom_data[KEY]
+    assert (stamp["seq"], stamp["checkpoint"]["kind"]) == (1, "open")
+    assert verified(got, folder).problems() == []
+
+
 def test_threads_and_signal_handlers_that_send_meanwhile(
     agent: Agent, got: list[Received], socket_path: str, folder: Path, key: Key
 ) -> None:
@@ -207,8 +218,7 @@ def test_threads_and_signal_handlers_that_send_meanwhile(
                 client.send(message(number))
             over.append(first)
 
-        old = signal.signal(signal.SIGALRM, lambda *_: client.send(message(next(handled))))
-        try:
+        with on_signal(lambda: client.send(message(next(handled)))):
             signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
             for first in (100, 200):
                 native.start_new_thread(send_all, (first,))
@@ -217,9 +227,6 @@ def test_threads_and_signal_handlers_that_send_meanwhile(
                 gevent.sleep(0.001)
             unlock()
             eventually(lambda: len(over) == 2)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
     numbers = own(got)
     nested = next(handled) - 1000
     assert sorted(numbers) == [*range(300), *range(1000, 1000 + nested)]

@@ -244,8 +244,11 @@ class Outbox:
     def refuse(self, error: Exception | None) -> None:
         """Refuse all records, those that wait for room too, with *error*; None accepts again."""
         self._refusal = error
-        self.is_plain = self.store is None and error is None
+        self._set_plain()
         self._room.set()
+
+    def _set_plain(self) -> None:
+        self.is_plain = self.store is None and self._refusal is None
 
     def move_inbox(self, most: int | None = None) -> None:
         """Move what other threads handed over to the queue, or to the disk, up to the bound. In the hub's thread.

@@ -1,9 +1,9 @@
 """The outbox of a client with a stamp or a seal.
 
-A record gets its number, its seal and its place on the queue in one call that does not switch: see
-:meth:`StampedOutbox._put_in_order`. Until then it is a :class:`~geventaudit.trail.stamp.Draft`: with its sender, or in
-the inbox. A signal handler that sends in the middle of that call leaves its record in the inbox, which is emptied
-right after.
+A record gets its number, its seal and its place on the queue in one call that does not switch: in the compiled gate, or
+in :meth:`Stamper.stamp <geventaudit.trail.stamping.Stamper.stamp>`. Until then it is a
+:class:`~geventaudit.encoder.draft.Draft`: with its sender, or in the inbox. A signal handler that sends in the middle
+of that call leaves its record in the inbox, which is emptied right after.
 
 The first use opens the stream: the checkpoint ``open`` goes before all records. If the key of the seal has to be read
 from a file first, a native thread reads it, and the records wait in the inbox, encoded and without numbers.
@@ -91,12 +91,10 @@ class StampedOutbox(Outbox):
     # -- in ------------------------------------------------------------------------------------------------------------
 
     def accept(self, frame: bytes, timeout: float | None) -> None:
+        if self.wake.is_armed:  # first, as in accept() of all clients
+            self.wake.set()
         stamper = self._stamper
-        is_common = self.store is None and self._refusal is None and not self.inbox.entries
-        if is_common and stamper.is_open and not self._is_opening:
-            # The common case, with few calls. The sender is woken first, as in accept() of all clients.
-            if self.wake.is_armed:
-                self.wake.set()
+        if self.is_plain and not self.inbox.entries:  # the common case, with few calls
             try:
                 frame.stamped, frame.number, _ = stamper.stamp(frame, self._put_now)  # type: ignore[attr-defined,arg-type]
             except (Full, StamperBusyError):
@@ -105,8 +103,6 @@ class StampedOutbox(Outbox):
                 if self._refusal is not None:
                     self._withdraw(frame, None)
                 return
-        if self.wake.is_armed:
-            self.wake.set()
         if self.store is not None and self.store.is_always:
             self._wait_for_key()
         try:
@@ -146,12 +142,10 @@ class StampedOutbox(Outbox):
         if (pending is not None and pending.error is not None) or isinstance(error, MemoryError | RecursionError):
             self._stamper.void(frame.number)
 
-    def refuse(self, error: Exception | None) -> None:
-        super().refuse(error)
-        self._set_plain()
-
     def _set_plain(self) -> None:
-        self.is_plain = self.store is None and self._refusal is None and self._stamper.is_open
+        # While the stream is being opened, its first record is not put yet.
+        is_open = self._stamper.is_open and not self._is_opening
+        self.is_plain = self.store is None and self._refusal is None and is_open
 
     @property
     def chain(self) -> Any:
@@ -214,9 +208,9 @@ class StampedOutbox(Outbox):
                     interval = stamper.seal.checkpoint_interval
                     self._timer = hub.loop.timer(interval, interval, ref=False)
                     self._timer.start(self._on_timer)
-            self._set_plain()
         finally:
             self._is_opening = False
+            self._set_plain()
 
     def _key_is_read(self) -> None:
         """Give the records that have waited their numbers. In the hub."""
