@@ -109,6 +109,17 @@ def living() -> list[gevent.Greenlet[Any, Any]]:
     return [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet) and not each.dead]
 
 
+@contextmanager
+def on_signal(act: Callable[[], object], number: int = signal.SIGALRM) -> Iterator[None]:
+    """Call *act* at the signal *number*, and stop the timer at the end."""
+    old = signal.signal(number, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(number, old)
+
+
 def greenlets() -> int:
     """Return the number of greenlets that are alive."""
     return len(living())

@@ -9,14 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import HERE, eventually, greenlets, message
+from helpers import HERE, eventually, greenlets, message, on_signal
 
 from geventaudit import (
     Backoff,
@@ -242,16 +241,6 @@ def by_timer(function: Callable[[], Any]) -> Outcome:
     eventually(lambda: got)
     timer.close()
     return got[0]
-
-
-@contextmanager
-def on_signal(act: Callable[[], object]) -> Iterator[None]:
-    old = signal.signal(signal.SIGALRM, lambda *_: act())
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
 
 
 def by_signal(function: Callable[[], Any]) -> Outcome:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import gevent
 import pytest
 from gevent import monkey
 from gevent.queue import Queue
-from helpers import eventually, message
+from helpers import eventually, message, on_signal
 
 from geventaudit import Backoff, BaseClient, Client, ClientClosedError, DomainSocket, NoOp, QueueFullError, Spool
 from geventaudit import ValidationError as Invalid
@@ -36,16 +35,6 @@ PACKAGE = str(Path(sys.modules["geventaudit"].__file__ or "").parent)
 
 def broken() -> NoOp:
     raise OSError("no agent")
-
-
-@contextmanager
-def on_signal(act: Callable[[], object], number: int = signal.SIGALRM) -> Iterator[None]:
-    old = signal.signal(number, lambda *_: act())
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(number, old)
 
 
 def natively(function: Callable[[], Any]) -> Any:

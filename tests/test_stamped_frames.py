@@ -16,13 +16,13 @@ from unittest import mock
 
 import gevent
 import pytest
-from helpers import SERVICE_TREE_ID, mapping, message
+from helpers import SERVICE_TREE_ID, mapping, message, on_signal
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import messages, mutated_messages
-from test_reentrancy import interrupted, of_3_11
+from test_reentrancy import broken, interrupted, of_3_11
 
-from geventaudit import Backoff, Client, MsgSchema, NoOp, QueueFullError, Seal, ValidationError
+from geventaudit import Backoff, Client, MsgSchema, QueueFullError, Seal, ValidationError
 from geventaudit.encoder import engine, fallback
 from geventaudit.encoder.draft import KEY, Draft
 from geventaudit.encoder.encoding import Encoder
@@ -187,10 +187,6 @@ def test_a_compiled_chain_shows_no_key() -> None:
 # -- the gate ----------------------------------------------------------------------------------------------------------
 
 
-def broken() -> NoOp:
-    raise OSError("no agent")
-
-
 def client_of(sealed: bool, **options: Any) -> Client:
     seal = {"seal": Seal(key=MASTER)} if sealed else {"stamp": True}
     return Client(broken, backoff=Backoff(1000, 1000), **seal, **options)
@@ -293,21 +289,17 @@ def test_handlers_that_send_in_the_gate(sealed: bool) -> None:
     client = client_of(sealed, queue_size=100_000)
     nested: list[None] = []
 
-    def handler(*_: object) -> None:
+    def send() -> None:
         if len(nested) < 500:
             client.send(message(1))
             nested.append(None)
 
-    old = signal.signal(signal.SIGALRM, handler)
-    try:
+    with on_signal(send):
         signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
         for number in range(1500):
             client.send(message(number))
             if number % 100 == 0:
                 gevent.sleep(0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
     numbers = [number_of(frame)[1] for frame in queued(client)]  # type: ignore[index]
     assert numbers == list(range(1, 1501 + len(nested) + sealed)), "in the order of the queue"
     client.close(0.0)

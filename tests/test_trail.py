@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import PATCHED, eventually, mapping, message
+from helpers import PATCHED, eventually, mapping, message, on_signal
 from trails import copy_of_key
 
 from geventaudit import (
@@ -258,20 +258,16 @@ def test_signal_handlers_that_send_get_numbers_of_their_own(
     client = client_of(socket_path, queue_size=100_000, **({"seal": Seal(key=MASTER)} if sealed else {"stamp": True}))
     sent = [0]
 
-    def handler(*_: object) -> None:
+    def send() -> None:
         client.send(message(1))
         sent[0] += 1
 
-    old = signal.signal(signal.SIGALRM, handler)
-    try:
+    with on_signal(send):
         signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
         for number in range(4000):
             client.send(message(number))
             if number % 50 == 0:
                 gevent.sleep(0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
     client.close()
     numbers = [stamp["seq"] for stamp in stamps(got)]
     assert sorted(numbers) == list(range(1, 4001 + sent[0] + 2 * sealed))

@@ -371,7 +371,7 @@ cdef class Node:
     cdef bytes packed(self, value, Py_ssize_t* cut):
         """Return the MessagePack of a value that needs Python code; None to let marshmallow decide.
 
-        *cut* is set to the place of the nil of an empty stamp. Raises what that code raises.
+        Custom data alone sets *cut*, to the place of the nil of an empty stamp. Raises what that code raises.
         """
         return None
 
@@ -515,12 +515,7 @@ cdef class Items(Node):
             return UNSURE
         if self.is_ordered and size > 1:
             return self.write_ordered(out, items, size)
-        if put_array(out, size) < 0:
-            return UNSURE
-        for i in range(size):
-            if self.inner.write(out, items[i]) < 0:
-                return UNSURE
-        return DONE
+        return UNSURE if put_array(out, size) < 0 else write_all(self.inner, out, items, size)
 
     cdef bytes packed(self, value, Py_ssize_t* cut):
         cdef list copy = list(value)
@@ -793,7 +788,7 @@ cdef class Custom(Node):
         reserved.data, reserved.size = PyBytes_AS_STRING(<PyObject*>KEY_UTF8), PyBytes_GET_SIZE(<PyObject*>KEY_UTF8)
         result = put_map(out, size + is_due)
         for i in range(size):
-            if is_due:
+            if is_due and result == DONE:
                 order = by_bytes(&pairs[i], &reserved)
                 if order == 0:
                     result = UNSURE
@@ -1062,11 +1057,9 @@ cdef class Walker:
     cdef bytes packed_part(self, message, Py_ssize_t place, Py_ssize_t* cut):
         cdef PyObject* values[MOST_PARTS]
         cdef PyObject* of_message[MOST_PARTS]
-        cdef Py_ssize_t unused
         if self.message.read(<PyObject*>message, of_message) < 0 or self.record.read(of_message[1], values) < 0:
             return None
-        value = <object>values[place]
-        return (<Node>self.record.parts[place].node).packed(value, cut if place == self.custom_at else &unused)
+        return (<Node>self.record.parts[place].node).packed(<object>values[place], cut)
 
 
 # -- stamps ------------------------------------------------------------------------------------------------------------
@@ -1102,7 +1095,7 @@ cdef int put_time(char* text, double unix_time) except -1:
 cdef class ChainState:
     """The last number of a stream, and the key of the next record, which no code can read."""
 
-    cdef long long number
+    cdef readonly long long number
     cdef unsigned char key[KEY_BYTES]
 
     def __repr__(self):
@@ -1115,13 +1108,11 @@ cdef class ChainState:
         memset(self.key, 0, KEY_BYTES)
 
 
-cdef class Chain:
+cdef class Chain(ChainState):
     """The numbers and keys of one stream; see :class:`geventaudit.trail.chain.Chain`."""
 
     cdef public bint is_busy
-    cdef readonly long long number
     cdef readonly object digest
-    cdef unsigned char key[KEY_BYTES]
     cdef unsigned char next_key[KEY_BYTES]
     cdef bint is_sealed
     cdef bytes before, between
@@ -1139,14 +1130,7 @@ cdef class Chain:
         if self.is_sealed:
             memcpy(self.key, PyBytes_AS_STRING(<PyObject*>key._bytes), KEY_BYTES)
 
-    def __repr__(self):
-        return "<secret>"
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError("a secret cannot be copied or pickled")
-
     def __dealloc__(self):
-        memset(self.key, 0, KEY_BYTES)
         memset(self.next_key, 0, KEY_BYTES)
 
     @property

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EMPTY_STAMP", "KEY", "Draft", "draft"]
+__all__ = ["EMPTY_STAMP", "KEY", "NO_MAC", "Draft", "draft"]
 
 KEY = "geventaudit"
 """The one reserved key of custom data."""
+
+NO_MAC = "0" * 64
+"""Stands for the MAC in the bytes that are authenticated."""
 
 EMPTY_STAMP = bytes((0xA0 + len(KEY),)) + KEY.encode() + b"\xc0"
 """The reserved key and nil, packed."""

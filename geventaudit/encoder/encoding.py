@@ -1,4 +1,4 @@
-"""Encoding of messages to frames. Pure: no I/O, no clock. No other module packs MessagePack.
+"""Encoding of messages to frames. Pure: no I/O, no clock. Only stamps are packed elsewhere.
 
 A frame is one message in the *Forward* mode of the Fluent protocol::
 

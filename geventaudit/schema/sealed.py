@@ -5,9 +5,10 @@ value                                       is written as
 ==========================================  ==========================================================================
 integer of 2**53 or more, or its negative   decimal text
 float                                       its ``repr``
-datetime, MessagePack timestamp             ISO 8601 text in UTC
+datetime, timestamp that equals one          ISO 8601 text in UTC
 bytes                                       base64url text (RFC 4648, section 5, with padding)
-NaN, infinities, MessagePack extension      refused
+NaN, infinities, other timestamps            refused
+MessagePack extension                       refused
 key that is not text                        refused
 ==========================================  ==========================================================================
 """

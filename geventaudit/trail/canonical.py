@@ -10,10 +10,11 @@ Custom data holds only what :mod:`geventaudit.schema.sealed` lets through.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..encoder.draft import KEY
+from ..encoder.draft import KEY, NO_MAC
 from ..encoder.encoding import pack
 from ..errors import show
 from ..records import CallerIdentityType
@@ -27,9 +28,6 @@ __all__ = [
     "canonical_bytes",
     "canonical_digest",
 ]
-
-NO_MAC = "0" * 64
-"""Stands for the MAC in the bytes that are authenticated."""
 
 _LABEL = b"geventaudit seal 1\0"
 
@@ -51,8 +49,6 @@ class NotCanonicalError(Exception):
 
 def canonical_digest(canonical: bytes) -> bytes:
     """Return h, which the MAC authenticates and the digest of a stream is made of."""
-    import hashlib  # loaded by those who need a digest, and not by all clients
-
     return hashlib.sha256(_LABEL + canonical).digest()
 
 
@@ -87,7 +83,7 @@ def _identities(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sorted(value: Any) -> Any:
-    """Return *value* with all its maps sorted: the same object if they are."""
+    """Return *value* with all its maps sorted. A map that is sorted, and holds no list, is returned itself."""
     kind = type(value)
     if kind is dict:
         return _sorted_map(value)

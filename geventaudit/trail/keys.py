@@ -92,10 +92,6 @@ class KeyNode:
             raise SealError(f"the process was forked by forked processes {len(name.path)} times, and cannot seal")
         return KeyNode(secret.derive(b"process"), name)
 
-    def advance(self) -> None:
-        """Leave the next child out: it is a process that was forked, and has its own copy."""
-        self._take()
-
     def _take(self) -> tuple[StreamName, Secret]:
         # One assignment for both, since a signal handler may come between two; both values belong together.
         child = self._secret.derive(b"child")

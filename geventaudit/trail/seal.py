@@ -25,7 +25,8 @@ class Seal:
     """The keys by which the clients of a process authenticate their records. Constructing one opens nothing.
 
     Several clients may share a seal. The first record of a process has the key file read and replaced, in a native
-    thread. Records that are accepted meanwhile wait on the queue.
+    thread. Meanwhile, records wait in memory, as many as the queue holds; with a spool in mode ``always``, they wait in
+    ``send()``.
 
     :param key_file: made by ``geventaudit seal-key``; readable and writable for this user only, as is its folder. Each
         start reads a key from it and replaces that by a later one.

@@ -83,7 +83,7 @@ class Secret:
         """Return True if *mac* is the one of *digest*. Takes the same time for each wrong one."""
         if len(self._bytes) == KEY_BYTES:
             return hmac.compare_digest(unhexlify(self.mac_digits(digest)), mac)
-        return hmac.compare_digest(hmac.digest(self._bytes, digest, "sha256"), mac)
+        return hmac.compare_digest(self.mac(digest), mac)
 
     def write_line(self, descriptor: int, before: bytes, after: bytes) -> None:
         """Write *before*, the secret as hexadecimal digits, and *after* to a file."""

@@ -5,7 +5,7 @@ A stamp is a map under the key ``geventaudit`` of custom data. Its keys are sort
 ==============  ====================================================================================================
 key             value
 ==============  ====================================================================================================
-``checkpoint``  in records that the client itself writes about its stream; see :mod:`.checkpoint`
+``checkpoint``  in records that the client itself writes about its stream; see :meth:`.Stamper.stamp_checkpoint`
 ``mac``         with a seal: 64 hexadecimal digits
 ``seq``         1, 2, 3, ... in the order of acceptance
 ``stream``      names the client in its process
@@ -23,11 +23,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..encoder.draft import EMPTY_STAMP, KEY, Draft, draft
+from ..encoder.draft import EMPTY_STAMP, KEY, NO_MAC, Draft, draft
 from ..encoder.encoding import TAG_AT, TAG_END, map_header, pack, reserved
 from ..protocol.decoding import decoded
 from ..records import Msg
-from .canonical import NO_MAC
 
 __all__ = [
     "MAX_STAMP_BYTES",
@@ -84,7 +83,7 @@ def draft_of(frame: bytes, unix_time: float, *, is_sorted: bool) -> Draft:
         at = _place_in(frame, first, size) if is_sorted else first
         if _KEY in frame and _has_key(frame, first, size):
             raise reserved(KEY)
-        head = b"".join((frame[:header], _map_header(size + 1), frame[first:at]))
+        head = b"".join((frame[:header], map_header(size + 1), frame[first:at]))
     return draft(b"".join((head, EMPTY_STAMP, frame[at:])), len(head) + len(EMPTY_STAMP) - 1, body, unix_time)
 
 
@@ -98,10 +97,6 @@ def with_checkpoint(made: Draft, checkpoint: dict[str, Any]) -> Draft:
     """Return a draft with a checkpoint."""
     made.checkpoint = b"\xaacheckpoint" + pack(checkpoint)
     return made
-
-
-def _map_header(size: int) -> bytes:
-    return _SIZES[size] if size < 16 else map_header(size)
 
 
 def _place_of(frame: bytes) -> tuple[int, int]:
@@ -221,7 +216,7 @@ class StampLayout:
             size += bool(draft.was) + bool(draft.checkpoint)
         return b"".join(
             (
-                *(draft[: draft.cut], _SIZES[size], draft.checkpoint, self._before, _packed(number), self._between),
+                *(draft[: draft.cut], map_header(size), draft.checkpoint, self._before, _packed(number), self._between),
                 *(draft[TAG_AT:TAG_END], b"\xa4time\xbb", time_text(draft.unix_time), draft.was),
                 draft[draft.cut + 1 :],
             )
@@ -232,7 +227,6 @@ class StampLayout:
         return draft.cut + 1 + len(draft.checkpoint) + 6
 
 
-_SIZES = [bytes((0x80 + size,)) for size in range(16)]
 _pack_32 = struct.Struct(">BI").pack
 
 

@@ -131,18 +131,16 @@ class Stamper:
         """True if records can get their numbers."""
         return self.chain is not None
 
-    def stamp(self, draft: Draft, put: Callable[[bytes], _T]) -> tuple[bytes, int, _T]:
-        """Give *draft* the next number, seal it, and *put* the frame where it belongs.
+    def stamp(self, made: Draft | Callable[[], Draft], put: Callable[[bytes], _T]) -> tuple[bytes, int, _T]:
+        """Give a draft the next number, seal it, and *put* the frame where it belongs.
 
         A number is used up if *put* returns, or if nobody can know whether it has put the frame.
 
+        :param made: the draft, or a function that makes it once no other record can get a number.
         :returns: the frame, its number, and the result of *put*.
         :raises StamperBusyError: another record gets its number now, or the stream is not open.
         :raises Exception: the ones of *put*, which has put nothing.
         """
-        return self._commit(draft, put)
-
-    def _commit(self, made: Draft | Callable[[], Draft], put: Callable[[bytes], _T]) -> tuple[bytes, int, _T]:
         # No function is called between the question and the assignment, so no signal handler comes in between.
         chain = self.chain
         if chain is None or chain.is_busy:
@@ -222,7 +220,7 @@ class Stamper:
             frame = self._encoder.encode(_message(self.stream), now)
             return with_checkpoint(draft_of(frame, now, is_sorted=True), dict(sorted(checkpoint.items())))
 
-        _, _, result = self._commit(make, put)
+        _, _, result = self.stamp(make, put)
         self.has_ended = kind == "end"
         self._void = _without(self._void, void)
         self._given_up = _without(self._given_up, given_up)
