@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gevent import subprocess
-from trails import MASTER, as_fluent_bit_lines, stamp_of, whole_trail, writer
+from trails import as_fluent_bit_lines, key_file_in, stamp_of, whole_trail, writer
 
 from geventaudit.cli import main
 from geventaudit.verify import lines
@@ -29,9 +29,7 @@ def trail(tmp_path: Path) -> str:
 
 @pytest.fixture
 def key(tmp_path: Path) -> str:
-    path = tmp_path / "app.key"
-    path.write_text(f"geventaudit-seal-key 1 {MASTER.hex()} 1\n")
-    return str(path)
+    return key_file_in(tmp_path)
 
 
 def test_seal_key_makes_a_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ import pytest
 from helpers import message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trails import AGENTS, MASTER, Writer, as_fluent_bit_lines, body_of, changed, stamp_of, writer
+from trails import AGENTS, Writer, as_fluent_bit_lines, body_of, changed, key_file_in, stamp_of, writer
 
 from geventaudit import CallerIdentity, CallerIdentityType, OperationCategory, OperationResult, OperationType
 from geventaudit.cli import main
@@ -76,9 +76,7 @@ BODIES = various_trail()
 
 @pytest.fixture
 def key(tmp_path: Path) -> str:
-    path = tmp_path / "app.key"
-    path.write_text(f"geventaudit-seal-key 1 {MASTER.hex()} 1\n")
-    return str(path)
+    return key_file_in(tmp_path)
 
 
 def summarized(path: Path, lines: list[str]) -> Summary:

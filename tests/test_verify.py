@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import itertools
 import json
 import random
 import re
@@ -44,7 +45,7 @@ from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
 from geventaudit.verify import packing, parsing, rows
 from geventaudit.verify.findings import NO_RECORD, Ranges
-from geventaudit.verify.records import RecordReader, Stamped
+from geventaudit.verify.records import RecordReader, Stamped, kind_of
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
 
@@ -904,3 +905,13 @@ def test_the_audit_type_is_covered(path: Path) -> None:
     line = as_listen(made.bodies()[0]).replace('"Type": "DataPlane"', '"Type": "ControlPlane"')
     assert verified(path, [line]).problems()
     assert msgpack.unpackb(made.frames[0])[0] == "AsmAuditDP"
+
+
+def test_the_kind_of_a_record_is_that_of_the_first_key_that_has_one() -> None:
+    """Whatever the order of the line, and the seed of hashes."""
+    keys = {"Type": "DataPlane", "AuditType": "web-log", "AuditTag": "AsmAuditCP"}
+    for order in itertools.permutations(keys):
+        assert kind_of({key: keys[key] for key in order}) == "AsmAuditCP"
+    assert kind_of({"Type": "DataPlane", "AuditTag": 5}) == "AsmAuditDP"
+    assert kind_of({"Type": "DataPlane", "AuditType": "web-log"}) is None
+    assert kind_of({"other": "DataPlane"}) is None

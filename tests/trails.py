@@ -35,6 +35,13 @@ def copy_of_key(master: bytes = MASTER, start: int = 1) -> KeyCopy:
     return KeyCopy("app.key", Secret(master), start)
 
 
+def key_file_in(folder: Path) -> str:
+    """The path of the first copy of the key file."""
+    path = folder / "app.key"
+    path.write_text(f"geventaudit-seal-key 1 {MASTER.hex()} 1\n")
+    return str(path)
+
+
 def seal_at(node: KeyNode) -> Seal:
     """A seal that has read its key file."""
     seal = Seal(key=MASTER)

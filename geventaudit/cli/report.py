@@ -15,7 +15,7 @@ from ..report.summary import Summary
 from ..report.text import lines_of_report
 from ..verify.findings import TrailReport
 from ..verify.trail import Verifier
-from .terminal import CommandError, Progress
+from .terminal import CommandError, Progress, cannot
 from .trail import add_file_arguments, read_copies
 
 __all__ = ["add_command"]
@@ -60,7 +60,7 @@ def _report(arguments: argparse.Namespace) -> int:
         try:
             _write(arguments.html, page_of(summary, trail, sources))
         except OSError as error:
-            raise CommandError(f"cannot write {arguments.html}: {error.strerror or error}") from None
+            raise cannot("write", arguments.html, error) from None
     return 1 if trail.problems() else 0
 
 
@@ -80,7 +80,7 @@ def _read(
             count_records(summary, trail, sources, progress.advance)
         changed = [each.name for each in sources if each.has_changed]
     except OSError as error:
-        raise CommandError(f"cannot read {error.filename or 'the files'}: {error.strerror or error}") from None
+        raise cannot("read", error.filename or "the files", error) from None
     if changed:
         raise CommandError(
             f"{changed[0]} has changed while it was read: copy the files first, and report on the copies"

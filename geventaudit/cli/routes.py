@@ -9,13 +9,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 from ..agent.shown import printable
-from .terminal import CommandError, coloured
+from .terminal import CommandError, coloured, table
 
 __all__ = ["add_routes"]
 
@@ -160,12 +160,9 @@ def _described(error: BaseException) -> str:
 # -- printing ----------------------------------------------------------------------------------------------------------
 
 
-def _print(routes: Iterable[Any], accepted: list[str], incomplete: int, *, has_describe: bool) -> None:
-    routes = list(routes)
-    widths = [max((len(text) for text in column), default=0) for column in zip(*map(_columns, routes), strict=True)]
-    for route in routes:
-        columns = [printable(text).ljust(min(width, 40)) for text, width in zip(_columns(route), widths, strict=True)]
-        print("  ".join(columns).rstrip())
+def _print(routes: Sequence[Any], accepted: list[str], incomplete: int, *, has_describe: bool) -> None:
+    for route, line in zip(routes, table([_columns(each) for each in routes], widest=40), strict=True):
+        print(line)
         for name in route.unknown:
             suffix = " (accepted)" if name in accepted else ""
             print(f"        {coloured('Unknown', 'yellow' if suffix else 'red', sys.stdout)}: {name}{suffix}")

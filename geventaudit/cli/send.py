@@ -21,7 +21,7 @@ from ..schema.rules import MsgSchema, by_record
 from . import lines
 from .arguments import factory_of, unreachable
 from .signals import run_until_signal
-from .terminal import CommandError, Progress, complain
+from .terminal import Progress, cannot, complain
 
 __all__ = ["check", "send"]
 
@@ -126,7 +126,7 @@ def _numbered(path: str, follow: bool = False) -> Iterator[tuple[int, bytes]]:
     try:
         yield from lines.followed(path) if follow else lines.lines(path)
     except OSError as error:
-        raise _cannot_read(path, error) from None
+        raise cannot("read", path, error) from None
 
 
 def _check_readable(path: str) -> None:
@@ -135,11 +135,7 @@ def _check_readable(path: str) -> None:
         if path != "-" and not stat.S_ISFIFO(os.stat(path).st_mode):
             open(path, "rb").close()
     except OSError as error:
-        raise _cannot_read(path, error) from None
-
-
-def _cannot_read(path: str, error: OSError) -> CommandError:
-    return CommandError(f"cannot read {path}: {error.strerror or error}")
+        raise cannot("read", path, error) from None
 
 
 def _bytes_read(path: str) -> Progress:

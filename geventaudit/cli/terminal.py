@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TextIO
 
 from ..agent.shown import printable
 
-__all__ = ["Colour", "CommandError", "LiveLine", "LogHandler", "Progress", "coloured", "complain", "table"]
+__all__ = ["Colour", "CommandError", "LiveLine", "LogHandler", "Progress", "cannot", "coloured", "complain", "table"]
 
 Colour = Literal["red", "green", "yellow"]
 
@@ -29,6 +29,11 @@ class CommandError(Exception):
         self.status = status
 
 
+def cannot(verb: str, path: str, error: OSError) -> CommandError:
+    """Return the error of a file that cannot be read or written."""
+    return CommandError(f"cannot {verb} {path}: {error.strerror or error}")
+
+
 def coloured(text: str, colour: Colour, stream: TextIO) -> str:
     """Return *text* in *colour* if *stream* is a terminal and colours are not switched off (https://no-color.org)."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
@@ -41,13 +46,14 @@ def complain(text: object) -> None:
     Progress.say(f"geventaudit: {text}", sys.stderr)
 
 
-def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), widest: int = sys.maxsize) -> list[str]:
     """Return a line for each row, with the columns aligned. Control characters are escaped.
 
     :param right: the indices of columns of numbers.
+    :param widest: the width up to which cells are padded; a wider one moves the rest of its line.
     """
     cells = [[printable(each) for each in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths = [min(max(map(_width, column)), widest) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
         blanks = [" " * (width - _width(each)) for each, width in zip(row, widths, strict=True)]

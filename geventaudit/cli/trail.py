@@ -16,9 +16,9 @@ from ..verify.findings import StreamReport, TrailReport, counted
 from ..verify.keyring import MAX_STEPS, KeyCopy
 from ..verify.state import read_state, write_state
 from ..verify.trail import Verifier
-from .terminal import CommandError, Progress
+from .terminal import CommandError, Progress, cannot
 
-__all__ = ["add_commands", "add_file_arguments", "read_copies", "read_files"]
+__all__ = ["add_commands", "add_file_arguments", "read_copies"]
 
 _MAX_STREAMS_SHOWN = 20
 _MAX_PROBLEMS_SHOWN = 100
@@ -104,7 +104,7 @@ def read_copies(paths: Sequence[str]) -> list[KeyCopy]:
     return [_copy(path) for path in paths]
 
 
-def read_files(verifier: Verifier, paths: Sequence[str]) -> None:
+def _read_files(verifier: Verifier, paths: Sequence[str]) -> None:
     """Read all files, with a progress bar.
 
     :raises CommandError: one cannot be read.
@@ -114,7 +114,7 @@ def read_files(verifier: Verifier, paths: Sequence[str]) -> None:
             try:
                 verifier.read(path, progress.advance)
             except OSError as error:
-                raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+                raise cannot("read", path, error) from None
 
 
 def _seal_key(arguments: argparse.Namespace) -> int:
@@ -124,7 +124,7 @@ def _seal_key(arguments: argparse.Namespace) -> int:
     except FileExistsError:
         raise CommandError(f"{path} exists already: a new key would make the auditor's copy worthless") from None
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+        raise cannot("write", path, error) from None
     print(f"{path}: made. Copy it now to a place that this host cannot reach: the service replaces it when it starts.")
     return 0
 
@@ -135,7 +135,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         _state(arguments.state) if arguments.state else None,
         max_jump=max(arguments.max_jump, 1),
     )
-    read_files(verifier, arguments.files)
+    _read_files(verifier, arguments.files)
     report = verifier.check()
     problems = report.problems(
         accept_explained=arguments.accept_explained, accept_missing_children=arguments.accept_missing_children
@@ -151,7 +151,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             try:
                 write_state(arguments.state, verifier.remembered)
             except OSError as error:
-                raise CommandError(f"cannot write {arguments.state}: {error.strerror or error}") from None
+                raise cannot("write", arguments.state, error) from None
     return 1 if problems else 0
 
 
@@ -161,7 +161,7 @@ def _copy(path: str) -> KeyCopy:
     except SealError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+        raise cannot("read", path, error) from None
     return KeyCopy(path, master, start)
 
 
@@ -171,7 +171,7 @@ def _state(path: str) -> Any:
     except ValueError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+        raise cannot("read", path, error) from None
 
 
 def _total_bytes(paths: Sequence[str]) -> int | None:
@@ -221,7 +221,7 @@ def _print_report(report: TrailReport, problems: list[str]) -> None:
         print(f"note: {printable(note)}")
     print(
         f"{counted(report.lines, 'line')}, {counted(len(streams), 'stream')}, {report.records_text}, "
-        f"{counted(sum(each.duplicates for each in streams), 'duplicate')}, "
+        f"{counted(report.duplicates, 'duplicate')}, "
         f"{sum(each.missing.count for each in streams)} missing, "
         f"{sum(each.altered_only.count for each in streams)} only in altered form"
     )

@@ -21,16 +21,18 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module_
 
 __all__ = ["counts_chart", "timeline_chart", "unknown_chart"]
 
-_SPANS = 60
 _LABELS = 6
 _NAME = 40
 # Interactive parts, and texts that are for them.
 _UNUSED = frozenset({"script", "style", "title", "desc"})
 
 
-def timeline_chart(summary: Summary) -> str:
-    """Return records over time as stacked bars by result; empty without any time."""
-    width, spans = summary.timeline.spans(_SPANS)
+def timeline_chart(width: int, spans: Sequence[tuple[int, Sequence[int]]]) -> str:
+    """Return records over time as stacked bars by result; empty without any time.
+
+    :param width: seconds of a span.
+    :param spans: first second and counts of each.
+    """
     if not spans:
         return ""
     names = [span_name(second, width) for second, _ in spans]

@@ -112,5 +112,4 @@ def _activity(summary: Summary) -> str:
 
 
 def _losses(trail: TrailReport) -> str:
-    refused, left_out = (sum(getattr(each, name) for each in trail.streams) for name in ("refused", "left_out"))
-    return f"the clients report {counted(refused, 'record')} refused and {left_out} left out"
+    return f"the clients report {counted(trail.refused, 'record')} refused and {trail.left_out} left out"

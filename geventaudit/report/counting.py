@@ -20,8 +20,8 @@ class Count(NamedTuple):
 class BoundedCounts:
     """Counts of names, and of the failures among them.
 
-    Exact up to *capacity* different names. Beyond twice as many, the rarest are forgotten; a name that comes again
-    begins at zero. So a count may be too low, by :attr:`error` at most.
+    Exact up to twice *capacity* different names. Beyond, the rarest are forgotten; a name that comes again begins at
+    zero. So a count may be too low, by :attr:`error` at most.
 
     :param capacity: names to keep when there are too many.
     """

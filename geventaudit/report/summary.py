@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from ..records import OperationResult
+from ..schema.fields import SENDABLE
 from ..verify.parsing import Parsed
-from ..verify.records import kind_of, seconds_of
+from ..verify.records import TIME_KEYS, kind_of, seconds_of
 from .counting import BoundedCounts, SeenNumbers, Timeline
 from .fields import FIELDS, callers_of, has_unknown, name_of, names_of, status_of
 
@@ -23,8 +24,7 @@ NO_SERVICE = "(none: its client has no service_tree_id)"
 
 _FAILURE = OperationResult.FAILURE.value
 _OUTCOME_PLACES = {OperationResult.SUCCESS.value: 0, _FAILURE: FAILED}
-_TYPES = {"AsmAuditCP": "ControlPlane", "AsmAuditDP": "DataPlane"}
-_TIME_KEYS = ("Time", "AuditTime", "date", "time", "timestamp", "@timestamp")
+_TYPES = {kind.value: name for name, kind in SENDABLE.items()}
 _MAX_SECOND = 253_402_300_799  # the last one that a datetime can show
 _MAX_ROUTES = 1000
 
@@ -130,7 +130,7 @@ def _second_of(stamp: dict[str, Any] | None, envelope: dict[str, Any]) -> int | 
     """Return the time of a record in seconds since 1970; None if it has none that a datetime can show."""
     if stamp is not None and type(time := stamp.get("time")) is str:
         return _parsed_second(f"{time[:19]}Z")
-    for key in _TIME_KEYS:
+    for key in TIME_KEYS:
         if key in envelope:
             seconds = seconds_of(envelope[key])
             return int(seconds) if seconds is not None and 0 <= seconds <= _MAX_SECOND else None

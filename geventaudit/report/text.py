@@ -42,8 +42,8 @@ def lines_of_report(summary: Summary, trail: TrailReport, sources: Sequence[Sour
     if summary.left_out:
         yield f"left out    {left_out_of(summary)}"
     yield f"integrity   {verdict_of(trail)}"
-    refused, left_out = (sum(getattr(each, name) for each in trail.streams) for name in ("refused", "left_out"))
-    yield f"refusals    {counted(refused, 'record')} refused by send(), {left_out} left out (as the checkpoints say)"
+    refused = counted(trail.refused, "record")
+    yield f"refusals    {refused} refused by send(), {trail.left_out} left out (as the checkpoints say)"
     yield f"note        {caution_of(trail)}"
     for reason in approximations_of(summary, trail):
         yield f"note        not exact: {reason}"
@@ -81,7 +81,7 @@ def counts_of(summary: Summary, trail: TrailReport) -> str:
 
 def duplicates_of(trail: TrailReport) -> str:
     """Return the number of duplicates, as ``verify`` counts them."""
-    return counted(sum(each.duplicates for each in trail.streams), "duplicate")
+    return counted(trail.duplicates, "duplicate")
 
 
 def left_out_of(summary: Summary) -> str:
@@ -148,12 +148,8 @@ def _completeness(trail: TrailReport) -> Iterator[str]:
         yield f"          ... and {counted(len(streams) - _STREAMS, 'other stream')}"
     if trail.is_empty:
         yield f"          PROBLEM {NO_RECORD}"
-    for examples, one, many in (
-        (trail.unreadable, "line cannot be read", "lines cannot be read"),
-        (trail.unstamped, "record has no stamp", "records have no stamp"),
-    ):
-        if examples:
-            yield f"          PROBLEM {counted(examples.count, one, many)}"
+    for text, _ in trail.bad_lines:
+        yield f"          PROBLEM {text}"
     for text in (*trail.missing_starts, *trail.missing_streams, *trail.missing_children):
         yield f"          PROBLEM {printable(text, 500)}"
 

@@ -10,6 +10,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy
 
 from ..records import CallerIdentityType
+from ..schema.json_safe import MAX_SAFE_INTEGER
 from ..trail.canonical import BODY_KEYS
 
 __all__ = ["canonical_or_none"]
@@ -34,7 +35,7 @@ cdef tuple KEYS = BODY_KEYS
 cdef frozenset SORTED_KEYS = frozenset({"CustomData", "TargetResources"})
 cdef frozenset KINDS = frozenset([kind.value for kind in CallerIdentityType])
 cdef tuple IDENTITY_KEYS = ("Identity", "Description")
-cdef long long MAX_SAFE = (1LL << 53) - 1
+cdef long long MAX_SAFE = MAX_SAFE_INTEGER
 
 
 cdef int put(Buffer* out, const char* data, Py_ssize_t size) except -1:

@@ -395,6 +395,30 @@ class TrailReport:
         """The number of streams without an end."""
         return sum(not each.has_end for each in self.streams)
 
+    @property
+    def duplicates(self) -> int:
+        """Further copies of records."""
+        return sum(each.duplicates for each in self.streams)
+
+    @property
+    def refused(self) -> int:
+        """Messages that ``send()`` has not accepted, as the checkpoints say."""
+        return sum(each.refused for each in self.streams)
+
+    @property
+    def left_out(self) -> int:
+        """Messages that ``before_send`` has left out, as the checkpoints say."""
+        return sum(each.left_out for each in self.streams)
+
+    @property
+    def bad_lines(self) -> list[tuple[str, Examples]]:
+        """The kinds of lines that are no stamped records: their number in words, and the first of them."""
+        kinds = (
+            (self.unreadable, "line cannot be read", "lines cannot be read"),
+            (self.unstamped, "record has no stamp", "records have no stamp"),
+        )
+        return [(counted(each.count, one, many), each) for each, one, many in kinds if each]
+
     def verdict(self, problems: int) -> str:
         """Return one line about the whole trail.
 
@@ -417,12 +441,7 @@ class TrailReport:
     def problems(self, *, accept_explained: bool = False, accept_missing_children: bool = False) -> list[str]:
         """Return a line for each problem; none if the trail is whole."""
         found = [NO_RECORD] if self.is_empty else []
-        for examples, one, many in (
-            (self.unreadable, "line cannot be read", "lines cannot be read"),
-            (self.unstamped, "record has no stamp", "records have no stamp"),
-        ):
-            if examples:
-                found.append(f"{counted(examples.count, one, many)}: " + "; ".join(map(str, examples.first[:5])))
+        found += [f"{text}: " + "; ".join(map(str, each.first[:5])) for text, each in self.bad_lines]
         found += self.missing_starts + self.missing_streams
         if not accept_missing_children:
             found += self.missing_children

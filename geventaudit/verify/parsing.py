@@ -17,18 +17,16 @@ from typing import Any, NamedTuple
 from ..errors import show
 from ..trail.canonical import BODY_KEYS, KEY
 
-__all__ = ["PARSER", "Parsed", "Unreadable", "parse"]
+__all__ = ["Parsed", "Unreadable", "parse"]
 
 loads: Callable[[bytes], Any] | None = None
 dumps: Callable[[Any], bytes] | None = None
-PARSER = "json"
-"""The JSON parser in use: ``orjson`` if it is installed (the extra ``verify``)."""
 try:
-    import orjson
+    import orjson  # of the extra ``verify``
 except ImportError:
     pass
 else:
-    loads, dumps, PARSER = orjson.loads, orjson.dumps, "orjson"
+    loads, dumps = orjson.loads, orjson.dumps
 
 
 class Parsed(NamedTuple):

@@ -14,11 +14,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import show
+from ..schema.fields import SENDABLE
+from ..schema.json_safe import MAX_SAFE_INTEGER
 from ..trail.canonical import NO_MAC, NotCanonicalError, canonical_digest
 from .packing import canonical_form
 from .parsing import Unreadable, parse
 
-__all__ = ["Reading", "RecordReader", "Stamped", "is_stamp", "kind_of", "plain_stamps", "seconds_of"]
+__all__ = ["TIME_KEYS", "Reading", "RecordReader", "Stamped", "is_stamp", "kind_of", "plain_stamps", "seconds_of"]
 
 
 class Stamped(NamedTuple):
@@ -54,18 +56,13 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9
 _MAC = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = b'"geventaudit"'
 _NOTHING = bytes(32)
-_MAX_SEQ = (1 << 53) - 1
 _STAMP_KEYS = frozenset({"mac", "seq", "stream", "tag", "time", "was", "checkpoint"})
 
-_KINDS = {
-    "ControlPlane": "AsmAuditCP",
-    "DataPlane": "AsmAuditDP",
-    "AsmAuditCP": "AsmAuditCP",
-    "AsmAuditDP": "AsmAuditDP",
-}
-_KIND_KEYS = frozenset({"Type", "AuditType", "AuditTag"})
-_TIME_KEYS = frozenset({"Time", "AuditTime", "date", "time", "timestamp", "@timestamp"})
-_COVERED = _KIND_KEYS | _TIME_KEYS
+_KINDS = {text: kind.value for name, kind in SENDABLE.items() for text in (name, kind.value)}
+_KIND_KEYS = ("AuditTag", "AuditType", "Type")  # the first one counts
+TIME_KEYS = ("Time", "AuditTime", "date", "time", "timestamp", "@timestamp")
+"""The keys under which agents put the time of a record; the first one counts."""
+_COVERED = frozenset((*_KIND_KEYS, *TIME_KEYS))
 """The keys of agents that are compared with the stamp."""
 
 
@@ -150,7 +147,7 @@ def is_stamp(stamp: dict[str, Any]) -> bool:
     seq, stream, time, mac = stamp.get("seq"), stamp.get("stream"), stamp.get("time"), stamp.get("mac", NO_MAC)
     return (
         type(seq) is int
-        and 1 <= seq <= _MAX_SEQ
+        and 1 <= seq <= MAX_SAFE_INTEGER
         and type(stream) is str
         and _is_stream(stream)
         and type(time) is str
@@ -179,7 +176,7 @@ def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
         if key in _KIND_KEYS:
             if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
                 return f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
-        elif key in _TIME_KEYS and type(value) in _TIME_TYPES and not _is_time(value, stamp["time"][:19]):
+        elif key in TIME_KEYS and type(value) in _TIME_TYPES and not _is_time(value, stamp["time"][:19]):
             return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
     return ""
 
