@@ -209,9 +209,9 @@ def _deny(facts: RequestFacts | None, reason: str) -> None:
 
 def _login_pages(app: Flask) -> list[str]:
     """Return the URLs of Flask-Login's login views; empty without it."""
-    manager = getattr(app, "login_manager", None)
-    if flask_login is None or not isinstance(manager, flask_login.LoginManager):
+    if not _has_login(app):
         return []
+    manager: Any = getattr(app, "login_manager", None)
     views = {manager.login_view, *manager.blueprint_login_views.values()}
     return [flask_login.login_url(view) for view in views if view]
 

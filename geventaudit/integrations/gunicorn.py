@@ -38,7 +38,7 @@ from typing import Any
 
 import gevent
 
-from geventaudit import Client, ConnectionFailedError, live_clients
+from geventaudit import AuditClient, Client, ConnectionFailedError, live_clients
 
 __all__ = ["child_exit", "post_worker_init", "worker_exit"]
 
@@ -57,11 +57,16 @@ def post_worker_init(worker: Any) -> None:
     _stand_before(signal.SIGTERM, _note_end)
     _stand_before(signal.SIGABRT, _note_abort)
     for client in live_clients():
-        if isinstance(client, Client) and client.spool is not None:
-            try:
-                client.connect(timeout=0.0)
-            except ConnectionFailedError:
-                pass  # not yet: the client goes on trying, and has opened its spool
+        start_spool(client)
+
+
+def start_spool(client: AuditClient) -> None:
+    """Start *client* if it has a spool, so that the spools of dead processes are sent. Does not wait for the agent."""
+    if isinstance(client, Client) and client.spool is not None:
+        try:
+            client.connect(timeout=0.0)
+        except ConnectionFailedError:
+            pass  # not yet: the client goes on trying, and has opened its spool
 
 
 def worker_exit(server: Any, worker: Any) -> None:

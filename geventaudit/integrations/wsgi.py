@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from geventaudit import (
     AuditClient,
-    AuditError,
     AuditType,
     Msg,
     OperationType,
@@ -34,17 +33,17 @@ from geventaudit import (
 
 from .http.asking import LEVELS, TARGET, Questions
 from .http.current import set_current
-from .http.declarations import CURRENT, Category, Declaration, Target, declare, filled, levels_of, redacted
+from .http.declarations import CURRENT, Category, Declaration, Target, declare, filled, levels_of, plane_of, redacted
 from .http.facts import FACTS_KEY, RequestFacts, facts_of
 from .http.forwarding import Address, Network, TrustedProxies
 from .http.frameworks import attach, read_environ
-from .http.hooks import check_hook
+from .http.hooks import check_described, check_hook, report_missing
 from .http.hub_watch import HubWatch
 from .http.paths import Exclusion, azure_targets
 from .http.redaction import SECRET_NAMES, Redact, Redaction, redact_secrets
 from .http.request import Request, identities_of
 from .http.response import until_closed
-from .http.text import MAX_TEXT, named, printable, sent_text
+from .http.text import MAX_TEXT, printable, sent_text
 from .http.tracing import identifiers_of
 from .http.views import audited, unaudited
 
@@ -133,8 +132,9 @@ class AuditMiddleware:
         ``target`` and ``redact`` are the defaults of views that do not declare their own.
     :param describe: changes records or vetoes them; see :data:`Describe`. If it raises, the record goes without it.
     :param redact: a function of a text's name and the text, which returns the text to record. It gets each argument of
-        the route by its name, and ``path``, ``location`` and ``description`` (reasons and exceptions). The default,
-        :func:`redact_secrets`, removes values whose names have one of :data:`SECRET_NAMES` in them.
+        the route by its name, and ``path``, ``location``, ``description`` (reasons and exceptions) and ``target``
+        (names that a function returned). The default, :func:`redact_secrets`, removes values whose names have one of
+        :data:`SECRET_NAMES` in them.
     :param exclude: paths of which no record is made, as patterns of ``fnmatch``: ``"/healthz"``, ``"/static/*"``. They
         match ``PATH_INFO``, the path that *app* routes on: without the prefix at which it is mounted. Paths with dot
         segments, ``//``, backslashes or a second percent-encoding are always recorded.
@@ -147,8 +147,8 @@ class AuditMiddleware:
     :param access_level: the access level that the operations need. Empty is unknown.
     :param caller_access_levels: a function of the WSGI environment that returns the caller's roles. It is called once
         for each request, and for each task that the request queues, while the request is open: in Flask, with ``g`` and
-        ``request``; in other frameworks, ``facts_of(environ).request`` is the framework's. If it raises, the levels are
-        unknown.
+        ``request``; in Django, Falcon and Pyramid, ``facts_of(environ).request`` is the framework's. If it raises, the
+        levels are unknown.
     :param target: the target of the operations, beside the path: see :func:`audited`.
     :param strict: leave records as they are, for the rules to refuse if something is missing; otherwise they go through
         :func:`~geventaudit.fill_unknown`.
@@ -198,7 +198,7 @@ class AuditMiddleware:
         self.defaults = declare(
             category=category,
             category_description=category_description,
-            audit_type=AuditType(audit_type),
+            audit_type=plane_of(audit_type),
             access_level=access_level,
             target=target,
             redact=redact,
@@ -301,9 +301,7 @@ class AuditMiddleware:
 
     def _miss(self, part: str, error: Exception) -> None:
         self.counts.incomplete += 1
-        missing = AuditError(f"recorded without {part}: {named(error)}")
-        missing.__cause__ = error
-        self._client.report(missing, recorded=True)
+        report_missing(self._client, part, error)
 
     def _declared(self, facts: RequestFacts) -> Declaration:
         """Return the declaration of the request, over the defaults of the application."""
@@ -331,10 +329,7 @@ class AuditMiddleware:
         if self.describe is None:
             return record
         try:
-            described = context.run(self.describe, environ, request.code, record)
-            if isinstance(described, Record | None):
-                return described
-            raise TypeError(f"describe must return a Record, or None for none, returned a {type(described).__name__}")
+            return check_described(context.run(self.describe, environ, request.code, record))
         except Exception as failure:
             self._miss("what describe would have said", failure)
             # Anew: the record may have been changed by half.

@@ -20,16 +20,16 @@ from celery.worker import state as worker_state
 
 from geventaudit import (
     AuditClient,
-    AuditError,
     AuditType,
     Msg,
     Record,
     TargetResource,
     fill_unknown,
 )
-from geventaudit.integrations.http.hooks import check_hook
+from geventaudit.integrations.http.declarations import plane_of
+from geventaudit.integrations.http.hooks import check_described, check_hook, report_missing
 from geventaudit.integrations.http.redaction import REDACTED, Redact, Redaction, redact_secrets
-from geventaudit.integrations.http.text import named, printable
+from geventaudit.integrations.http.text import printable
 
 from .callers import HEADER, fields_of_caller, header_of, header_of_current_caller
 from .clients import ProcessClients
@@ -97,7 +97,8 @@ class Audit:
     (``NOT_RECORDED``, ``INCOMPLETE`` or ``QUEUE_FULL``) and a line in its log. After construction,
     ``app.geventaudit`` is this object.
 
-    :param make_client: returns a new client. It is called once in each process that has a record to send.
+    :param make_client: returns a new client. It is called once in each process that runs tasks, and in any
+        other that has a record to send.
     :param app: the Celery application.
     :param audit_type: of all the records: ``CONTROL_PLANE`` or ``DATA_PLANE``.
     :param template: fields of all the records: categories, access level.
@@ -130,8 +131,7 @@ class Audit:
         check_hook("make_client", make_client)
         if not isinstance(app, Celery):
             raise TypeError(f"app must be a Celery application, got {app!r}")
-        if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
-            raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
+        plane = plane_of(audit_type)
         if not isinstance(template, Record | None):
             raise TypeError(f"template must be a Record, got {template!r}")
         if describe is not None:
@@ -149,7 +149,7 @@ class Audit:
         """The counts of this process. Prefork children count for themselves."""
         self._app = app
         self._clients = ProcessClients(make_client, close_timeout)
-        self._audit_type = AuditType(audit_type)
+        self._audit_type = plane
         self._template = Record() if template is None else template
         self._describe = describe
         self._redact = redact
@@ -308,10 +308,7 @@ class Audit:
             return record
         try:
             # The hook may change its copy by half and raise.
-            described = self._describe(run.request, run.state, deepcopy(record))
-            if isinstance(described, Record | None):
-                return described
-            raise TypeError(f"describe must return a Record, or None for none, returned a {type(described).__name__}")
+            return check_described(self._describe(run.request, run.state, deepcopy(record)))
         except Exception as error:
             self._miss(client, "the changes that describe makes", error)
             return record
@@ -357,9 +354,7 @@ class Audit:
 
     def _miss(self, client: AuditClient, part: str, error: Exception) -> None:
         self.counts.incomplete += 1
-        missing = AuditError(f"recorded without {part}: {named(error)}")
-        missing.__cause__ = error
-        client.report(missing, recorded=True)
+        report_missing(client, part, error)
 
     # -- processes -----------------------------------------------------------------------------------------------------
 

@@ -43,12 +43,12 @@ def header_of_current_caller() -> dict[str, Any]:
             "queued_by": record.operation_name,
             "request_id": record.custom_data.get("request_id", ""),
         }
-    origin = CallerIdentity(anon_nodename(), "the process that queued the task, outside of a recorded request")
+    origin = "the process that queued the task, outside of a recorded request"
     return {
         # Of this host, whichever host runs the task.
         "address": str(fill_unknown(Record(caller_ip_address="127.0.0.1")).caller_ip_address),
         "agent": f"celery/{celery.__version__}",
-        "identities": {str(CallerIdentityType.SYSTEM): [[origin.identity, origin.description]]},
+        "identities": {str(CallerIdentityType.SYSTEM): [[anon_nodename(), origin]]},
     }
 
 

@@ -11,7 +11,8 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from geventaudit import AuditClient, Client, ConnectionFailedError
+from geventaudit import AuditClient
+from geventaudit.integrations.gunicorn import start_spool
 
 __all__ = ["ProcessClients"]
 
@@ -125,9 +126,5 @@ def _started(make_client: Callable[[], AuditClient]) -> AuditClient:
     client = make_client()
     if not isinstance(client, AuditClient):
         raise TypeError(f"make_client must return a Client or a BaseClient, returned {client!r}")
-    if isinstance(client, Client) and client.spool is not None:
-        try:
-            client.connect(timeout=0.0)
-        except ConnectionFailedError:
-            pass  # not yet: the client goes on trying, and has opened its spool
+    start_spool(client)
     return client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -128,8 +128,7 @@ def declare(
         if not isinstance(text, str):
             raise TypeError(f"{name} must be text, got {text!r}")
         _check_utf8(name, text)
-    if audit_type not in (None, AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
-        raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
+    plane = None if audit_type is None else plane_of(audit_type)
     if redact is not None:
         check_hook("redact", redact, "name", "text")
     categories = _categories(category)
@@ -142,7 +141,7 @@ def declare(
         categories,
         category_description.strip(),
         None if type is None else _member("type", OperationType, type),
-        None if audit_type is None else AuditType(audit_type),
+        plane,
         access_level.strip(),
         None if target is None else _target(target),
         redact,
@@ -258,7 +257,17 @@ def redacted(resources: Mapping[str, list[TargetResource]], redaction: Redaction
     }
 
 
-def levels_of(given: Collection[Any] | Iterable[Any] | str | None) -> list[str]:
+def plane_of(audit_type: AuditType) -> AuditType:
+    """Return *audit_type* as a member.
+
+    :raises ValueError: it is neither the control plane nor the data plane.
+    """
+    if audit_type not in (AuditType.CONTROL_PLANE, AuditType.DATA_PLANE):
+        raise ValueError(f"audit_type must be AuditType.CONTROL_PLANE or AuditType.DATA_PLANE, got {audit_type!r}")
+    return AuditType(audit_type)
+
+
+def levels_of(given: Iterable[Any] | None) -> list[str]:
     """Return the access levels that an application gave, as texts; a text is one level.
 
     :raises TypeError: *given* cannot be iterated over.
@@ -266,13 +275,10 @@ def levels_of(given: Collection[Any] | Iterable[Any] | str | None) -> list[str]:
     """
     if given is None:
         return []
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        given = [given] if isinstance(given, str) else _refuse(given)
-    found = [printable(each).strip() for each in islice(given, MAX_LEVELS + 1) if each is not None]
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise TypeError(f"caller_access_levels must be texts, got {given!r}")
+    levels = [given] if isinstance(given, str) else given
+    found = [printable(each).strip() for each in islice(levels, MAX_LEVELS + 1) if each is not None]
     if len(found) > MAX_LEVELS:
         raise ValueError(f"a caller has at most {MAX_LEVELS} access levels on record; name its roles")
     return [level for level in found if level]
-
-
-def _refuse(given: object) -> Any:
-    raise TypeError(f"caller_access_levels must be texts, got {given!r}")

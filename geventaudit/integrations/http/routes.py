@@ -15,7 +15,7 @@ from geventaudit import AuditType, OperationCategory, OperationType
 from geventaudit.integrations.wsgi import AuditMiddleware, type_of
 
 from .declarations import Declaration, fields_of
-from .views import declaration_of
+from .views import class_of, declaration_of
 
 __all__ = ["ANY", "NO_ROUTE", "Application", "Route", "applications_in", "name_of_view", "route_of", "routes_in"]
 
@@ -181,7 +181,6 @@ def name_of_view(view: Callable[..., Any] | None) -> str:
     """Return module and name of *view*: ``app.read_secret``."""
     if view is None:
         return ""
-    kind = getattr(view, "view_class", None) or getattr(view, "cls", None)
-    named: Any = kind if isinstance(kind, type) else getattr(view, "func", view)
+    named: Any = class_of(view) or getattr(view, "func", view)
     name = getattr(named, "__qualname__", None) or type(named).__qualname__
     return f"{getattr(named, '__module__', '')}.{name}".lstrip(".")

@@ -1,8 +1,8 @@
 """The decorators of views, ``audited`` and ``unaudited``, and the declaration of the view that a request matched.
 
 A decorator leaves a mark on the view. The integrations of Flask, Django and Bottle read the mark as soon as the route
-is known, so that a request which a check refuses before the view runs is on record as the view's operation. A view
-of another framework declares itself when it is called.
+is known, so that a request which a check refuses before the view runs is on record as the view's operation. A function
+or method of another framework declares itself when it is called; there, the declaration of a class is not read.
 
 Marks are looked for from the inside: the method of a class-based view, its class, ``dispatch``, then the function that
 is registered. Each field is taken from the first that declares it.
@@ -22,7 +22,7 @@ from .facts import RequestFacts
 from .marking import has_mark, mark_of, marked
 from .redaction import Redact
 
-__all__ = ["audited", "declaration_of", "handlers_of", "note_view", "unaudited"]
+__all__ = ["audited", "class_of", "declaration_of", "handlers_of", "note_view", "unaudited"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +40,8 @@ def audited(
 ) -> Declaration:
     """Return a decorator that declares the operation of a view. The defaults are those of ``AuditMiddleware``.
 
-    The view may be a function, a method of a class-based view, a class, or the result of ``as_view()``. In Flask, the
+    The view may be a function, a method of a class-based view, or, in Flask and Django, a class or the result of
+    ``as_view()``. In Flask, the
     decorator stands below or above ``@app.route``. The declaration of a class is for its methods, and is not inherited.
     Another route of the same function, without a decorator, has the same declaration.
 
@@ -116,7 +117,7 @@ def declaration_of(view: Any, method: str, *, is_automatic: bool = False) -> tup
 
 def handlers_of(view: Any) -> list[str]:
     """Return the methods, in capital letters, that a class-based view of Django has; empty for other views."""
-    kind = _class_of(view)
+    kind = class_of(view)
     if kind is None or not hasattr(kind, "http_method_names"):
         return []
     actions = _actions_of(view)
@@ -126,7 +127,7 @@ def handlers_of(view: Any) -> list[str]:
     return [method.upper() for method in asked if callable(getattr(kind, method, None))]
 
 
-def _class_of(view: Any) -> Any:
+def class_of(view: Any) -> Any:
     found = (getattr(view, name, None) for name in ("view_class", "cls"))
     return next((kind for kind in found if isinstance(kind, type)), None)
 
@@ -142,7 +143,7 @@ def _handler_of(view: Any, method: str) -> tuple[Any, bool]:
 
     Django answers OPTIONS by a method of its own, and 405 without a method.
     """
-    kind = _class_of(view)
+    kind = class_of(view)
     if kind is None:
         return None, True
     actions, name = _actions_of(view), method.lower()
@@ -166,7 +167,7 @@ def _function_inside(handler: Any) -> Any:
 
 def _marks(view: Any, handler: Any) -> Iterator[Declaration | None]:
     """Yield the marks from the inside; None is the mark of ``unaudited``."""
-    kind = _class_of(view)
+    kind = class_of(view)
     places = [handler]
     if kind is not None:
         places += [kind, getattr(kind, "dispatch", None), getattr(kind, "dispatch_request", None)]
