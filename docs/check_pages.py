@@ -1,8 +1,8 @@
 """Check the built pages: ``python docs/check_pages.py FOLDER``.
 
 Each link between pages leads to an existing page and heading, and no page loads anything from elsewhere. In Chromium,
-if it is there with selenium, no page, line of code or diagram is cut off, light or dark, wide or narrow, and no page
-writes an error to the console. Prints each fault; the exit status is 1 if there is one.
+if it is there with selenium, no page, line of code or diagram is cut off, wide and light or narrow and dark, and no
+page writes an error to the console. Prints each fault; the exit status is 1 if there is one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -89,10 +90,10 @@ def main(folder: Path) -> int:
     paths = sorted(folder.resolve().rglob("*.html"))
     pages = {path: Links(path.read_text()) for path in paths}
     faults = list(faults_of_links(pages))
-    if shutil.which("chromium") and shutil.which("chromedriver"):
+    if find_spec("selenium") and shutil.which("chromium") and shutil.which("chromedriver"):
         faults += faults_in_a_browser(paths)
     else:
-        print("chromium and chromedriver are not here: links only")
+        print("selenium, chromium or chromedriver is not here: links only")
     print(*faults, f"{len(pages)} pages, {len(faults)} faults", sep="\n")
     return 1 if faults or not pages else 0
 

@@ -263,8 +263,8 @@ class AuditClient:
                 raise QueueFullError("the client's own thread did not answer") from None
             return
         if not self._has_room():
-            full = QueueFullError(f"the queue is full ({self._queue_size} records)")
-            raise full if life.outbox is None else life.outbox.full()
+            outbox = life.outbox
+            raise QueueFullError(f"the queue is full ({self._queue_size} records)") if outbox is None else outbox.full()
         if life.state is State.NEW:
             keep_alive(life)
             self._warn_if_unused()

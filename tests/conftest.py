@@ -87,20 +87,21 @@ def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iter
 # Modules that start processes, break disks, or wait for what takes its time.
 SLOW = {
     "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_celery", "test_chaos", "test_cli",
-    "test_cli_options", "test_cli_spool", "test_client", "test_connections", "test_delivery", "test_docs",
-    "test_doctor", "test_ends", "test_examples", "test_fluent_logger_js", "test_fork", "test_frameworks", "test_fuzz",
-    "test_gunicorn",
-    "test_http_frameworks", "test_http_services", "test_layout", "test_lifecycle", "test_locust",
-    "test_performance", "test_poison", "test_pure_python", "test_reconnect", "test_reentrancy", "test_senders",
-    "test_shown", "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail",
-    "test_typing", "test_verify", "test_web", "test_web_browser", "test_who_may_listen",
+    "test_cli_options", "test_cli_routes", "test_cli_spool", "test_client", "test_connections", "test_delivery",
+    "test_docs", "test_doctor", "test_ends", "test_examples", "test_fluent_logger_js", "test_fork",
+    "test_frameworks", "test_fuzz", "test_gunicorn", "test_http_frameworks", "test_http_services", "test_layout",
+    "test_lifecycle", "test_locust", "test_monitoring", "test_performance", "test_poison", "test_pure_python",
+    "test_reconnect", "test_reentrancy", "test_report_browser", "test_senders", "test_shown", "test_spool",
+    "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail", "test_typing", "test_verify",
+    "test_web", "test_web_browser", "test_who_may_listen",
 }  # fmt: skip
 
 
 # Modules that test commands, other processes, a browser or the source. Patching the tests' own process changes nothing.
 UNPATCHED = {
-    "test_cli", "test_cli_options", "test_cli_spool", "test_cli_trail", "test_examples", "test_layout",
-    "test_pure_python", "test_readme", "test_web_browser",
+    "test_cli", "test_cli_options", "test_cli_routes", "test_cli_spool", "test_cli_trail", "test_docs",
+    "test_docs_build", "test_docs_language", "test_editor", "test_examples", "test_language", "test_layout",
+    "test_monitoring", "test_pure_python", "test_readme", "test_report_browser", "test_typing", "test_web_browser",
 }  # fmt: skip
 once = pytest.mark.skip(reason="tests other processes or the source; patching changes neither")
 

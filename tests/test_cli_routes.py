@@ -9,14 +9,9 @@ from typing import Any
 
 import pytest
 from gevent import subprocess
-from helpers import PATCHED
 
 for needed in ("flask", "django", "rest_framework"):
     pytest.importorskip(needed, reason=f"needs {needed}, which the extra [test] brings")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PATCHED, reason="tests other processes; patching changes none"),
-]
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 

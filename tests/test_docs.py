@@ -26,7 +26,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import helpers
 import pytest
 from gevent import subprocess
 from helpers import eventually, free_port
@@ -67,9 +66,6 @@ def factory():
 
 client = geventaudit.Client(factory)
 """
-
-# The pages say themselves where they patch, and are run in processes of their own.
-pytestmark = pytest.mark.skipif(helpers.PATCHED, reason="the pages run in processes of their own, patched or not")
 
 
 class Block(NamedTuple):

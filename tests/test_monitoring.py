@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import helpers
 import pytest
 from gevent import subprocess
 from helpers import eventually, free_port, message
@@ -24,10 +23,6 @@ from geventaudit.integrations.metrics import COUNTERS, GAUGES
 yaml = pytest.importorskip("yaml", reason="needs pyyaml, which the extra [test] brings")
 prometheus_client = pytest.importorskip("prometheus_client", reason="needs prometheus-client")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(helpers.PATCHED, reason="tests other processes and files; test_metrics scrapes when patched"),
-]
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "examples" / "monitoring" / "prometheus-rules.yaml"
 DASHBOARD = json.loads((ROOT / "examples" / "monitoring" / "grafana-dashboard.json").read_text())

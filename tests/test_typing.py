@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import helpers
-import pytest
 
-
-@pytest.mark.skipif(helpers.PATCHED, reason="what mypy says does not depend on patching; it is asked once")
 def test_typed_uses_of_the_public_api(tmp_path: Path) -> None:
     program = Path(__file__).parent / "typed_uses.py"
     result = subprocess.run(
