@@ -21,9 +21,9 @@ import pytest
 from gevent import socket, subprocess
 from helpers import PATCHED, eventually, free_port, message
 
-from geventaudit import Client, Msg, NoOp
+from geventaudit import Client, Msg, NoOp, Spool
 from geventaudit.agent import Agent
-from geventaudit.integrations.gunicorn import worker_exit
+from geventaudit.integrations.gunicorn import child_exit, worker_exit
 
 pytest.importorskip("gunicorn", reason="needs gunicorn, which the extra [test] brings")
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -191,6 +191,22 @@ def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_pat
     assert len(answered) == 50
     assert f"Worker (pid:{killed}) left the spool {folder}/audit-{killed}" in log
     assert not list(folder.glob("audit-*")), "what is delivered is no file"
+
+
+def test_the_log_names_each_spool_of_a_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, though two clients may have left it; a worker has a folder with a number if another one was taken."""
+    lines: list[str] = []
+    server = SimpleNamespace(log=SimpleNamespace(warning=lambda text, *values: lines.append(text % values)))
+    clients = [
+        Client(NoOp, spool=spool) for spool in (Spool(folder / "a[1]-{pid}"), Spool(folder / "a[1]-{pid}"), None)
+    ]
+    monkeypatch.setattr("geventaudit.integrations.gunicorn.live_clients", lambda: clients)
+    for name in ("47", "47.2", "471", "4"):
+        (folder / f"a[1]-{name}").mkdir()
+    child_exit(server, SimpleNamespace(pid=47))
+    assert [line.split(";")[0] for line in lines] == [
+        f"Worker (pid:47) left the spool {folder}/a[1]-{name}" for name in ("47", "47.2")
+    ]
 
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")

@@ -1535,11 +1535,12 @@ def is_open_as(descriptor: int, status: os.stat_result) -> bool:
 
 
 def test_orphans(tmp_path: Path) -> None:
-    for name in ("spool-12", "spool-7", "spool-x", "spool-", "spool-12x", "other-12"):
+    folders = [f"spool-{each}" for each in ("12", "7", "7.2", "x", "", "12x", "7.", "7.x")]
+    for name in (*folders, "other-12"):
         (tmp_path / name).mkdir()
     (tmp_path / "spool-3").write_bytes(b"")
     (tmp_path / "spool-4").symlink_to(tmp_path / "spool-7")
-    assert orphans(str(tmp_path / "spool-{pid}")) == [str(tmp_path / "spool-12"), str(tmp_path / "spool-7")]
+    assert orphans(str(tmp_path / "spool-{pid}")) == [str(tmp_path / f"spool-{each}") for each in ("12", "7", "7.2")]
     assert orphans(str(tmp_path / "spool")) == []
     assert orphans(str(tmp_path / "none" / "spool-{pid}")) == []
     assert orphans(str(tmp_path / "{pid}" / "spool")) == []

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from geventaudit import (
 from geventaudit.encoder.encoding import encode
 from geventaudit.protocol.decoding import decode
 from geventaudit.runtime import native
+from geventaudit.spool import jobs
 from geventaudit.spool.disk import DiskThread
 from geventaudit.spool.folder import Folder
 from geventaudit.spool.writer import encode_runs
@@ -525,6 +526,91 @@ def test_always_cannot_do_without_the_folder(folder: Path) -> None:
                 second.send(message(1))
             assert second.stats().rejected == {"spool": 1}
             assert second.stats().accepted == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_clients_of_a_process_have_a_folder_each(folder: Path, mode: Any) -> None:
+    with receiving(folder) as receiver:
+        receiver.start()
+        spool = Spool(folder / "audit-{pid}.spool", mode=mode)
+        with client_of(receiver, spool) as first, client_of(receiver, spool) as second:
+            for number, client in enumerate((first, second)):
+                client.send(message(number))
+                assert client.flush(30)
+            names = {path.name for path in folder.glob("audit-*")}
+            assert names == {f"audit-{os.getpid()}.spool", f"audit-{os.getpid()}.2.spool"}
+            assert [told(client, NotificationKind.SPOOL_FAILED) for client in (first, second)] == [[], []]
+        assert receiver.numbers() == [0, 1]
+    assert list(folder.glob("audit-*")) == [], "both are empty, and removed"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("taken", ["by a process", "by another user"])
+def test_the_folder_of_a_new_process_is_taken(folder: Path, taken: str, mode: Any) -> None:
+    """A restarted container gives the same identifiers: the first new worker may send the records of them all."""
+    path = folder / f"audit-{os.getpid()}"
+    fill(path, range(10))
+    if taken == "by another user":
+        if os.geteuid():
+            pytest.skip("only root can give a folder to another user")
+        os.chown(path, 12345, 12345)
+    with receiving(folder) as receiver, ExitStack() as stack:
+        other = stack.enter_context(owned(path)) if taken == "by a process" else None
+        client = client_of(receiver, Spool(folder / "audit-{pid}", mode=mode))
+        send_all(client, range(10, 20))
+        assert client.close(0) == []
+        assert told(client, NotificationKind.SPOOL_FAILED) == []
+        if other is not None:
+            assert other.count == 10
+        assert on_disk(folder / f"audit-{os.getpid()}.2") == list(range(10, 20))
+        stack.close()
+        receiver.start()
+        with client_of(receiver, Spool(folder / "audit-{pid}")) as client:
+            client.connect(10)
+            arrived = range(10, 20) if other is None else range(20)
+            eventually(lambda: sorted(receiver.numbers()) == list(arrived))
+    assert list(folder.glob("audit-*")) == ([path] if other is None else [])
+
+
+def test_a_process_that_looks_for_orphans_never_disturbs_a_new_one(folder: Path) -> None:
+    """It may lock the folder that the new process has just made."""
+    spool = Spool(folder / "audit-{pid}", mode="always")
+    looks = 0
+    is_over = False
+
+    def look() -> None:
+        nonlocal looks
+        while not is_over:
+            jobs.adopt(spool, (), [])
+            looks += 1
+
+    looking = ThreadPool(1).spawn(look)
+    try:
+        with receiving(folder) as receiver:
+            receiver.start()
+            for number in range(200):
+                with client_of(receiver, spool) as client:
+                    client.send(message(number))
+                    assert client.stats().spool_failures == 0
+    finally:
+        is_over = True
+        looking.get()
+    assert looks > 200
+
+
+def test_the_working_directory_may_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between two looks for the folders of dead processes."""
+    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.02)
+    monkeypatch.chdir(folder)
+    spool = Spool("audit-{pid}")
+    monkeypatch.chdir("/")
+    with receiving(folder) as receiver, client_of(receiver, spool) as client:
+        receiver.start()
+        client.send(message(0))
+        assert client.flush(30)
+        assert (folder / f"audit-{os.getpid()}").is_dir()
+        fill(folder / "audit-99999990", range(1, 10))
+        eventually(lambda: receiver.numbers() == list(range(10)))
 
 
 def test_orphans_are_adopted_by_exactly_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

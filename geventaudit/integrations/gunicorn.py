@@ -29,6 +29,7 @@ hook. Its accepted records are in its spool then with ``mode="always"``, and und
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import time
@@ -96,16 +97,21 @@ def child_exit(server: Any, worker: Any) -> None:
 
     With ``preload_app`` only: otherwise the master knows no client, and this does nothing.
     """
-    for client in live_clients():
-        path = "" if client.spool is None else os.path.abspath(os.fspath(client.spool.path))
-        left = path.replace("{pid}", str(worker.pid))
-        if left != path and os.path.exists(left):
-            server.log.warning(
-                "Worker (pid:%s) left the spool %s; the worker that is started next, or one that lives, sends what is "
-                "in it",
-                worker.pid,
-                left,
-            )
+    for left in sorted({path for client in live_clients() for path in _folders(client, worker.pid)}):
+        server.log.warning(
+            "Worker (pid:%s) left the spool %s; the worker that is started next, or another one, sends what is in it",
+            worker.pid,
+            left,
+        )
+
+
+def _folders(client: AuditClient, pid: int) -> list[str]:
+    """Return the folders that a client with that process identifier may have left."""
+    spool = client.spool
+    if spool is None or not spool.is_for_each_process:
+        return []
+    template = glob.escape(spool.absolute_path)
+    return [path for name in (f"{pid}", f"{pid}.*") for path in glob.glob(template.replace("{pid}", name))]
 
 
 def _stand_before(number: signal.Signals, note: Callable[[], None]) -> None:

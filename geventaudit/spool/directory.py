@@ -18,6 +18,7 @@ from ..runtime.native import original
 
 __all__ = [
     "Directory",
+    "FolderTakenError",
     "close_descriptor",
     "close_inherited_locks",
     "foreign",
@@ -39,6 +40,10 @@ _ATTEMPTS = 10
 _PIECE = 1 << 20
 _SQLITE = b"SQLite format 3\0"
 _TEMPORARY = (".", ".tmp")
+
+
+class FolderTakenError(SpoolError):
+    """Another process, another client of this process, or another user has the folder."""
 
 
 def write_all(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
@@ -100,7 +105,8 @@ class Directory:
 
         :param create: make the directory if it is missing. The parent must exist.
         :raises FileNotFoundError: it is missing, and *create* is False.
-        :raises SpoolError: another process or user has the directory, it is a link or a file, or has no parent.
+        :raises FolderTakenError: another process or user has the directory.
+        :raises SpoolError: it is a link or a file, or has no parent.
         """
         # A trailing slash would make the system follow a link.
         path = path.rstrip("/") or "/"
@@ -136,6 +142,8 @@ class Directory:
                 return cls(path, -1)
             raise
         except PermissionError:
+            if (status := _status(path)) is not None and status.st_uid != os.geteuid():
+                raise FolderTakenError(str(_no_permission(path))) from None
             raise _no_permission(path) from None
         except OSError:
             _explain(path)
@@ -146,7 +154,7 @@ class Directory:
                 os.fchmod(directory._fd, 0o700)
             owner = os.fstat(directory._fd).st_uid
             if owner != os.geteuid():
-                raise SpoolError(
+                raise FolderTakenError(
                     f"the spool {path} belongs to user {owner}, and this process runs as user {os.geteuid()}; "
                     "run as its owner, or give another folder"
                 )
@@ -167,7 +175,7 @@ class Directory:
         except BlockingIOError:
             if not self.is_in_place():
                 return False
-            raise SpoolError(
+            raise FolderTakenError(
                 f"the spool {self.path} is in use by another process or another client of this one; "
                 "close that one, or give each a folder of its own ({pid} in the path)"
             ) from None
@@ -369,7 +377,7 @@ def _explain(path: str) -> None:
 
 
 def orphans(template: str) -> list[str]:
-    """Return the folders that match *template*, with digits in place of ``{pid}`` in its last component, sorted.
+    """Return the folders that match *template*, sorted: any identifier takes the place of ``{pid}``.
 
     Links, files and the folders of other users are left out. A folder in use is included.
     """
@@ -386,7 +394,7 @@ def _matching(template: str) -> Iterator[tuple[str, int]]:
     parent, name = os.path.split(template.rstrip("/"))
     if "{pid}" not in name:
         return
-    pattern = re.compile("[0-9]+".join(map(re.escape, name.split("{pid}"))), re.DOTALL)
+    pattern = re.compile(r"[0-9]+(\.[0-9]+)?".join(map(re.escape, name.split("{pid}"))), re.DOTALL)
     try:
         names = os.listdir(parent or ".")
     except OSError:

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 from ..errors import SpoolError, show
 from .backlogs import Backlogs, Remains
+from .directory import FolderTakenError
 from .folder import Check, Folder, Read, orphans
+from .limits import MAX_NAMES
 from .recovery import TRANSIENT
 from .settings import Spool
 from .stream import Entry
 from .writer import Append, encode_runs
 
-__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "read", "rewrite", "write"]
+__all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "open_own", "read", "rewrite", "write"]
 
 
 class Written(NamedTuple):
@@ -48,6 +50,25 @@ class Kept(NamedTuple):
     """Records that are neither on disk nor in memory."""
     error: Exception | None
     """The reason."""
+
+
+def open_own(folder: Folder, spool: Spool) -> None:
+    """Open the folder of this process, unless it is open. With ``{pid}``, the next name is for a folder that is taken.
+
+    The folder of a dead process with the same identifier may be taken by the process that sends its records. A new one
+    may be taken for a moment by a process that takes it for such a folder.
+
+    :raises SpoolError, OSError: see :meth:`.Folder.open`.
+    """
+    for number in range(1, MAX_NAMES + 1):
+        if folder.is_open:
+            return
+        folder.path = spool.folder_of_process(number)
+        try:
+            folder.open()
+        except FolderTakenError:
+            if number == MAX_NAMES or not spool.is_for_each_process:
+                raise
 
 
 def write(
@@ -126,7 +147,7 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
 
 
 def last(
-    backlogs: Backlogs, entries: Sequence[Entry], pending: Sequence[bytes], next_number: int, remove_if_empty: bool
+    backlogs: Backlogs, spool: Spool, entries: Sequence[Entry], pending: Sequence[bytes], next_number: int
 ) -> Callable[[], Kept]:
     """Return the last job, which leaves all undelivered records on disk.
 
@@ -134,10 +155,10 @@ def last(
     :param pending: frames behind these.
     :param next_number: the number on disk of the first of *pending*, if the folder is open.
     """
-    own = backlogs.own
+    own, remove_if_empty = backlogs.own, spool.is_for_each_process
     if own is None:
         frames = [*(frame for _, _, frame in entries), *pending]
-        return lambda: open_and_keep(backlogs.folder, frames, backlogs.orphans, remove_if_empty)
+        return lambda: open_and_keep(backlogs.folder, spool, frames, backlogs.orphans)
     remains = backlogs.remains(entries)
     numbered = dict(enumerate(pending, next_number))
     remains.memory.update(numbered)
@@ -146,17 +167,16 @@ def last(
     return lambda: keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
 
 
-def open_and_keep(folder: Folder, frames: Sequence[bytes], others: Sequence[Folder], remove_if_empty: bool) -> Kept:
+def open_and_keep(folder: Folder, spool: Spool, frames: Sequence[bytes], others: Sequence[Folder]) -> Kept:
     """Open the folder, unless an earlier job has opened it, and leave *frames* there."""
     try:
-        if not folder.is_open:
-            folder.open()
+        open_own(folder, spool)
     except (OSError, SpoolError) as error:
         for other in others:
             other.close(remove_if_empty=True)
         return Kept(list(frames), 0, error)
     numbered = dict(enumerate(frames, folder.last_seq + 1))
-    return keep(folder, Remains(numbered, set(numbered), []), [], others, remove_if_empty)
+    return keep(folder, Remains(numbered, set(numbered), []), [], others, spool.is_for_each_process)
 
 
 def keep(

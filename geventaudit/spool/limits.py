@@ -6,6 +6,7 @@ __all__ = [
     "ADOPT_SECONDS",
     "BATCH_BYTES",
     "CLOSE_SECONDS",
+    "MAX_NAMES",
     "MAX_READS",
     "PENDING_BYTES",
     "READ_AGAIN_SECONDS",
@@ -32,3 +33,6 @@ MAX_READS = 5
 
 ADOPT_SECONDS = 30.0
 """Seconds between two searches for orphans."""
+
+MAX_NAMES = 100
+"""The names that a process tries for its folder, with ``{pid}`` in the path."""

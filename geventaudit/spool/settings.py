@@ -30,7 +30,9 @@ class Spool:
 
     :param path: the path of a folder. It is created, with access for this user only, if its parent exists. ``{pid}`` in
         the folder's name is replaced by the process identifier: each process, such as a worker of gunicorn, then has
-        its own folder, and exactly one living process sends the records of a dead one.
+        its own folder, and exactly one living process sends the records of a dead one. If that folder is taken (by a
+        process that sends the records of a dead one with the same identifier, by another client, by another user), it
+        is replaced by the identifier and a number: ``4711.2``.
     :param max_bytes: the most bytes of undelivered records in the folder. ``send`` raises
         :class:`~geventaudit.QueueFullError` if folder and queue are full.
     :param mode: ``"overflow"``: records that do not fit on the queue go to disk, and so do records that are undelivered
@@ -40,7 +42,7 @@ class Spool:
     :raises TypeError, ValueError: an argument is invalid.
     """
 
-    __slots__ = ("max_bytes", "mode", "path", "synchronous")
+    __slots__ = ("absolute_path", "max_bytes", "mode", "path", "synchronous")
 
     def __init__(
         self,
@@ -67,23 +69,24 @@ class Spool:
         if synchronous not in ("OFF", "NORMAL", "FULL"):
             raise ValueError(f"synchronous must be 'OFF', 'NORMAL' or 'FULL', got {show(synchronous)}")
         self.path = path
+        self.absolute_path = os.path.abspath(os.fspath(path))
+        """The absolute path, with ``{pid}`` not replaced. A later change of the working directory has no effect."""
         self.max_bytes = max_bytes
         self.mode = mode
         self.synchronous = synchronous
-
-    @property
-    def absolute_path(self) -> str:
-        """The absolute path, with ``{pid}`` not replaced."""
-        return os.path.abspath(os.fspath(self.path))
 
     @property
     def is_for_each_process(self) -> bool:
         """True if each process has its own folder."""
         return "{pid}" in os.fspath(self.path)
 
-    def folder_of_process(self, pid: int | None = None) -> str:
-        """Return the folder of the process with that identifier, or of this process."""
-        return self.absolute_path.replace("{pid}", str(os.getpid() if pid is None else pid))
+    def folder_of_process(self, number: int = 1) -> str:
+        """Return the folder of this process.
+
+        :param number: from 2 on, the folder to open if those before are taken: ``{pid}`` becomes ``4711.2``.
+        """
+        identifier = str(os.getpid())
+        return self.absolute_path.replace("{pid}", identifier if number == 1 else f"{identifier}.{number}")
 
     def __repr__(self) -> str:
         return f"Spool({self.path!r}, {self.max_bytes}, {self.mode!r}, {self.synchronous!r})"

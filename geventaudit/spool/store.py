@@ -221,7 +221,7 @@ class Store:
         own, is_blocked = self._own, self._trouble.blocks
         if own is None:
             if not is_blocked:
-                self._submit(self._backlogs.folder.open, self._opened)
+                self._submit(partial(jobs.open_own, self._backlogs.folder, self._spool), self._opened)
             return not is_blocked
         for backlog in self._backlogs.all():
             if backlog.is_loading_due and monotonic() >= self._read_at:
@@ -450,12 +450,10 @@ class Store:
         except BaseException as error:
             interruption = self._settle_interrupted(error)
         pending = [] if self.is_always else self.pending.frames()
-        next_number, remove_if_empty = self._next_number(self._own), self._spool.is_for_each_process
+        next_number = self._next_number(self._own)
         total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
         try:
-            job = self._disk.run_last(
-                jobs.last(self._backlogs, entries, pending, next_number, remove_if_empty), deadline
-            )
+            job = self._disk.run_last(jobs.last(self._backlogs, self._spool, entries, pending, next_number), deadline)
         except BaseException as error:
             interruption = error
         self.pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
