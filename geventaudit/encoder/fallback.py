@@ -133,23 +133,27 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
         return _groups(node, encoder)
     if encoder.is_stamped:
         return frozenset({dict}), partial(_pack_with_stamp, node.before, encoder)
-    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack_custom_data)
+    has_form = encoder.is_sealed or encoder.json_safe
+    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack_custom_data if has_form else encoder.pack)
 
 
 def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
     """Return the types and the writer of a list of texts or members."""
     inner_kinds, write = _writer(node.inner, encoder)
     order, headers = node.order, encoding.Packed(lambda size: node.before + encoding.array_header(size))
+    one = headers[1]
 
     def write_items(value: Any) -> bytes:
         items = [*value]
         for each in items:
             if type(each) not in inner_kinds:
                 raise _UnsureError
-        if order is not None and len(items) > 1:
-            items = order(items)
+        if len(items) == 1:
+            return one + write(items[0])
         if not items:
             raise _UnsureError
+        if order is not None:
+            items = order(items)
         return headers[len(items)] + b"".join(map(write, items))
 
     return frozenset({list, tuple, set, frozenset}), write_items
@@ -160,6 +164,7 @@ def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type
     key_kinds, write_key = _writer(node.key, encoder)
     order, may_be_empty, nested = node.order, node.items.may_be_empty, node.items.inner
     read, (good, check, writes) = _reader(nested), _writers(nested, encoder)
+    objects = encoding.Packed(lambda values: b"".join(map(call, writes, values)))
     map_headers = encoding.Packed(lambda size: node.before + encoding.map_header(size))
     array_headers = encoding.Packed(encoding.array_header)
 
@@ -180,7 +185,7 @@ def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type
                 given = (*map(type, values),)
                 if given not in good:
                     check(given)
-                parts += map(call, writes, values)
+                parts.append(objects[values])
         return b"".join(parts)
 
     return frozenset({dict}), write_groups
