@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gevent
 import msgpack
 
 import geventaudit
@@ -44,13 +45,24 @@ def _send_all(
     records: int,
     connect: Callable[[], Connection],
     build: Callable[[int], Msg] = message,
+    greenlets: int = 0,
     **options: Any,
 ) -> tuple[float, int]:
-    """Records per second, and the bytes that the reading process read."""
+    """Records per second, and the bytes that the reading process read.
+
+    :param greenlets: how many share the records; 0 sends them all from the main greenlet.
+    """
     start = time.perf_counter()
     client = Client(connect, queue_size=_QUEUE, **options)
-    for number in range(FIRST, FIRST + records):
-        client.send(build(number), timeout=None)
+
+    def send(first: int, step: int) -> None:
+        for number in range(FIRST + first, FIRST + records, step):
+            client.send(build(number), timeout=None)
+
+    if greenlets:
+        gevent.joinall([gevent.spawn(send, first, greenlets) for first in range(greenlets)], raise_error=True)
+    else:
+        send(0, 1)
     undelivered = client.close(timeout=None)
     total = reader.total()
     seconds = time.perf_counter() - start
@@ -87,12 +99,12 @@ def _acks(records: int) -> float:
         return _repeat(records, lambda n: _send_all(reader, n, lambda: DomainSocket(reader.path, require_ack=True)))[0]
 
 
-def _spool(mode: str) -> Callable[[int], float]:
+def _spool(mode: str | None, greenlets: int = 0) -> Callable[[int], float]:
     def run(records: int) -> float:
         def send_all(number: int) -> tuple[float, int]:
             with tempfile.TemporaryDirectory(prefix="ga-") as folder:
-                spool = vars(geventaudit)["Spool"](f"{folder}/spool", mode=mode)
-                return _send_all(reader, number, lambda: DomainSocket(reader.path), spool=spool)
+                options = {"spool": vars(geventaudit)["Spool"](f"{folder}/spool", mode=mode)} if mode else {}
+                return _send_all(reader, number, lambda: DomainSocket(reader.path), greenlets=greenlets, **options)
 
         with Reader() as reader:
             return _checked(records, *_repeat(records, send_all))
@@ -271,6 +283,10 @@ CONTENDERS = {
     "acks": Contender(_acks, True, "geventaudit with acknowledgements"),
     "spool-overflow": Contender(_spool("overflow"), True, "geventaudit with a spool for what overflows"),
     "spool-always": Contender(_spool("always"), True, "geventaudit with everything spooled"),
+    "greenlets": Contender(_spool(None, 200), True, "geventaudit, 200 greenlets"),
+    "spool-always-greenlets": Contender(
+        _spool("always", 200), True, "geventaudit with everything spooled, 200 greenlets"
+    ),
     "fluent-async": Contender(_fluent_async_sender(body), True, "fluent-logger asyncsender"),
     "fluent-async-threads": Contender(_fluent_async_sender(body), False, "fluent-logger asyncsender, not patched"),
     "fluent-async-many": Contender(

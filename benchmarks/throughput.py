@@ -47,14 +47,17 @@ def acks_tls_spool(rounds: int, records: int) -> list[Row]:
         ("tls", "tcp", "TLS over plain TCP"),
         ("spool-overflow", "geventaudit", "a spool for what overflows over none"),
         ("spool-always", "geventaudit", "a spool for everything over none"),
+        ("spool-always-greenlets", "greenlets", "a spool for everything over none, 200 greenlets"),
     ]
+    bars = {"spool-always-greenlets": (Bound("at least", 0.5), Bound("at least", 0.6))}
     here = [pair for pair in pairs if not why_not(pair[0])]
     samples = _rates(list(dict.fromkeys(name for pair in here for name in pair[1::-1])), rounds, records)
     rows = []
     for with_it, without, what in pairs:
         name = f"records/s, {what}"
         reason = why_not(with_it)
-        rows.append(Row(name, None, note=reason) if reason else _row(name, samples, with_it, without))
+        bounds = bars.get(with_it, ())
+        rows.append(Row(name, None, note=reason) if reason else _row(name, samples, with_it, without, *bounds))
     return rows
 
 

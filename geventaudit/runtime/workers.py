@@ -73,7 +73,8 @@ def is_worker() -> bool:
 
 def may_wait() -> bool:
     """Return True unless the caller runs in the hub or in a :class:`Worker`."""
-    return gevent.getcurrent() is not get_hub_if_exists() and not is_worker()
+    current = gevent.getcurrent()
+    return current is not get_hub_if_exists() and not isinstance(current, Worker)
 
 
 def spawn(function: Callable[..., None], *arguments: object) -> Worker:

@@ -79,6 +79,8 @@ class Store:
     ) -> None:
         self.is_closing = False
         """True once only the last job accepts, reads or writes records."""
+        self.is_always = spool.mode == "always"
+        """True if every record is written before ``send`` returns."""
         self._spool = spool
         self._memory = memory
         self._counters = counters
@@ -97,11 +99,6 @@ class Store:
         self._adopt_at = 0.0
         self._read_at = 0.0
         self._left: list[bytes] | None = None  # the frames that persist() could not keep
-
-    @property
-    def is_always(self) -> bool:
-        """True if every record is written before ``send`` returns."""
-        return self._spool.mode == "always"
 
     @property
     def _own(self) -> Backlog | None:
@@ -133,12 +130,16 @@ class Store:
             if self.is_always:
                 raise SpoolError(str(self._trouble.error)) from self._trouble.error
             raise Full
-        size = self.pending.size + len(frame) + OVERHEAD if self.pending else len(frame) + OVERHEAD
+        size = len(frame) + OVERHEAD
+        if self.pending.records:
+            size += self.pending.size
         if self._disk_bytes + size > self._spool.max_bytes or (size > PENDING_BYTES and not self.is_always):
             raise Full
         pending = self.pending.add(frame)
-        self.ensure_running()
-        self._signal.set()
+        if not self._writer.greenlet:
+            self.ensure_running()
+        if self._signal.is_armed:
+            self._signal.set()
         return pending
 
     def take_earlier(self, max_bytes: int) -> bool:
