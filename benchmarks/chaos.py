@@ -379,6 +379,9 @@ def handlers(folder: Path, *, seconds: float, seed: int) -> Outcome:
                 mine.append(len(mine))
                 if len(mine) % 20 == 0:
                     gevent.sleep(0)
+                if len(mine) % 1000 == 0:
+                    while client.stats().queued > 500_000:  # a handler may not wait for room
+                        gevent.sleep(0.01)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

@@ -50,24 +50,24 @@ def test_poison_is_set_aside_and_the_rest_goes_on(socket_path: str, poison: tupl
         client = Client(lambda: DomainSocket(socket_path, require_ack=acks), backoff=QUICK)
         for number in range(100):
             client.send(message(number))
-        if 99 in poison:  # a suspect that has no other record beside it is not rejected
+        more = range(100, 103 if 99 in poison else 100)
+        for number in more:  # a suspect that has no other record beside it is not rejected
             eventually(lambda: client.stats().queued + client.stats().in_flight == 1)
-            gevent.sleep(0.5)
-            client.send(message(100))
-            agent.poison.discard(100)
+            assert client.stats().dropped == 0
+            client.send(message(number))
         client.flush(60)
-        assert set(range(100)) - set(agent.numbers) == set(poison)
+        assert {*range(100), *more} - set(agent.numbers) == set(poison)
         stats = client.stats()
         if acks:  # without, the agent may have read it long enough before it hung up for it to count as delivered
-            assert (stats.delivered, stats.dropped) == (100 + (99 in poison) - len(poison), len(poison))
-        assert stats.delivered + stats.dropped == 100 + (99 in poison)
+            assert (stats.delivered, stats.dropped) == (100 + len(more) - len(poison), len(poison))
+        assert stats.delivered + stats.dropped == 100 + len(more)
         assert client.close() == []
         dropped = [each for each in client.notify() if each.kind is NotificationKind.DROPPED]
         assert len(dropped) == stats.dropped
         assert {msg.record.custom_data["n"] for each in dropped for msg in each.undelivered} <= set(poison)
         assert all("3 times in a row" in str(each.error) for each in dropped)
         if 99 not in poison:  # a lone suspect is retried under the backoff
-            assert agent.hang_ups <= 8 * len(poison)
+            assert agent.hang_ups <= 10 * len(poison)
         assert client.flush(0) is (stats.dropped == 0)
 
 
@@ -159,11 +159,12 @@ def test_a_frame_that_is_too_long_for_the_agent(socket_path: str) -> None:
         client = Client(lambda: DomainSocket(socket_path), backoff=QUICK, max_frame_bytes=8 << 20)
         client.send(message(1))
         client.send(message(2, caller_agent="x" * (4 << 20)))
-        client.send(message(3))
+        for number in (3, 4, 5):
+            client.send(message(number))
         client.flush(60)
         assert client.stats().dropped == 1
         client.close()
-    assert set(numbers) == {1, 3}
+    assert set(numbers) == {1, 3, 4, 5}
 
 
 def test_the_socket_of_a_closed_agent_is_no_reader(socket_path: str) -> None:

@@ -2,9 +2,11 @@
 
 Pure: no I/O and no clock. The sender reports events and requests the next step.
 
-A record is rejected only on evidence: the agent hung up on it three times in a row, then took another *record* and hung
-up on this one over the same connection. An agent that dies on every record takes no other record first, so no record is
-lost to it.
+A record is rejected only on evidence: the agent hung up on it three times in a row; then, three times, it took another
+*record* and hung up on this one over the same connection. An agent that dies on every record takes no other record
+first, so no record is lost to it. An agent that dies now and then may die during one trial by chance, but hardly during
+three. After a rejection, one trial is enough for each next suspect, until records go in batches again or a suspect is
+cleared: a row of poison needs as many other records.
 
 =========  =====================================  =====================================  ==============================
 phase      sends                                  leaves to                              when
@@ -14,9 +16,10 @@ NORMAL     batches; after a hang-up, the records  PROBE                         
 PROBE      one other record, alone; the suspect,  TRIAL                                  the agent took the other record
            once all others were tried             PROBE, with the following record       the connection broke before
                                                   NORMAL; the suspect is cleared         it was delivered
-TRIAL      the suspect, alone                     NORMAL; the suspect is rejected        the agent hung up on it
+TRIAL      the suspect, alone                     NORMAL; the suspect is rejected        the agent hung up on it, in the
+                                                                                         last trial
                                                   NORMAL; the suspect is cleared         it was delivered
-                                                  PROBE, with the same record            the connection broke otherwise
+                                                  PROBE, with the record at that place   the connection broke otherwise
 =========  =====================================  =====================================  ==============================
 
 A record counts as taken when it is delivered and the connection is still open ``TAKEN_SECONDS`` later: an agent that
@@ -34,7 +37,7 @@ read, and without a failed attempt to connect in between, an end in order counts
 connection stays open after a delivery. The quarantine finds a record on which the agent hangs up before that, if there
 is another record that the agent takes.
 
-A cleared suspect arrives after the record that was sent before it in PROBE. So does a record that was tried in PROBE
+A cleared suspect arrives after the records that were sent before it in PROBE. So does a record that was tried in PROBE
 and not delivered. No other record arrives late.
 """
 
@@ -43,10 +46,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["STRIKES", "Disconnect", "Phase", "Quarantine", "Step"]
+__all__ = ["STRIKES", "TRIALS", "Disconnect", "Phase", "Quarantine", "Step"]
 
 STRIKES = 3
 """Hang-ups in a row on the same first record that make it a suspect under test."""
+
+TRIALS = 3
+"""Trials that the first suspect has to fail."""
 
 TAKEN_SECONDS = 0.2
 """Seconds that a connection must stay open after a record was delivered, for the record to count as taken."""
@@ -119,6 +125,8 @@ class Quarantine:
         self.suspect: object | None = None
         self.strikes = 0
         """Hang-ups in a row on the suspect."""
+        self._failed_trials = 0  # of the suspect
+        self._trials = TRIALS  # that the suspect has to fail
         self.probe = 1
         """The place of the record that is sent ahead of the suspect: 1 is the next one, 0 the suspect itself."""
         self._is_written = False  # a record was written alone, in this phase and over this connection
@@ -227,6 +235,8 @@ class Quarantine:
         if place:
             self._delivered_at = now
         else:
+            if self.suspect is not None or not self.serial_remaining:
+                self._trials = TRIALS
             self.clear()
             self._stall_seconds = STALL_SECONDS
 
@@ -239,10 +249,12 @@ class Quarantine:
         if self._is_usual_end(event):
             return False
         if self.phase is Phase.TRIAL:
-            if hung_up_on is not None and hung_up_on is self.suspect and not is_stalled:
-                self._reject()
-                return True
             self.phase = Phase.PROBE
+            if hung_up_on is not None and hung_up_on is self.suspect and not is_stalled:
+                self._failed_trials += 1
+                if self._failed_trials >= self._trials:
+                    self._reject()
+                    return True
         elif self.phase is Phase.PROBE:
             # A delivered probe has left the window, so the same place has another record.
             self.probe += bool(event.in_flight)
@@ -278,6 +290,7 @@ class Quarantine:
     def clear(self) -> None:
         """Clear the suspect."""
         self.phase, self.suspect, self.strikes, self.probe = Phase.NORMAL, None, 0, 1
+        self._failed_trials = 0
         self._is_written = self._is_stalled = False
         self._delivered_at = None
 
@@ -287,6 +300,7 @@ class Quarantine:
         probe = max(self.probe - 1, 1)
         self.clear()
         self.probe = probe
+        self._trials = 1
         self.serial_remaining = max(self.serial_remaining - 1, 0)
 
     def _count(self, event: Disconnect, hung_up_on: object | None) -> None:

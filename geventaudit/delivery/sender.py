@@ -268,7 +268,9 @@ class Sender:
         agent_had_read, read = getattr(error, "agent_had_read", False), getattr(error, "frames_read", 0)
         event = Disconnect(outbox.first_in_flight, outbox.in_flight, self._delivered, agent_had_read, read)
         if quarantine.on_disconnect(event) and self._connector.rejects:
-            problem = ConnectionFailedError(f"the agent hung up on a record {STRIKES} times in a row, and took another")
+            problem = ConnectionFailedError(
+                f"the agent hung up on a record {STRIKES} times in a row, and again after it took another"
+            )
             frame = outbox.reject_first(str(problem))
             self._notifier.notify(NotificationKind.DROPPED, problem, tuple(handed_back([frame])))
         elif quarantine.trusts_ends:
