@@ -354,10 +354,14 @@ def _break(folder: Path, fault: str, chance: random.Random) -> None:
 
 
 def handlers(folder: Path, *, seconds: float, seed: int) -> Outcome:
-    """A signal handler sends, every few milliseconds, at any point of another ``send``."""
+    """A signal handler sends, every few milliseconds, at any point of another ``send``.
+
+    A handler may interrupt another one between its ``send`` and its note of that. So each depth has its own order.
+    """
     chance = random.Random(seed)
     mine: list[int] = []
-    theirs: list[int] = []
+    theirs: list[list[int]] = []
+    depth = -1
     with receiving(folder) as receiver:
         receiver.start()
         client = Client(lambda: DomainSocket(receiver.where, require_ack=True), queue_size=1_000_000)
@@ -366,9 +370,13 @@ def handlers(folder: Path, *, seconds: float, seed: int) -> Outcome:
         numbers = itertools.count(_HANDLERS)
 
         def handler(*_: object) -> None:
-            number = next(numbers)  # one handler may interrupt another
+            nonlocal depth
+            number = next(numbers)
+            depth += 1
+            theirs.extend([[] for _ in range(len(theirs), depth + 1)])
             client.send(Msg(message().type, message(number).record.replace(custom_data={"n": number, "t": now})))
-            theirs.append(number)
+            theirs[depth].append(number)
+            depth -= 1
 
         before = signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.002, 0.0007 + chance.random() * 0.002)
@@ -387,12 +395,12 @@ def handlers(folder: Path, *, seconds: float, seed: int) -> Outcome:
             signal.signal(signal.SIGALRM, before)
         client.flush(60.0)
         client.close(5.0)
-        stored = _stored(receiver, {*mine, *theirs})
-    parts = [
-        judge("", seed, "", mine, [number for number in stored if number < _HANDLERS]),
-        judge("", seed, "", theirs, [number for number in stored if number >= _HANDLERS]),
-    ]
-    return _sum(parts, "signal handlers", seed, f"{len(theirs)} sends in a handler")
+        stored = _stored(receiver, set(itertools.chain(mine, *theirs)))
+    parts = []
+    for accepted in (mine, *theirs):
+        own = set(accepted)
+        parts.append(judge("", seed, "", accepted, [number for number in stored if number in own]))
+    return _sum(parts, "signal handlers", seed, f"{sum(map(len, theirs))} sends in a handler")
 
 
 def forked(folder: Path, *, each: int, seed: int, loop: str = "") -> Outcome:
