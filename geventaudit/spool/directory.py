@@ -43,7 +43,7 @@ _TEMPORARY = (".", ".tmp")
 
 
 class FolderTakenError(SpoolError):
-    """Another process, another client of this process, or another user has the folder."""
+    """Another process, another client of this process, or another user has the folder, or removes it all the time."""
 
 
 def write_all(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
@@ -119,7 +119,9 @@ class Directory:
                 directory.close()
                 raise
             directory.close()
-        raise SpoolError(f"the spool {path} is removed again and again while it is opened; stop that, and try again")
+        raise FolderTakenError(
+            f"the spool {path} is removed again and again while it is opened; stop that, and try again"
+        )
 
     @classmethod
     def _open(cls, path: str, create: bool) -> Directory:
