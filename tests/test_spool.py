@@ -537,8 +537,8 @@ def test_two_clients_of_a_process_have_a_folder_each(folder: Path, mode: Any) ->
             for number, client in enumerate((first, second)):
                 client.send(message(number))
                 assert client.flush(30)
-            names = {path.name for path in folder.glob("audit-*")}
-            assert names == {f"audit-{os.getpid()}.spool", f"audit-{os.getpid()}.2.spool"}
+            names = {f"audit-{os.getpid()}.spool", f"audit-{os.getpid()}.2.spool"}
+            eventually(lambda: {path.name for path in folder.glob("audit-*")} == names)
             assert [told(client, NotificationKind.SPOOL_FAILED) for client in (first, second)] == [[], []]
         assert receiver.numbers() == [0, 1]
     assert list(folder.glob("audit-*")) == [], "both are empty, and removed"
@@ -608,7 +608,7 @@ def test_the_working_directory_may_change(folder: Path, monkeypatch: pytest.Monk
         receiver.start()
         client.send(message(0))
         assert client.flush(30)
-        assert (folder / f"audit-{os.getpid()}").is_dir()
+        eventually(lambda: (folder / f"audit-{os.getpid()}").is_dir())
         fill(folder / "audit-99999990", range(1, 10))
         eventually(lambda: receiver.numbers() == list(range(10)))
 
