@@ -135,12 +135,12 @@ def crash(request: Any) -> Response:
     raise KeyError("thing")
 
 
-def raises(request: HttpRequest, what: str) -> HttpResponse:
+def raises(request: HttpRequest, name: str) -> HttpResponse:
     raise {
         "denied": PermissionDenied("only the owner"),
         "missing": Http404("no such thing"),
         "odd": SuspiciousOperation("odd"),
-    }[what]
+    }[name]
 
 
 router = routers.DefaultRouter()
@@ -156,7 +156,7 @@ urlpatterns = [
     path("elsewhere", lambda request: redirect("https://example.com/accounts/enter/")),
     path("absolute", lambda request: redirect("http://testserver/accounts/enter/?next=/x")),
     path("nobody", lambda request: setattr(request, "user", None) or HttpResponse("x")),
-    path("raises/<what>", raises),
+    path("raises/<name>", raises),
     path("reset/<uidb64>/<token>/", lambda request, **_: redirect(f"{request.path}done")),
     path("api/", include(router.urls)),
     path("api/reports/<int:year>/", report),

@@ -257,8 +257,8 @@ def hooks() -> bool:
     return fine
 
 
-def ask(what: str) -> None:
-    say(what)
+def ask(words: str) -> None:
+    say(words)
     sys.stdin.readline()
 
 

@@ -82,11 +82,11 @@ def mapping(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def eventually(condition: Callable[[], Any], what: str = "", timeout: float = 30.0) -> Any:
-    """Wait until *condition* is true; fail with *what* after *timeout* seconds."""
+def eventually(condition: Callable[[], Any], expectation: str = "", timeout: float = 30.0) -> Any:
+    """Wait until *condition* is true; fail with *expectation* after *timeout* seconds."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what or condition}"
+        assert time.monotonic() < deadline, f"not within {timeout} s: {expectation or condition}"
         gevent.sleep(0.005)
     return result
 

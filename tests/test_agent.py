@@ -224,11 +224,11 @@ def test_restart_on_the_same_address(got: list[Received], folder: Path) -> None:
             connect(agent).close()
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
-def test_a_file_in_place_of_the_socket_is_refused_and_kept(socket_path: str, what: str) -> None:
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_a_file_in_place_of_the_socket_is_refused_and_kept(socket_path: str, kind: str) -> None:
     path = Path(socket_path)
-    {"file": path.touch, "folder": path.mkdir}.get(what, lambda: path.symlink_to("/nowhere"))()
-    with pytest.raises(OSError, match=f"a {what} is there, and no socket: {path}"):
+    {"file": path.touch, "folder": path.mkdir}.get(kind, lambda: path.symlink_to("/nowhere"))()
+    with pytest.raises(OSError, match=f"a {kind} is there, and no socket: {path}"):
         Agent(socket_path, print).start()
     assert path.is_symlink() or path.exists()
 

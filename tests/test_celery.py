@@ -377,7 +377,7 @@ def test_templates_options_and_describe(app: Any, kept: Kept) -> None:
     assert audit.counts.vetoed == 1
 
 
-def test_what_cannot_be_added_is_reported_and_the_rest_recorded(app: Any, kept: Kept) -> None:
+def test_a_part_that_cannot_be_added_is_reported_and_the_rest_recorded(app: Any, kept: Kept) -> None:
     def describe(request: Any, state: str, record: Record) -> Any:
         record.custom_data["half"] = True  # type: ignore[index]
         return 1 // request.args[0]

@@ -410,7 +410,7 @@ def test_rates_go_beside_json_lines(socket_path: str) -> None:
         assert process.communicate(timeout=60)[0] == b""
 
 
-def test_rates_end_when_nobody_reads_them(socket_path: str) -> None:
+def test_rates_end_with_their_reader(socket_path: str) -> None:
     with command("listen", "--unix", socket_path, "--stats") as process:
         process.stdout.close()
         assert process.wait(60) != 0

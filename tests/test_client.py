@@ -738,7 +738,7 @@ def test_a_client_closed_while_a_hook_waits_accepts_nothing(agent: Agent, socket
 
 
 @pytest.mark.parametrize("raised", [ValidationError("no"), ValidationError({"OperationName": ["no"]}), KeyError("no")])
-def test_whatever_a_hook_raises_is_a_validation_error(raised: Exception) -> None:
+def test_each_exception_of_a_hook_is_a_validation_error(raised: Exception) -> None:
     def hook(msg: Msg) -> Msg:
         raise raised
 

@@ -398,7 +398,7 @@ def test_mounted_applications() -> None:
         assert not inner
 
 
-def test_records_say_what_their_routes_are_listed_with() -> None:
+def test_records_agree_with_the_list_of_routes() -> None:
     from geventaudit.integrations.http.routes import NO_ROUTE, applications_in, routes_in
 
     with flasked(category=RESOURCES, access_level="Reader", target={"Service": "vault"}) as trail:

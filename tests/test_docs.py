@@ -265,7 +265,7 @@ def test_a_page_runs(path: Path, place: Place) -> None:
         pytest.skip("; ".join(left_out))
 
 
-def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
+def test_every_block_is_of_a_known_kind() -> None:
     kinds = {"python", "sh", "text", "json", "yaml", "ini", "js"}
     for path in PAGES:
         for block in blocks_of(path):
@@ -289,7 +289,7 @@ def test_every_link_leads_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def test_a_block_that_needs_what_is_not_there_is_told_of() -> None:
+def test_a_missing_need_of_a_block_is_named() -> None:
     assert missing(Block("python", {}, 1, "import geventaudit.nowhere")) == "geventaudit.nowhere"
     assert missing(Block("python", {}, 1, "from geventaudit import Nothing")) == "geventaudit.Nothing"
     assert missing(Block("sh", {"needs": "geventaudit.Client.nothing"}, 1, "")) == "geventaudit.Client.nothing"

@@ -589,9 +589,9 @@ def test_a_record_may_change_while_its_values_run_python_code(walker: Any, chang
 
 def test_caches_are_bounded_and_cleared_when_they_do_not_help() -> None:
     class Small(Packed):
-        MOST = 3
-        LONGEST = 6
-        PATIENCE = 5
+        MAX_ENTRIES = 3
+        MAX_BYTES = 6
+        RESET_AFTER_MISSES = 5
 
     packed = Small(lambda value: str(value).encode())
     for value in range(5):

@@ -151,7 +151,7 @@ people = st.builds(CallerIdentity, texts, texts)
         ),
     )
 )
-def test_whatever_is_missing_the_rules_accept_it_filled(incomplete: Record) -> None:
+def test_the_rules_accept_each_filled_record(incomplete: Record) -> None:
     filled = fill_unknown(incomplete)
     loaded = RULES.load(filled)
     try:

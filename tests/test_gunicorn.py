@@ -133,7 +133,7 @@ def test_workers_drain_within_their_graceful_timeout(socket_path: str, folder: P
     assert len(answered) == 50
 
 
-def test_what_workers_leave_in_their_spools_is_sent_by_the_next(socket_path: str, folder: Path) -> None:
+def test_records_in_the_spools_of_workers_are_sent_by_the_next(socket_path: str, folder: Path) -> None:
     """The agent stays away; one worker is killed, the others have to end. The next start finds its agent."""
     app = (
         "import gunicorn_app\n"

@@ -77,7 +77,7 @@ def numbers_of(agent: AuditAgent) -> list[int]:
 
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("scenario", EXITS)
-def test_what_is_accepted_in_exit_handlers_is_delivered(scenario: str, patched: bool) -> None:
+def test_records_accepted_in_exit_handlers_are_delivered(scenario: str, patched: bool) -> None:
     if scenario == "exit_other_thread_in_a_handler" and not patched and sys.version_info >= (3, 12):
         pytest.skip("Python 3.12 starts no thread at interpreter shutdown")
     with AuditAgent() as agent:
@@ -97,7 +97,7 @@ def test_sending_after_the_exit_hook_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scenario", CHILDREN)
-def test_what_children_accept_is_delivered(scenario: str) -> None:
+def test_records_accepted_in_children_are_delivered(scenario: str) -> None:
     if scenario.startswith("billiard") and importlib.util.find_spec("billiard") is None:
         pytest.skip("billiard is not installed")
     with AuditAgent() as agent:

@@ -182,7 +182,7 @@ def test_the_socket_of_a_closed_agent_is_no_reader(socket_path: str) -> None:
 
 @pytest.mark.parametrize("acks", [False, True], ids=["without acks", "with acks"])
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_an_agent_that_can_store_nothing_for_a_while_blames_nobody(folder: Path, kind: str, acks: bool) -> None:
+def test_an_agent_that_can_store_nothing_for_a_while_costs_no_record(folder: Path, kind: str, acks: bool) -> None:
     """Its disk is full: it reads, fails, and hangs up, again and again."""
     got: list[int] = []
     full = True

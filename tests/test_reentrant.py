@@ -176,8 +176,8 @@ def test_the_size_of_the_cache_survives_lost_counts() -> None:
     """A nested call between reading and writing a count would make the outer call write an old one."""
 
     class Interrupted(Packed):
-        MOST = 3
-        PATIENCE = 5
+        MAX_ENTRIES = 3
+        RESET_AFTER_MISSES = 5
         fresh = iter(range(1000, 2000))
         nested = False
 

@@ -65,7 +65,7 @@ def opened(driver: Any, page: str, width: int = WIDE, *, dark: bool = False, med
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_everybody_can_read_it(driver: Any, page: str, width: int, dark: bool) -> None:
+def test_the_page_is_accessible(driver: Any, page: str, width: int, dark: bool) -> None:
     """Contrast, names, structure, by axe-core; no text of a record has acted, and nothing was fetched."""
     opened(driver, page, width, dark=dark)
     assert driver.execute_script("return window.hacked") is None

@@ -271,7 +271,7 @@ def test_a_key_that_cannot_be_read(agent: Agent, got: list[Received], socket_pat
 
 @pytest.mark.parametrize("spooled", [False, True])
 @pytest.mark.parametrize("missing", [False, True])
-def test_close_hands_back_what_waits(
+def test_close_hands_back_waiting_records(
     agent: Agent, got: list[Received], socket_path: str, folder: Path, key: Key, missing: bool, spooled: bool
 ) -> None:
     if missing:
@@ -293,7 +293,9 @@ def test_close_hands_back_what_waits(
     assert verified(got, folder, copy_of_key(start=0)).problems() == []
 
 
-def test_a_base_client_recovers_what_waits(agent: Agent, got: list[Received], socket_path: str, folder: Path) -> None:
+def test_a_base_client_recovers_waiting_records(
+    agent: Agent, got: list[Received], socket_path: str, folder: Path
+) -> None:
     key = Key(folder)
     with key.locked() as unlock:
         client = BaseClient(DomainSocket(socket_path), seal=key.seal())

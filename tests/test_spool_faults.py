@@ -308,7 +308,7 @@ def test_records_that_the_disk_cannot_read_for_long_are_skipped(folder: Path, mo
 @pytest.mark.parametrize("end", ["goes on", "killed", "closed"])
 @pytest.mark.parametrize("how", FOLDER_DAMAGE)
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_removed_under_a_running_client_is_made_anew(folder: Path, mode: Any, how: str, end: str) -> None:
+def test_files_removed_under_a_running_client_are_made_anew(folder: Path, mode: Any, how: str, end: str) -> None:
     path = folder / "spool"
     with receiving(folder) as receiver:
         receiver.start()

@@ -132,7 +132,7 @@ def test_the_reserved_key_is_left_to_the_slow_path(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1: 2}, {"a": {None: 1}}, {b"x": 1}])
-def test_a_seal_leaves_what_it_refuses_to_the_slow_path(value: Any) -> None:
+def test_values_that_a_seal_refuses_take_the_slow_path(value: Any) -> None:
     msg = message(custom_data={"a": value})
     assert all(walker.frame_of(msg, TIME) is None for walker in SEALED.walkers)
 
@@ -199,7 +199,7 @@ def queued(client: Client) -> list[bytes]:
 
 @is_compiled
 @pytest.mark.parametrize("sealed", [False, True])
-def test_the_gate_writes_what_the_slow_path_writes(sealed: bool) -> None:
+def test_the_gate_and_the_slow_path_write_the_same(sealed: bool) -> None:
     salt = mock.patch("secrets.token_bytes", lambda size: bytes(size))
     name = mock.patch("secrets.token_hex", lambda size: "ab" * size)
     frames = []

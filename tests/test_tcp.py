@@ -420,7 +420,7 @@ LOOKS: dict[str, tuple[Callable[[Any], None] | dict[str, Any], dict[str, Any], s
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_the_error_says_what_it_looks_like(name: str, authority: trustme.CA) -> None:
+def test_the_error_names_the_likely_mistake(name: str, authority: trustme.CA) -> None:
     there, options, words = LOOKS[name]
     options = {"timeout": 5.0, **options}
     if options.get("ssl"):

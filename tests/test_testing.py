@@ -93,7 +93,7 @@ def test_without_a_mode(audit_agent, audit_client):
     assert audit_client.flush(5.0)
 
 
-def test_that_must_not_arrive(audit_agent, audit_client):
+def test_assert_not_received(audit_agent, audit_client):
     for number in range(100):
         audit_client.send(message(number))
     audit_agent.assert_not_received(custom_data={"n": 100})
@@ -153,7 +153,7 @@ def test_the_plugin(folder: Path, conftest: str, launcher: list[str]) -> None:
 
 
 @pytest.mark.parametrize("launcher", [["-m", "pytest"], ["-m", "gevent.monkey", "--module", "pytest"]], ids=str)
-def test_the_plugin_has_modes_and_what_must_not_arrive(folder: Path, launcher: list[str]) -> None:
+def test_modes_and_assert_not_received_of_the_plugin(folder: Path, launcher: list[str]) -> None:
     out = run_pytest(folder, "", *launcher, sample=MODES)
     assert "1 failed, 6 passed, 1 error" in out, out
     assert "ValueError: mode must be one of reads, acks, no_acks, stalled, away, got 'stuck'" in out
@@ -217,7 +217,7 @@ def test_how_fields_are_compared() -> None:
             agent.assert_received(operation_nam="typo")
 
 
-def test_what_was_received_can_be_filtered() -> None:
+def test_received_records_can_be_filtered() -> None:
     with AuditAgent() as agent, agent.make_client(heartbeat_interval=0.01) as client:
         for number in range(4):
             client.send(message(number, operation_name=f"Op{number % 2}"))
@@ -235,7 +235,7 @@ def test_what_was_received_can_be_filtered() -> None:
         assert agent.received.filter() == []
 
 
-def test_what_must_not_be_received() -> None:
+def test_records_that_must_not_be_received() -> None:
     with AuditAgent() as agent:
         agent.assert_not_received(timeout=0)
         client = agent.make_client()
@@ -259,7 +259,7 @@ def test_no_such_mode() -> None:
         AuditAgent(mode="ack")  # type: ignore[arg-type]
 
 
-def test_waiting_says_what_is_there() -> None:
+def test_the_error_of_waiting_lists_the_received_records() -> None:
     with AuditAgent() as agent:
         client = agent.make_client(queue_size=100)
         for number in range(25):

@@ -720,7 +720,7 @@ print("end", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("state", "said"),
     [
         ("runs", ""),
         ("has ended", "closed before 3 records"),
@@ -731,18 +731,18 @@ print("end", flush=True)
     ],
     ids=["runs", "has ended", "destroyed", "own hub", "waits", "is closed"],
 )
-def test_the_end_of_the_interpreter_is_heard_of_in_other_threads(folder: Path, what: str, said: str) -> None:
+def test_clients_of_other_threads_at_the_end_of_the_interpreter(folder: Path, state: str, said: str) -> None:
     with receiving(folder) as receiver:
         receiver.start()
         done = subprocess.run(
-            [sys.executable, "-c", EXIT, str(receiver.where), what],
+            [sys.executable, "-c", EXIT, str(receiver.where), state],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
             capture_output=True,
             text=True,
             timeout=15,  # far from it, but for a closed client that is waited for
             check=True,
         )
-        if what == "runs":
+        if state == "runs":
             eventually(lambda: receiver.numbers() == [0, 1, 2])
         assert said in done.stderr
         assert "Traceback" not in done.stderr

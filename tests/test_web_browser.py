@@ -84,8 +84,8 @@ class Browser:
         self.driver.get(url)
         self.until(lambda: self.text("connection") == "Live")
 
-    def until(self, condition: Callable[[], Any], what: str = "") -> Any:
-        return eventually(condition, what, timeout=60)
+    def until(self, condition: Callable[[], Any], expectation: str = "") -> Any:
+        return eventually(condition, expectation, timeout=60)
 
     def find(self, identifier: str) -> Any:
         return self.driver.find_element(By.ID, identifier)

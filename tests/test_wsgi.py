@@ -197,7 +197,7 @@ def test_the_result_is_the_statuss(trail: Trail, status: str, result: OperationR
     assert (record.operation_result, record.operation_result_description) == (result, description)
 
 
-def test_type_level_and_what_the_application_knows(trail: Trail) -> None:
+def test_type_level_and_facts_of_the_application(trail: Trail) -> None:
     class Unprintable:
         def __str__(self) -> str:
             raise ValueError
@@ -782,7 +782,7 @@ def test_an_environment_that_is_none(trail: Trail) -> None:
 
 
 @pytest.mark.parametrize("agent_is", ["away", "stuck", "refusing"])
-def test_the_application_answers_whatever_the_agent_is(socket_path: str, agent_is: str) -> None:
+def test_the_application_answers_in_each_state_of_the_agent(socket_path: str, agent_is: str) -> None:
     """More requests than the queue and the socket hold."""
     with socket.socket() as bound_only:
         bound_only.bind(("127.0.0.1", 0))
@@ -817,7 +817,7 @@ def test_a_hub_that_never_runs_is_logged_once(
     for _ in range(3):
         call(audited)
     assert not caplog.records, "it may still have its turn"
-    monkeypatch.setattr(hub_watch, "PATIENCE", 0.0)
+    monkeypatch.setattr(hub_watch, "MAX_WAIT", 0.0)
     call(audited, "/healthz")
     assert not caplog.records, "a request that is not recorded is none to look at"
     for _ in range(3):
@@ -832,7 +832,7 @@ def test_a_hub_that_never_runs_is_logged_once(
 def test_a_running_hub_is_not_logged(
     trail: Trail, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hub_watch, "PATIENCE", 0.0)
+    monkeypatch.setattr(hub_watch, "MAX_WAIT", 0.0)
     audited = AuditMiddleware(answer(), trail.client)
     with serving(audited) as port:
         for _ in range(5):
@@ -847,7 +847,7 @@ def test_a_hub_that_was_asked_before_a_fork_is_asked_anew(
     with Client(NoOp) as client:
         audited = AuditMiddleware(answer(), client)
         call(audited)
-        monkeypatch.setattr(hub_watch, "PATIENCE", 0.0)
+        monkeypatch.setattr(hub_watch, "MAX_WAIT", 0.0)
         with monkeypatch.context() as forked:
             forked.setattr(hub_watch.os, "getpid", lambda: 1)
             call(audited)

@@ -318,28 +318,29 @@ class Packed(dict[Any, bytes]):
     :param pack: packs a missing value. Its exceptions propagate from the lookup.
     """
 
-    MOST = 1024
+    MAX_ENTRIES = 1024
     """The most entries."""
-    LONGEST = 256
+    MAX_BYTES = 256
     """The most bytes of an entry."""
-    PATIENCE = 8 * MOST
+    RESET_AFTER_MISSES = 8 * MAX_ENTRIES
     """The misses of a full cache after which the cache is cleared."""
 
     def __init__(self, pack: Callable[[Any], bytes]) -> None:
         self._pack = pack
-        self._left = self.PATIENCE  # misses before a full cache is cleared; a race may lose a step, which is harmless
+        # Misses before a full cache is cleared. A race between threads may lose a step, which is harmless.
+        self._left = self.RESET_AFTER_MISSES
 
     def __missing__(self, value: Any) -> bytes:
         packed = self._pack(value)
         # By the size, without a separate counter: a nested call or another thread may run between any two steps.
-        if len(self) < self.MOST:
-            if len(packed) <= self.LONGEST:
+        if len(self) < self.MAX_ENTRIES:
+            if len(packed) <= self.MAX_BYTES:
                 self[value] = packed
             return packed
         left = self._left = self._left - 1
         if left <= 0:
             self.clear()
-            self._left = self.PATIENCE
+            self._left = self.RESET_AFTER_MISSES
         return packed
 
 

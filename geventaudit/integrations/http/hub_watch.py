@@ -12,7 +12,7 @@ __all__ = ["HubWatch"]
 
 logger = logging.getLogger("geventaudit.wsgi")
 
-PATIENCE = 5.0
+MAX_WAIT = 5.0
 """Seconds without a turn after which a hub is taken for one that does not run."""
 
 
@@ -46,7 +46,7 @@ class HubWatch:
         """Return True if there is nothing more to find out. Warn if the hub should have run by now and did not."""
         if self._has_run:
             return True
-        if self._asked is None or time.clock_gettime(time.CLOCK_MONOTONIC) - self._asked < PATIENCE:
+        if self._asked is None or time.clock_gettime(time.CLOCK_MONOTONIC) - self._asked < MAX_WAIT:
             return False
         if self._process != os.getpid():  # the question was the parent's
             self._asked = None
