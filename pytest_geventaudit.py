@@ -1,8 +1,8 @@
 """The pytest plugin of geventaudit: the fixtures ``audit_agent`` and ``audit_client``.
 
 pytest imports this before any ``conftest.py``, in every run of every project that has geventaudit installed. So nothing
-of geventaudit or gevent is imported here: whoever monkey-patches in a ``conftest.py`` finds everything unimported, and
-whoever does not use the fixtures pays nothing. All else is in ``geventaudit.testing``.
+of geventaudit or gevent is imported here: a ``conftest.py`` can still monkey-patch, and a project without the fixtures
+pays nothing. All else is in ``geventaudit.testing``.
 """
 
 from __future__ import annotations

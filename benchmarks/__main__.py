@@ -29,7 +29,7 @@ def main() -> int:
         parser.error(f"there is no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
     if options.list:
         for name, figure in FIGURES.items():
-            print(f"{name:18}{figure.what}")
+            print(f"{name:18}{figure.summary}")
         return 0
     stay_on_one()
     logging.getLogger("geventaudit").setLevel(logging.ERROR)  # that NoOp goes nowhere is on purpose here

@@ -1,7 +1,7 @@
-"""What is left of the promise when everything breaks at once: ``python -m benchmarks.chaos [--long] [--seed N]``.
+"""Test the promise while everything breaks at once: ``python -m benchmarks.chaos [--long] [--seed N]``.
 
 Real processes: an agent that shares no code with geventaudit, services that are forked and killed. Each line of the
-table is one run: its seed, the faults, and what became of the records.
+table is one run: its seed, the faults, and the fate of the records.
 
 ==============  ========================================================================================================
 lost            accepted (``send`` returned) and never stored by the agent
@@ -49,7 +49,7 @@ _HANDLERS = 1_000_000_000  # the first number of the records that a signal handl
 
 @dataclass
 class Outcome:
-    """What became of the records of one run."""
+    """The fate of the records of one run."""
 
     name: str
     seed: int
@@ -65,7 +65,7 @@ class Outcome:
 
     @property
     def is_as_promised(self) -> bool:
-        """True if nothing is lost but what is excused, and nothing is late but suspects that were cleared."""
+        """True if all lost records are excused, and all late records are suspects that were cleared."""
         return self.lost == self.excused and self.reordered <= self.suspects
 
 
@@ -77,7 +77,7 @@ def judge(
     stored: list[int],
     last_words: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> Outcome:
-    """Compare what was accepted, in that order, with what was *stored*.
+    """Compare the accepted records, in that order, with the *stored* ones.
 
     :param last_words: the last record that an agent had stored when it was killed; -1 for none.
     """
@@ -106,7 +106,7 @@ def judge(
 
 
 class Faults:
-    """What can happen to an agent, one method each; when it returns, the agent reads again or soon will."""
+    """The faults of an agent, one method each. After the method has returned, the agent reads again, or soon will."""
 
     def __init__(self, receiver: Receiver, chance: random.Random, acks: bool) -> None:
         self.receiver = receiver
@@ -155,7 +155,7 @@ class Faults:
         self.receiver.process.send_signal(signal.SIGALRM)
 
     def full_backlog(self) -> None:
-        """It accepts nobody, and so many wait already that nobody else may."""
+        """Accept no connection while the backlog is full, so that no other client can connect."""
         self.receiver.process.send_signal(signal.SIGHUP)
         self.receiver.pause()
         strangers = []
@@ -175,7 +175,7 @@ class Faults:
             self.receiver.resume()
 
     def delete_socket(self) -> None:
-        """Somebody deletes the socket's file; a while later the agent is restarted for it."""
+        """Delete the file of the socket, and restart the agent a while later."""
         Path(self.receiver.where).unlink()
         self.receiver.process.send_signal(signal.SIGHUP)
         self._pause(0.05)
@@ -224,7 +224,7 @@ def agent_chaos(folder: Path, *, kind: str, require_ack: bool, rounds: int, seed
         while len(set(receiver.numbers())) < len(accepted) and time.monotonic() < deadline:
             gevent.sleep(0.1)
             if not require_ack and stats.delivered == len(accepted):
-                break  # what was read and not stored does not come
+                break  # records that were read and not stored do not come
         gevent.sleep(0.3)
         name = f"agent, {kind}, {'acks' if require_ack else 'no acks'}"
         told = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in sorted(faults.counts.items()))
@@ -243,7 +243,7 @@ def _program(name: str, *arguments: object) -> list[str]:
 
 
 def _stored(receiver: Receiver, accepted: set[int]) -> list[int]:
-    """What the agent has stored, which it does a moment after it has read: when all is there, or after a while."""
+    """Return the stored records, once all are there or after a while: the agent stores a moment after it reads."""
     deadline = time.monotonic() + 10
     while not accepted <= set(receiver.numbers()) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -22,7 +22,7 @@ _GOOD, _BAD, _PEER, _INK, _FAINT = "#2a7f62", "#b5483a", "#9aa5b1", "#1f2933", "
 
 
 def svg(rows: Mapping[str, Sequence[Row]], machine: Mapping[str, str]) -> str:
-    """The picture of what was measured."""
+    """Return the picture of the figures."""
     parts: list[str] = []
     y = 40
     if rates := _rates(rows.get("end-to-end", ())):
@@ -46,7 +46,7 @@ def svg(rows: Mapping[str, Sequence[Row]], machine: Mapping[str, str]) -> str:
 
 
 def _rates(rows: Sequence[Row]) -> dict[str, Spread]:
-    """Records per second by who sent them, geventaudit first; the reading process is not a contender."""
+    """Return the records per second by sender, geventaudit first. The reading process is not a contender."""
     rates: dict[str, Spread] = {}
     for row in rows:
         for name, spread in (row.absolute or {}).items():

@@ -209,7 +209,7 @@ def _emit_twice(records: int, part: str) -> float:
 
 def _standard_library(records: int) -> float:
     class Counting(logging.handlers.SocketHandler):
-        """Adds up what it is to write: the length of a pickle is not known beforehand."""
+        """A handler that counts the bytes to write: the length of a pickle is not known beforehand."""
 
         written = 0
 
@@ -271,7 +271,7 @@ class Contender(NamedTuple):
 
     run: Callable[[int], float]
     patched: bool
-    what: str
+    label: str
 
 
 CONTENDERS = {

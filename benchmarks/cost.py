@@ -1,4 +1,4 @@
-"""What one ``send()`` costs the greenlet that calls it."""
+"""The cost of one ``send()`` for the greenlet that calls it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def all_calls(function: Callable[[Any], object], arguments: Sequence[Any]) -> fl
 
 
 def send_calls(client: Client, messages: Sequence[Any]) -> float:
-    """Seconds that one ``send`` takes, on average; what is sent is written afterwards, which is not its cost."""
+    """Return the mean seconds of one ``send``. The records are written afterwards, which is no part of the cost."""
     seconds = all_calls(client.send, messages)
     client.flush()
     return seconds
@@ -149,8 +149,8 @@ def greenlets(rounds: int, records: int) -> list[Row]:
 def sends_by(number: int, records: int) -> float:
     """Seconds that one ``send`` takes, on average, when that many greenlets send in turn.
 
-    The connection comes afterwards: the sender greenlet would have more to do for one greenlet than for many, which is
-    not what is asked.
+    The connection comes afterwards: the sender greenlet would have more to do for one greenlet than for many, which
+    would distort the comparison.
     """
     gate = Event()
     messages = [message(FIRST + each) for each in range(records)]

@@ -1,4 +1,4 @@
-"""The catalogue: what can be measured, by name, in a long and in a quick form."""
+"""The catalogue of the figures, by name, in a long and in a quick form."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["FIGURES", "Figure"]
 
 
 class Figure(NamedTuple):
-    """A function that gives rows of the table, and with what it is called: rounds first, then how much each."""
+    """A function that returns rows of the table, and its arguments: the rounds, then the amount of each."""
 
     take: Callable[..., list[Row]]
     full: tuple[Any, ...]
     quick: tuple[Any, ...]
 
     @property
-    def what(self) -> str:
-        """The first sentence of what its function says."""
+    def summary(self) -> str:
+        """The first sentence of the docstring of the function."""
         return " ".join((self.take.__doc__ or "").split()).partition(". ")[0].rstrip(".")
 
 

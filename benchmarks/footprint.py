@@ -1,4 +1,4 @@
-"""What geventaudit takes from the process that it lives in: time of the hub, memory, and time to import."""
+"""The cost of geventaudit for its process: time of the hub, memory, and time to import."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["disk_hold", "hub_hold", "import_time", "importing", "queue_memory", 
 def hub_hold(rounds: int, seconds: float) -> list[Row]:
     """How long other greenlets wait for their turn under full load, less what they wait for one that does not send.
 
-    So many greenlets send a record each and let the others run, all the time. A ticker does nothing but let the others
-    run, and looks how long it was until its next turn: all of them had theirs in between, and the sender too. What the
-    kernel gave to other processes meanwhile does not count; waiting in a system call does.
+    Many greenlets send a record each and let the others run, all the time. A ticker only lets the others run, and
+    measures the time until its next turn: all of them, and the sender, had theirs in between. Time that the kernel gave
+    to other processes meanwhile does not count; waiting in a system call does.
     """
     rows = []
     for number, bar, aim in (
@@ -65,17 +65,17 @@ def _turns(number: int, rounds: int, seconds: float) -> Samples:
 def disk_hold(rounds: int, seconds: float) -> list[Row]:
     """How late a greenlet wakes up that sleeps a millisecond, while 5,000 records/s go to disk.
 
-    ``always``: every record is written before ``send`` returns. ``overflow``: nobody takes them, so that all but the
-    queue's go to disk.
+    ``always``: every record is written before ``send`` returns. ``overflow``: no agent takes them, so that all records
+    beyond the queue go to disk.
     """
 
     def away() -> Connection:
         Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("the event is never set")
 
     def late(wait: Callable[[], Connection], mode: Any = None) -> float:
         with tempfile.TemporaryDirectory(prefix="ga-") as folder:
-            # Without a spool, the queue has to take all that nobody reads.
+            # Without a spool, the queue has to take all records, since no agent reads them.
             options: dict[str, Any] = (
                 {"spool": Spool(f"{folder}/spool", mode=mode)} if mode else {"queue_size": 1 << 20}
             )
@@ -183,7 +183,7 @@ def queued(kind: str, records: int) -> float:
 
 
 def import_time(rounds: int) -> list[Row]:
-    """``import geventaudit`` over importing what it depends on, each in a fresh interpreter."""
+    """``import geventaudit`` over importing its dependencies, each in a fresh interpreter."""
     contenders = {"geventaudit": "geventaudit", "dependencies": "gevent, msgpack, marshmallow"}
     with tempfile.TemporaryDirectory(prefix="ga-") as cache:
         samples = interleave({name: partial(importing, modules, cache) for name, modules in contenders.items()}, rounds)
@@ -201,7 +201,7 @@ def import_time(rounds: int) -> list[Row]:
 def importing(modules: str, cache: str) -> float:
     """Milliseconds, in a fresh interpreter, whose byte code is in the folder *cache* from the second time on.
 
-    Otherwise what was installed would have its own, and a checkout, where Python is told to write none, would not.
+    Otherwise an installed package would have byte code, and a checkout, where Python writes none, would not.
     """
     environ = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)

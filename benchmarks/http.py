@@ -1,12 +1,12 @@
-"""What a record costs an HTTP request: ``python -m benchmarks.http [--rounds N]``.
+"""Measure the cost of a record for an HTTP request: ``python -m benchmarks.http [--rounds N]``.
 
 Each figure is a ratio to the same application without the middleware, taken in the same run, in turns. Two views:
 
 =============  =========================================================================================================
 over HTTP      two gunicorn workers (gevent) with the same Flask application, one of them audited, a process that reads
-               what is sent, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
-               what the record adds to the time until the answer. *In a row*, it asks again at once, so that a request
-               waits for whatever the worker still does for the one before
+               the records, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
+               the time until the answer that a record adds. *In a row*, it asks again at once, so that a request
+               waits for the rest of the work for the one before
 in process     a WSGI application called as a server calls it: with the whole middleware, and with one whose client does
                nothing, which leaves the middleware's own part; the rest is ``send()``
 =============  =========================================================================================================
@@ -202,9 +202,9 @@ def _closing(connection: http.client.HTTPConnection) -> Iterator[http.client.HTT
         connection.close()
 
 
-def _show(what: str, samples: dict[str, list[float]]) -> float:
+def _show(title: str, samples: dict[str, list[float]]) -> float:
     """Print the rows; the microseconds that the last one adds to the first."""
-    print(f"{what:24}{'us':>8}{'added us':>10}{'ratio':>8}")
+    print(f"{title:24}{'us':>8}{'added us':>10}{'ratio':>8}")
     bare, added = samples["bare"], 0.0
     for name, row in samples.items():
         added = statistics.median(each - base for each, base in zip(row, bare, strict=True)) * 1e6

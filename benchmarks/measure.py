@@ -1,7 +1,7 @@
-"""Samples taken in turn, and what is made of them: ratios, medians, spread.
+"""Samples taken in turn, and their ratios, medians and spread.
 
-A machine that is shared is fast in one second and slow in the next. What is compared is therefore sampled in turn, in
-alternating order, and a ratio is always one of two samples of the same round.
+A machine that is shared is fast in one second and slow in the next. So contenders are sampled in turn, in alternating
+order, and a ratio is always one of two samples of the same round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure is to be: at least, or at most, so much."""
+    """A limit of a figure: at least, or at most, a value."""
 
     kind: Literal["at least", "at most"]
     value: float
@@ -46,22 +46,22 @@ class Bound:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a ratio (or milliseconds), and what it was made of."""
+    """One line of the table: a ratio or milliseconds, and the figures behind it."""
 
     name: str
     value: Spread | None
-    """None when it was not measured; ``note`` says why then."""
+    """None if it was not measured; then ``note`` has the reason."""
     unit: Literal["", "ms"] = ""
     """Empty for ratios."""
     bar: Bound | None = None
     aim: Bound | None = None
     absolute: Mapping[str, Spread] | None = None
-    """What the ratio was made of, by name and unit. It says something about this machine only."""
+    """The figures behind the ratio, by name and unit. They hold for this machine only."""
     note: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the median keeps the bar; None where there is no bar or no measurement."""
+        """True if the median keeps the bar; None without a bar or a measurement."""
         return None if self.bar is None or self.value is None else self.bar.met_by(self.value.median)
 
 
@@ -73,7 +73,7 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> Sa
     samples: Samples = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name in list(contenders) if number % 2 else reversed(list(contenders)):
-            gc.collect()  # nobody pays for the garbage of the one before
+            gc.collect()  # no contender pays for the garbage of the one before
             sample = contenders[name]()
             if number:
                 samples[name].append(sample)

@@ -1,4 +1,4 @@
-"""The processes of a run, and who runs on which core: what is measured has one to itself, what it writes to the others.
+"""The processes of a run and their cores: the measured process has one core to itself, its receivers have the others.
 
 Without that, a peer with threads is moved to and fro, and pays for handing the interpreter lock from core to core; it
 would look slower than it can be.
@@ -35,15 +35,15 @@ def stay_on_one() -> None:
 
 
 class Scheduling(NamedTuple):
-    """What a thread has had of its core so far, in seconds."""
+    """The share of its core that a thread has had so far, in seconds."""
 
     running: float
     kept_waiting: float
-    """It could have run, and somebody else did: a neighbour's doing, not its own."""
+    """The time in which the thread could have run, and another one did."""
 
 
 def scheduling(schedstat: int) -> Scheduling:
-    """What the kernel says in a ``schedstat`` of ``/proc``, open as that descriptor, each time anew."""
+    """Return the figures of a ``schedstat`` of ``/proc``, read anew from that open descriptor."""
     running, kept_waiting, _ = os.pread(schedstat, 100, 0).split()
     return Scheduling(int(running) / 1e9, int(kept_waiting) / 1e9)
 

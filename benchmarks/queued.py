@@ -1,4 +1,4 @@
-"""A process that queues records which nobody takes, and prints how much memory each takes over its frame's length.
+"""A process that queues records which no agent takes, and prints the memory of each over the length of its frame.
 
 ``python -m benchmarks.queued tracemalloc|rss RECORDS``
 """
@@ -19,9 +19,9 @@ __all__ = ["overhead"]
 
 
 def overhead(kind: str, records: int) -> float:
-    """Bytes that a queued record takes over the length of its frame.
+    """Return the bytes that a queued record takes, over the length of its frame.
 
-    :param kind: who is asked: ``tracemalloc``, or the kernel for the resident memory (``rss``).
+    :param kind: the measure: ``tracemalloc``, or the resident memory of the kernel (``rss``).
     """
     never = Event()
 

@@ -1,4 +1,4 @@
-"""The reading process: takes whatever is written to it, far faster than anything here can write, and counts bytes.
+"""The reading process: reads far faster than any contender can write, and counts the bytes.
 
 ``python -m benchmarks.reader FOLDER [--acks] [--tls]`` serves one connection after the other, and says on standard
 output how many bytes each had brought when it ended.
@@ -27,9 +27,9 @@ _CHUNK = b"\xa5chunk"  # the last key of a message that is to be acknowledged
 class Reader:
     """The process, started; for one connection at a time.
 
-    :param acks: it acknowledges, and finds what to acknowledge without unpacking.
-    :param tcp: it listens on a TCP port of this host; otherwise on a Unix socket.
-    :param tls: it speaks TLS, over TCP.
+    :param acks: acknowledge, and find the chunk to acknowledge without unpacking.
+    :param tcp: listen on a TCP port of this host; otherwise on a Unix socket.
+    :param tls: speak TLS, over TCP.
     """
 
     def __init__(self, *, acks: bool = False, tcp: bool = False, tls: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Receivers that others wrote, to see who is the limit: geventaudit is not when the receiver's core is all taken."""
+"""Receivers that others wrote, to find the limit: it is the receiver if the receiver's core is all taken."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ _WARM_UP = 1000  # records for its compiler to see before those that count
 
 def fluent_logger_js(rounds: int, records: int) -> list[Row]:
     """The server of the npm package @fluent-org/logger, fetched with npm and kept in the user's cache."""
-    what = "@fluent-org/logger's server"
+    receiver = "@fluent-org/logger's server"
     if not (shutil.which("node") and shutil.which("npm")):
-        return _missing(what, "node and npm are not here")
+        return _missing(receiver, "node and npm are not here")
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / f"geventaudit-fluent-logger-{_VERSION}"
     if not (folder / "node_modules" / "@fluent-org" / "logger").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         install = ["npm", "install", "--silent", "--no-fund", "--no-audit", f"@fluent-org/logger@{_VERSION}"]
         if subprocess.call(install, cwd=folder, stdout=subprocess.DEVNULL):
-            return _missing(what, "npm could not install it")
+            return _missing(receiver, "npm could not install it")
     script = str(Path(__file__).parent / "fluent_server.js")
 
     def serving(what_it_does: str) -> Callable[[str], list[str]]:
         return lambda path: ["node", script, str(folder / "node_modules"), path, what_it_does]
 
     return [
-        _into(f"{what} writing JSON", serving("write"), rounds, records, counts=True, bar=_BAR),
-        _into(f"{what} only counting", serving("count"), rounds, records, counts=True),
-        _acknowledged(what, serving("count"), rounds, records),
+        _into(f"{receiver} writing JSON", serving("write"), rounds, records, counts=True, bar=_BAR),
+        _into(f"{receiver} only counting", serving("count"), rounds, records, counts=True),
+        _acknowledged(receiver, serving("count"), rounds, records),
     ]
 
 
 def fluent_bit(rounds: int, records: int) -> list[Row]:
     """Fluent Bit's forward input, where the binary is on the PATH."""
-    what = "Fluent Bit's forward input"
+    receiver = "Fluent Bit's forward input"
     binary = shutil.which("fluent-bit")
     if binary is None:
-        return _missing(what, "there is no fluent-bit on the PATH")
+        return _missing(receiver, "there is no fluent-bit on the PATH")
 
     def command(path: str) -> list[str]:
         return [binary, "-q", "-i", "forward", "-p", f"unix_path={path}", "-o", "null", "-m", "*"]
 
     return [
-        _into(what, command, rounds, records, counts=False, bar=_BAR),
-        _acknowledged(what, command, rounds, records),
+        _into(receiver, command, rounds, records, counts=False, bar=_BAR),
+        _acknowledged(receiver, command, rounds, records),
     ]
 
 
-def _missing(what: str, reason: str) -> list[Row]:
-    return [Row(f"core taken by {what}", None, bar=_BAR, aim=_BAR, note=reason)]
+def _missing(receiver: str, reason: str) -> list[Row]:
+    return [Row(f"core taken by {receiver}", None, bar=_BAR, aim=_BAR, note=reason)]
 
 
 def _into(
-    what: str,
+    receiver: str,
     command: Callable[[str], list[str]],
     rounds: int,
     records: int,
@@ -79,9 +79,9 @@ def _into(
     counts: bool,
     bar: Bound | None = None,
 ) -> Row:
-    """Send to it, and see how much of one core its busiest thread had, and how much this process had.
+    """Send to a receiver, and measure the parts of a core that its busiest thread and this process had.
 
-    :param counts: it says on standard error how many records it got when it is told to end.
+    :param counts: the receiver prints its number of records on standard error when it is stopped.
     """
     samples: Samples = {"theirs": [], "ours": [], "rate": []}
     for number in range(rounds + 1):
@@ -91,12 +91,12 @@ def _into(
                 process.send_signal(signal.SIGTERM)
                 got = int(process.communicate(timeout=60)[1])
                 if got != _WARM_UP + records + 1:  # and one heartbeat
-                    raise RuntimeError(f"{what}: {got} arrived, not {_WARM_UP + records + 1}")
+                    raise RuntimeError(f"{receiver}: {got} arrived, not {_WARM_UP + records + 1}")
         if number:  # the first does not count
             for name, value in sample.items():
                 samples[name].append(value)
     return Row(
-        f"core taken by {what}",
+        f"core taken by {receiver}",
         Spread.of(samples["theirs"]),
         bar=bar,
         aim=bar,
@@ -108,7 +108,7 @@ def _into(
     )
 
 
-def _acknowledged(what: str, command: Callable[[str], list[str]], rounds: int, records: int) -> Row:
+def _acknowledged(receiver: str, command: Callable[[str], list[str]], rounds: int, records: int) -> Row:
     """Records per second until the last is delivered: acknowledged over not."""
 
     def rate(require_ack: bool) -> float:
@@ -120,12 +120,12 @@ def _acknowledged(what: str, command: Callable[[str], list[str]], rounds: int, r
             start = time.perf_counter()
             _send(client, records)
             if not client.flush(60):
-                raise RuntimeError(f"{what}: not all were delivered within a minute: {client.stats()}")
+                raise RuntimeError(f"{receiver}: not all were delivered within a minute: {client.stats()}")
             return records / (time.perf_counter() - start)
 
     samples = interleave({"acknowledged": partial(rate, True), "not": partial(rate, False)}, rounds)
     return Row(
-        f"records/s into {what}, acks over none",
+        f"records/s into {receiver}, acks over none",
         ratios(samples["acknowledged"], samples["not"]),
         bar=Bound("at least", 0.5),
         absolute={f"{name}, records/s": Spread.of(each) for name, each in samples.items()},
@@ -133,9 +133,9 @@ def _acknowledged(what: str, command: Callable[[str], list[str]], rounds: int, r
 
 
 def _sample(pid: int, path: str, records: int) -> dict[str, float]:
-    """The part of a core that the receiver's busiest thread and this process had, and records per second.
+    """Return the parts of a core that the receiver's busiest thread and this process had, and records per second.
 
-    Until the last record is accepted, not delivered: how the client finds that out is not what is asked.
+    The time ends when the last record is accepted: the client's look for its delivery is no part of the figure.
     """
     with Client(lambda: DomainSocket(path)) as client:
         _send(client, _WARM_UP)

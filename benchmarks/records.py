@@ -1,4 +1,4 @@
-"""What is sent: one typical record, the same for everybody, each time built anew."""
+"""The records of all contenders: one typical record, built anew each time."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def invalid(number: int) -> Msg:
 
 
 def sized(number: int, kib: float) -> Msg:
-    """A record whose frame takes about that many KiB: the typical one, with texts of 100 letters in its custom data."""
+    """Return a record of about that many KiB: the typical one, with texts of 100 letters in its custom data."""
     msg = message(number)
     texts = max(round((kib * 1024 - len(frame_of(msg))) / 111), 0)
     msg.record.custom_data = {"ticket": number, **{f"text{each:04}": "x" * 100 for each in range(texts)}}

@@ -17,7 +17,7 @@ _PACKAGES = ["geventaudit", "gevent", "msgpack", "marshmallow", "fluent-logger",
 
 
 def machine() -> dict[str, str]:
-    """What this is: processor, kernel, Python, packages."""
+    """Return the processor, kernel, Python and packages of this machine."""
     model = "unknown processor"
     with open("/proc/cpuinfo") as lines:
         for line in lines:
@@ -40,7 +40,7 @@ def _version(name: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown: the median, the lowest and the highest round, the bar, the aim, and whether the bar is met."""
+    """Return a table in Markdown: median, lowest and highest round, bar, aim, and the result."""
     lines = [("figure", "median", "low to high", "bar", "aim", "met"), ("---",) * 6]
     lines += [
         (

@@ -24,7 +24,7 @@ def end_to_end(rounds: int, records: int) -> list[Row]:
     rows = []
     for peer in peers:
         bar, aim = bounds.get(peer, (None, None))
-        name = f"records/s over {CONTENDERS[peer].what}"
+        name = f"records/s over {CONTENDERS[peer].label}"
         rows.append(_row(name, samples, "geventaudit", peer, bar, aim))
     pure = Bound("at least", 1.0), Bound("at least", 1.4)
     rows.append(_row("records/s over fluent-logger asyncsender, plain Python", samples, "pure", "fluent-async", *pure))
@@ -35,7 +35,7 @@ def end_to_end(rounds: int, records: int) -> list[Row]:
 def many_callers(rounds: int, records: int) -> list[Row]:
     """geventaudit over fluent-logger's asyncsender, where no two records in a row have the same caller."""
     samples = _rates(["many-callers", "fluent-async-many"], rounds, records)
-    name = f"records/s over {CONTENDERS['fluent-async-many'].what}"
+    name = f"records/s over {CONTENDERS['fluent-async-many'].label}"
     bounds = Bound("at least", 3.3), Bound("at least", 4.5)
     return [_row(name, samples, "many-callers", "fluent-async-many", *bounds)]
 
@@ -53,8 +53,8 @@ def acks_tls_spool(rounds: int, records: int) -> list[Row]:
     here = [pair for pair in pairs if not why_not(pair[0])]
     samples = _rates(list(dict.fromkeys(name for pair in here for name in pair[1::-1])), rounds, records)
     rows = []
-    for with_it, without, what in pairs:
-        name = f"records/s, {what}"
+    for with_it, without, title in pairs:
+        name = f"records/s, {title}"
         reason = why_not(with_it)
         bounds = bars.get(with_it, ())
         rows.append(Row(name, None, note=reason) if reason else _row(name, samples, with_it, without, *bounds))
@@ -66,5 +66,5 @@ def _rates(names: list[str], rounds: int, records: int) -> Samples:
 
 
 def _row(name: str, samples: Samples, over: str, under: str, bar: Bound | None = None, aim: Bound | None = None) -> Row:
-    absolute = {f"{CONTENDERS[each].what}, {_UNIT}": Spread.of(samples[each]) for each in (over, under)}
+    absolute = {f"{CONTENDERS[each].label}, {_UNIT}": Spread.of(samples[each]) for each in (over, under)}
     return Row(name, ratios(samples[over], samples[under]), bar=bar, aim=aim, absolute=absolute)

@@ -1,4 +1,4 @@
-"""A long trail through everything that can go wrong, and what ``geventaudit verify`` says of it.
+"""A long trail through all kinds of faults, and its verification by ``geventaudit verify``.
 
 ``python -m benchmarks.trail [--records 1000000] [--restarts 8] [--seal] [--folder FOLDER]`` sends stamped records from
 processes that fork, and from one with a spool that is killed, to an agent that is restarted meanwhile and writes JSON
@@ -101,7 +101,7 @@ def send_and_fork(folder: Path, records: int) -> None:
 
 
 def send_by_spool(folder: Path, records: int, *, until_killed: bool) -> None:
-    """Send by several greenlets. Note each record whose ``send()`` has returned, for the case of a kill."""
+    """Send by several greenlets. Note each accepted record, for the case of a kill."""
     client = _client(folder, with_spool=True)
     log = os.open(folder / f"sent-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -144,7 +144,7 @@ class _Agent:
         _wait_until(self._socket.exists, "socket of the agent")
 
     def stop(self) -> None:
-        """End it by a signal that it handles: it writes out what it has acknowledged."""
+        """Stop the agent by a signal that it handles: it writes out all acknowledged records."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(60)

@@ -76,7 +76,7 @@ def _write_pages() -> None:
             path.unlink()
     for name, text in _pages.items():
         path = GENERATED / f"{name}.md"
-        if not path.exists() or path.read_text() != text:  # Sphinx builds again what has changed
+        if not path.exists() or path.read_text() != text:  # Sphinx builds changed pages again
             path.write_text(text)
 
 

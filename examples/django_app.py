@@ -3,8 +3,8 @@
 pip install 'geventaudit[django]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples django_app:application
 
-The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker
-lets its records drain before it goes. What records will say, and that nothing in them is Unknown:
+AUDIT_SOCKET names the agent's socket; without it, the usual one of mdsd is used. The hooks in gunicorn.conf.py let a
+worker deliver its records before it ends. List the routes and their records, and check that no field is Unknown:
 
 geventaudit routes --fail-on-unknown django_app
 """
@@ -32,7 +32,7 @@ settings.configure(
     ROOT_URLCONF=__name__,
     INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
     MIDDLEWARE=[
-        "geventaudit.integrations.django.AuditFactsMiddleware",  # first: it sees what all others did
+        "geventaudit.integrations.django.AuditFactsMiddleware",  # first: it sees the work of all others
         f"{__name__}.ExampleAuthenticationMiddleware",
     ],
 )
@@ -44,7 +44,7 @@ ROLES = {"ann": ["Administrator", "Contributor"], "bob": ["Reader"]}
 
 
 class ExampleAuthenticationMiddleware:
-    """Takes the user from the query: a real service checks who that is."""
+    """Take the user from the query. A real service authenticates the user."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -106,7 +106,7 @@ client = geventaudit.Client(lambda: geventaudit.DomainSocket(os.environ.get("AUD
 application = AuditMiddleware(
     get_wsgi_application(),
     client,
-    # What a view does not declare:
+    # Defaults for views that declare nothing else:
     category=OperationCategory.RESOURCE_MANAGEMENT,
     access_level="Contributor",
     caller_access_levels=roles,

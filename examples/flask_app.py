@@ -3,8 +3,8 @@
 pip install 'geventaudit[flask]' 'gunicorn[gevent]'
 gunicorn -k gevent -w 4 --chdir examples flask_app:app
 
-The agent's socket is named by AUDIT_SOCKET; without it, mdsd's usual one is used. See gunicorn.conf.py for how a worker
-lets its records drain before it goes. What records will say, and that nothing in them is Unknown:
+AUDIT_SOCKET names the agent's socket; without it, the usual one of mdsd is used. The hooks in gunicorn.conf.py let a
+worker deliver its records before it ends. List the routes and their records, and check that no field is Unknown:
 
 geventaudit routes --fail-on-unknown flask_app:app
 """
@@ -27,17 +27,17 @@ Audit(
     client,
     app,
     user=lambda: g.get("user"),
-    # What a view does not declare:
+    # Defaults for views that declare nothing else:
     category=OperationCategory.RESOURCE_MANAGEMENT,
     access_level="Contributor",
     caller_access_levels=lambda environ: ROLES.get(g.get("user"), ["Anonymous"]),
-    trusted_proxies=["127.0.0.1"],  # nginx on this host says who called
+    trusted_proxies=["127.0.0.1"],  # nginx on this host names the caller
 )
 
 
 @app.before_request
 def sign_in() -> None:
-    g.user = request.args.get("user")  # an example: a real service checks who that is
+    g.user = request.args.get("user")  # an example: a real service authenticates the user
 
 
 @app.get("/things/<int:number>")

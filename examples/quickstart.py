@@ -1,4 +1,4 @@
-"""The quick start, complete: an agent of its own on a temporary socket, one record, and what arrived.
+"""The quick start, complete: an agent of its own on a temporary socket, one record, and its arrival.
 
 python examples/quickstart.py
 """
