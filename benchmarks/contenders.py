@@ -301,7 +301,7 @@ CONTENDERS = {
 
 
 def why_not(name: str) -> str:
-    """Why this contender cannot run here; empty when it can."""
+    """Return the reason why this contender cannot run here; empty if it can."""
     if name.startswith("spool") and not hasattr(geventaudit, "Spool"):
         return "this geventaudit has no Spool"
     return ""

@@ -25,7 +25,7 @@ __all__ = ["disk_hold", "hub_hold", "import_time", "importing", "queue_memory", 
 
 
 def hub_hold(rounds: int, seconds: float) -> list[Row]:
-    """How long other greenlets wait for their turn under full load, less what they wait for one that does not send.
+    """How long other greenlets wait for their turn under full load, less their wait for one that does not send.
 
     Many greenlets send a record each and let the others run, all the time. A ticker only lets the others run, and
     measures the time until its next turn: all of them, and the sender, had theirs in between. Time that the kernel gave
@@ -111,7 +111,7 @@ def _turn(number: int, send: Callable[..., object], seconds: float) -> float:
 
 
 def _waits(number: int, send: Callable[..., object], seconds: float, *, pause: float, tick: float) -> list[float]:
-    """How late the ticker had each of its turns, in milliseconds.
+    """Return the delay of each turn of the ticker, in milliseconds.
 
     :param number: greenlets that send.
     :param pause: seconds from one record of each of them to its next; 0 for as fast as it can.
@@ -199,7 +199,7 @@ def import_time(rounds: int) -> list[Row]:
 
 
 def importing(modules: str, cache: str) -> float:
-    """Milliseconds, in a fresh interpreter, whose byte code is in the folder *cache* from the second time on.
+    """Milliseconds, in a fresh interpreter, with byte code in the folder *cache* from the second time on.
 
     Otherwise an installed package would have byte code, and a checkout, where Python writes none, would not.
     """

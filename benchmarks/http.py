@@ -7,7 +7,7 @@ over HTTP      two gunicorn workers (gevent) with the same Flask application, on
                the records, one client on an open connection. *With pauses*, it lets 2 ms pass between its requests:
                the time until the answer that a record adds. *In a row*, it asks again at once, so that a request
                waits for the rest of the work for the one before
-in process     a WSGI application called as a server calls it: with the whole middleware, and with one whose client does
+in process     a WSGI application called as a server calls it: with the whole middleware, and with a client that does
                nothing, which leaves the middleware's own part; the rest is ``send()``
 =============  =========================================================================================================
 """

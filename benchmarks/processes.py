@@ -16,7 +16,7 @@ from typing import NamedTuple
 __all__ = ["ROOT", "Scheduling", "elsewhere", "module", "move_elsewhere", "scheduling", "stay_on_one"]
 
 ROOT = Path(__file__).parent.parent
-"""Where processes are to be started that run a module of this package."""
+"""The working directory of processes that run a module of this package."""
 
 
 def module(name: str, *arguments: str, patched: bool = False) -> list[str]:

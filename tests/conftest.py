@@ -38,7 +38,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _a_busy_disk_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept when a client closes is what tests are about, not how fast a busy machine is."""
+    """Give a closing client enough time for the disk: tests check the kept records, not the speed of the machine."""
     monkeypatch.setattr("geventaudit.spool.store.CLOSE_SECONDS", 30.0)
 
 
@@ -84,7 +84,7 @@ def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iter
         yield agent
 
 
-# Modules that start processes, break disks, or wait for what takes its time.
+# Modules that start processes, break disks, or wait.
 SLOW = {
     "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_celery", "test_chaos", "test_cli",
     "test_cli_options", "test_cli_routes", "test_cli_spool", "test_client", "test_connections", "test_delivery",

@@ -1,4 +1,4 @@
-"""A Django project whose views declare their operations in all the ways there are, asked as a server would.
+"""A Django project with views that declare their operations in all possible ways, called as by a server.
 
 Prints the records of the requests that it is given as arguments, as JSON lines: ``METHOD /path``.
 """

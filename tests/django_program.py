@@ -1,4 +1,4 @@
-"""A Django project with users and sessions, asked as a server would; prints what is on record, as JSON lines."""
+"""A Django project with users and sessions, called as by a server; prints the records as JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service whose processes end without close(), as a process of its own; see test_lifecycle.py.
+"""A service with processes that end without close(), as a process of its own; see test_lifecycle.py.
 
     python exit_program.py SCENARIO SOCKET
 

@@ -71,7 +71,7 @@ class FluentBit:
     :param input_options: of its Forward input.
     :param service: options of its service section.
     :param outputs: instead of the file.
-    :param configuration: a whole configuration instead, whose input is at ``path`` or ``port``.
+    :param configuration: a whole configuration instead, with an input at ``path`` or ``port``.
     """
 
     def __init__(
@@ -202,6 +202,6 @@ def fluent_bit(folder: Path, kind: str = "unix", **options: Any) -> Iterator[Flu
 
 
 def filesystem(folder: Path) -> dict[str, Any]:
-    """Options for an agent whose acknowledged records are on disk."""
+    """Options for an agent that has its acknowledged records on disk."""
     service = {"storage.path": str(folder / "storage"), "storage.sync": "full", "storage.checksum": "off"}
     return {"service": service, "storage__type": "filesystem"}

@@ -2,8 +2,8 @@
 
     python fork_program.py SCENARIO FORK PATCHED SOCKET [COUNT | KIND AUTHORITY]
 
-FORK is "os", "gevent" or "multiprocessing". Exits with 0 when every process of it could say that all it accepted was
-delivered; prints what the test has to know.
+FORK is "os", "gevent" or "multiprocessing". Exits with 0 if the accepted records of every process were delivered.
+Prints the numbers for the test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if patched == "patched":
 
 import os
 
-foreign: list[Callable[[], object]] = []  # what the at-fork hooks of another library do, in the child
+foreign: list[Callable[[], object]] = []  # called by the at-fork hooks of another library, in the child
 if scenario == "hooks":  # they run before geventaudit's
     import gevent
 
@@ -60,7 +60,7 @@ def say(text: str) -> None:
 
 
 def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
-    """Run *work* in a forked child; what is returned waits for its end and says whether it went well."""
+    """Run *work* in a forked child. Return a function that waits for its end, and returns True if it succeeded."""
     if os.fork is gevent.os.fork or fork_kind == "gevent":
         # It does that after the first fork only, and would not notice a child that has ended by then.
         gevent.get_hub().loop.install_sigchld()
@@ -218,7 +218,7 @@ def closing_parent() -> bool:
 
 
 def base_client() -> bool:
-    """The child is told that the connection is the parent's, and goes on with one of its own."""
+    """The child gets an error that the connection is the parent's, and goes on with one of its own."""
     client = BaseClient(DomainSocket(path))
     client.send(message(1))
     assert client.flush(30)

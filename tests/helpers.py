@@ -1,4 +1,4 @@
-"""What several tests need: the example message, waiting with a deadline, the receiver process."""
+"""The parts that several tests share: the example message, waiting with a deadline, the receiver process."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def greenlets() -> int:
 
 
 def threads() -> int:
-    """How many native threads run that work on a spool's disk; the library begins no others in a service."""
+    """Return the number of native threads for the disk of a spool; the library begins no others in a service."""
     began = []
     for frame in sys._current_frames().values():
         while frame.f_back is not None:

@@ -5,7 +5,7 @@
 Appends the number (CustomData.n) of each record that it read to OUT, a line each, a write for each read; then
 acknowledges messages that have a chunk. Signals:
 
-- SIGUSR1: read nothing more and accept nobody; says "paused" on standard output when all that was read is stored.
+- SIGUSR1: read and accept nothing more; says "paused" on standard output when all read records are stored.
 - SIGUSR2: read again.
 - SIGALRM: a crash loop: for the next 8 records, read one, store and acknowledge nothing, and hang up on it; go on
   acknowledging heartbeats.
@@ -112,7 +112,7 @@ while True:
         flags.discard("pause")
         selector.unregister(listener)
         listener.setblocking(False)
-        while True:  # who is connected and not accepted yet has data here too, acknowledged by the kernel
+        while True:  # connections that are not accepted yet have data here too, acknowledged by the kernel
             try:
                 accept()
             except BlockingIOError:

@@ -42,7 +42,7 @@ end = number + int(count) if int(count) else sys.maxsize
 
 
 def sender(*_: Any) -> None:
-    """One of several, so that records share a write."""
+    """Send records. Several greenlets run it, so that records share a write."""
     global number
     while number < end:
         mine = number

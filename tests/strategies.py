@@ -29,7 +29,7 @@ class Colour(enum.Enum):
     BLUE = 2
 
 
-# Any Unicode but lone surrogates: what UTF-8 can write.
+# Any Unicode but lone surrogates, which UTF-8 cannot write.
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 filled = text.filter(bool)
 not_blank = st.builds("{}x{}".format, text, text)

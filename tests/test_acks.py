@@ -1,4 +1,4 @@
-"""Acknowledgements: delivered is what the agent says."""
+"""Acknowledgements: the agent decides on delivery."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_with_our_agent(kind: str, socket_path: str) -> None:
 
 @contextmanager
 def scripted(path: str, serve: Callable[[Any], None]) -> Iterator[list[Any]]:
-    """An agent that does what *serve* does with each connection; the connections made so far."""
+    """Call *serve* with each connection, as an agent; yield the connections made so far."""
     made: list[Any] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -212,7 +212,7 @@ def test_parameters_that_cannot_be(options: dict[str, Any]) -> None:
 
 
 def test_an_agent_killed_at_any_time_loses_nothing(folder: Path) -> None:
-    """The receiver stores what it reads before it acknowledges, and is killed without warning."""
+    """The receiver stores records before it acknowledges them, and is killed without warning."""
     seed = random.randrange(10**9)
     print(f"seed {seed}")
     chance = random.Random(seed)

@@ -319,7 +319,7 @@ def test_an_abstract_address() -> None:
         eventually(lambda: len(got) == 1)
 
 
-# -- what has been received when an agent stops ------------------------------------------------------------------------
+# -- received messages when an agent stops -----------------------------------------------------------------------------
 
 
 def chunked(number: int, acks: bool) -> bytes:
@@ -327,7 +327,7 @@ def chunked(number: int, acks: bool) -> bytes:
 
 
 def acks_of(sock: Any) -> list[str]:
-    """Return what is acknowledged until the agent hangs up."""
+    """Return the acknowledged chunks until the agent hangs up."""
     unpacker = msgpack.Unpacker()
     while data := sock.recv(4096):
         unpacker.feed(data)
@@ -381,7 +381,7 @@ def test_received_messages_are_handed_over_at_stop(
 def test_messages_of_a_sender_that_hung_up_are_handed_over(
     either: Agent, got: list[Received], kind: str, acks: bool
 ) -> None:
-    """More than is read at once from the Unix socket, and nobody is there for an acknowledgement."""
+    """More than one read takes from the Unix socket, and no sender for the acknowledgements."""
     sent = 0
     with connect(either) as sock:
         sock.settimeout(0.0)
@@ -463,7 +463,7 @@ def test_a_sender_that_does_not_hang_up_is_not_waited_for(socket_path: str, got:
 
 @ADDRESSES
 def test_stopping_takes_no_longer_than_it_may(kind: str, socket_path: str) -> None:
-    """Whatever a callback and a sender do."""
+    """A callback and a sender that take too long do not delay it."""
 
     def take(received: Received) -> None:
         gevent.sleep(60)

@@ -1,4 +1,4 @@
-"""Senders that mean harm or are merely strange: what they cost the agent, and others."""
+"""Hostile and strange senders, and their cost for the agent and for others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def good(number: int = 1) -> bytes:
     return frame(mapping(CustomData={"n": number}), option=b"\x80")
 
 
-# -- what is strange, and what it costs --------------------------------------------------------------------------------
+# -- strange senders, and their cost -----------------------------------------------------------------------------------
 
 
 def test_a_heartbeat_of_the_reference_without_its_service(agent: Agent, got: list[Received]) -> None:
@@ -133,7 +133,7 @@ def test_keys_that_python_takes_for_one(numbers: list[Any], agent: Agent, refuse
 
 
 def test_keys_that_clients_send(socket_path: str, got: list[Received], refused: list[Refused]) -> None:
-    """Whatever send() accepts, the agent takes."""
+    """The agent takes all keys that send() accepts."""
     keys = {1: "a", "1": "b", 1.5: "c", b"x": "d", None: "e", False: "f", -(2**63): "g", 2**64 - 1: "h"}
     with Agent(socket_path, got.append, on_refused=refused.append), Client(lambda: DomainSocket(socket_path)) as client:
         client.send(message(custom_data={"m": keys, "many": {n: n for n in range(4000)}}))
@@ -411,7 +411,7 @@ def test_an_idle_connection_is_closed(
                 gevent.sleep(0.03)
             assert sock.recv(1) == b""
             assert silent.recv(1) == b""
-            if kind == "tcp":  # what is written before the end is noticed is not lost
+            if kind == "tcp":  # a message that is written before the end is noticed is not lost
                 sock.sendall(good(5))
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent.counts.idle == 2

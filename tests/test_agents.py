@@ -202,7 +202,7 @@ def test_systemd_by_its_own_word(folder: Path) -> None:
 
 
 def test_a_mounted_file_stays_the_old_socket(folder: Path) -> None:
-    """Why it says: mount the folder. A hard link is what a mounted file is: another name for the same inode."""
+    """The reason to mount the folder. A hard link is like a mounted file: another name for the same inode."""
     (folder / "audit").mkdir()
     socket, mounted = folder / "audit" / "agent.sock", folder / "mounted.sock"
     with Agent(socket, lambda received: None) as agent:

@@ -1,4 +1,4 @@
-"""The low-level client: one connection, whose failures are the caller's to handle."""
+"""The low-level client: one connection; the caller handles its failures."""
 
 from __future__ import annotations
 

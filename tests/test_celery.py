@@ -282,7 +282,7 @@ def kept() -> Kept:
 
 @pytest.fixture
 def app(kept: Kept) -> Iterator[Any]:
-    """An application whose tasks run at once, where they are called."""
+    """Return an application that runs its tasks at once, in the caller."""
     app = celery.Celery("eager", set_as_current=False)
     app.conf.task_always_eager = True
     yield app

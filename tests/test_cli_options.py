@@ -482,7 +482,7 @@ def test_certificates_are_loaded_for_each_connection(files: Files) -> None:
         following = stack.enter_context(command("send", "--follow", str(records), *address, *ours, "--require-ack"))
         stack.callback(following.kill)
         eventually(lambda: arrived(files) == 1)
-        # The agent comes back with another authority for its clients, whose certificate is renewed too.
+        # The agent comes back with another authority for its clients. Their certificate is renewed too.
         first.kill()
         first.wait(timeout=30)
         other = trustme.CA()

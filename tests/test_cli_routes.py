@@ -1,4 +1,4 @@
-"""``geventaudit routes``: the routes of real applications, and whether their records are complete."""
+"""``geventaudit routes``: the routes of real applications, and the gaps in their records."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def test_drain(folder: Path, kind: str) -> None:
 
 
 def test_drain_all_folders_of_a_template(folder: Path, live: Any, socket_path: str) -> None:
-    """Those of live processes are left to them."""
+    """The folders of live processes are left alone."""
     (folder / "live").rename(folder / "audit-1")
     for pid in (2, 3):
         fill(folder / f"audit-{pid}", 10, first=pid * 10)
@@ -347,7 +347,7 @@ def test_an_agent_that_restarts_loses_nothing(folder: Path) -> None:
 
 
 class Pausing:
-    """An agent that reads about *limit* records, then no more until it is told to go on."""
+    """An agent that reads about *limit* records, then no more until ``goes_on`` is set."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

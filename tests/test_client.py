@@ -435,7 +435,7 @@ client.connect(30)
 def test_a_sender_that_is_killed_before_it_is_connected(
     killed: str, agent: Agent, got: list[Received], socket_path: str
 ) -> None:
-    """It ends, whoever killed it need not wait, and the next use of the client starts it again."""
+    """It ends, kill() need not wait, and the next use of the client starts it again."""
     calls: list[int] = []
 
     def factory() -> DomainSocket:
@@ -776,7 +776,7 @@ def test_no_timeout_means_for_ever(socket_path: str, got: list[Received]) -> Non
 
 
 def test_deliveries_are_known_during_a_write(socket_path: str) -> None:
-    """The sender greenlet sits in a write that the agent does not take; what it took before is delivered."""
+    """The sender greenlet waits in a write that the agent does not take; the records before it are delivered."""
     big = message(4, caller_agent="x" * 900_000)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(socket_path)

@@ -1,4 +1,4 @@
-"""Real sockets: connecting, what counts as delivered, hang-ups, stuck agents."""
+"""Real sockets: connecting, delivery, hang-ups, stuck agents."""
 
 from __future__ import annotations
 

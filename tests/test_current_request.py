@@ -87,7 +87,7 @@ def test_a_request_without_a_record_has_no_caller(client: Client) -> None:
         return []
 
     middleware = AuditMiddleware(app, client, exclude=["/healthz"])
-    middleware(environ_of(), lambda *_: None)  # type: ignore[arg-type]  # whose body is never closed
+    middleware(environ_of(), lambda *_: None)  # type: ignore[arg-type]  # the body is never closed
     serve(middleware, environ_of("/healthz"))
     assert [each is None for each in seen] == [False, True]
 

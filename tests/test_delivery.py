@@ -1,4 +1,4 @@
-"""The promise: what was accepted arrives, whatever the agent does meanwhile. Real processes, real signals.
+"""The promise: accepted records arrive, through all faults of the agent. Real processes, real signals.
 
 Each test numbers its records; an independent receiver process writes down the numbers that it read.
 """
@@ -142,7 +142,7 @@ def test_an_agent_that_never_reads(folder: Path) -> None:
 
     ticker = gevent.spawn(tick)
     accepted = refused = 0
-    for _ in range(20_000):  # so many that the ticker, whose time comes every 5 ms at the most here, runs often
+    for _ in range(20_000):  # so many that the ticker runs often: every 5 ms at the most
         try:
             client.send(message(accepted))
             accepted += 1

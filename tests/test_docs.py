@@ -2,14 +2,14 @@
 
 A page is one session: its Python blocks are one program, in their order, run in an empty folder that has an agent at
 ``/run/audit/agent.sock`` and at ``127.0.0.1:24224``, one with TLS and a shared key at ``audit.example:24224``, and a
-``myapp.py`` with a client. Comments in the page say what is special about the block that follows:
+``myapp.py`` with a client. A comment in the page is about the block that follows:
 
-- ``<!-- file: NAME -->``: it is that file, written before anything runs; it runs when it is imported.
-- ``<!-- prints -->``: it is what the page's program prints, among other things.
-- ``<!-- heard -->``: it is what the agent of the tutorial prints, but for times and the address of this host.
-- ``<!-- needs: NAME, ... -->``: it is left out as long as that is not there, as is what imports something that is not
-  there, and what builds on either; the test is told as skipped then, with the reasons.
-- ``<!-- not run: REASON -->``: it is not.
+- ``<!-- file: NAME -->``: the block is that file. It is written before anything runs, and runs when it is imported.
+- ``<!-- prints -->``: the program of the page prints the block, among other things.
+- ``<!-- heard -->``: the agent of the tutorial prints the block, but for times and the address of this host.
+- ``<!-- needs: NAME, ... -->``: the block is left out while one of the names cannot be imported. So is a block that
+  imports a missing module, and a block that builds on one that is left out. The test is skipped then, with the reasons.
+- ``<!-- not run: REASON -->``: the block is not run.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def missing(block: Block, own: Collection[str] = ("myapp",)) -> str | None:
-    """What *block* needs and is not here; *own* are the page's modules."""
+    """Return the first name that *block* needs and that is missing; *own* are the page's modules."""
     for name in filter(None, block.notes.get("needs", "").split(", ")):
         if not is_there(name):
             return name
@@ -123,8 +123,10 @@ def missing(block: Block, own: Collection[str] = ("myapp",)) -> str | None:
 
 @cache
 def is_there(name: str) -> bool:
-    """Whether there is that module, or what it has by that name; asked in a process of its own, since Locust patches
-    whoever imports it."""
+    """Return True if a module, or a name in one, can be imported.
+
+    It is imported in a process of its own, since Locust patches the process that imports it.
+    """
     ask = "import pkgutil, sys; pkgutil.resolve_name(sys.argv[1])"
     return (
         name in sys.stdlib_module_names
@@ -133,7 +135,7 @@ def is_there(name: str) -> bool:
 
 
 class Place:
-    """Where a page is run: a folder and its agents, by the names that the pages use."""
+    """The place where a page is run: a folder and its agents, by the names that the pages use."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         trustme = pytest.importorskip("trustme", reason="needs trustme, which the extra [test] brings")
@@ -172,7 +174,7 @@ class Place:
         return {**os.environ, "PATH": path, "PYTHONPATH": modules, "AUDIT_SHARED_KEY": KEY}
 
     def run(self, *command: str) -> str:
-        """What *command* printed; it must end well, and complain of nothing."""
+        """Run *command*, and return its output. It must succeed, without a traceback."""
         process = subprocess.Popen(
             command, cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

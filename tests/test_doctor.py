@@ -1,4 +1,4 @@
-"""``geventaudit doctor`` names the trouble, and what to do, in each set-up that can be broken."""
+"""``geventaudit doctor`` names the fault and the remedy in each set-up that can be broken."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def unix(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def serving(path: Path, handle: Callable[[Any], object]) -> Iterator[list[str]]:
-    """An agent that does with each connection what *handle* does, and hangs up after it."""
+    """Call *handle* with each connection, as an agent, and hang up after it."""
 
     def serve(sock: Any, peer: Any) -> None:
         with sock, contextlib.suppress(OSError):
@@ -70,7 +70,7 @@ def reads_to_the_end(sock: Any) -> None:
         pass
 
 
-# Each is a set-up that is broken in one way, the status, and words of what the doctor says and advises.
+# Each is a set-up that is broken in one way, the status, and words of the finding and of the advice.
 
 
 @contextlib.contextmanager
@@ -320,7 +320,7 @@ def run_as_nobody(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("closed", ["socket", "folder"])
 def test_no_permission(closed: str, folder: Path) -> None:
-    """As the user 65534, where the tests run as root; as who runs them, where not."""
+    """As the user 65534 if the tests run as root, else as the user of the tests."""
     inner = folder / "inner"
     inner.mkdir()
     path = inner / "agent.sock"

@@ -94,7 +94,7 @@ class Text(str):
 
 
 class Likeness(str):
-    """Equal to what is remembered, and not the same."""
+    """A text that is equal to a cached one, and not the same."""
 
     def __new__(cls, other: str) -> Likeness:
         self = str.__new__(cls, "something else")
@@ -123,7 +123,7 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
-# Values that resemble good ones, for whatever place.
+# Values that resemble good ones, for all places.
 almost = (
     anything
     | text
@@ -373,7 +373,7 @@ def test_send_raises_the_errors_of_the_schema(msg: Any) -> None:
                 client.send(msg)
                 outcomes.append(client.stats().accepted)
             except ValidationError as error:
-                outcomes.append(str(error))  # whose repr() may be hostile: what was a key is one there
+                outcomes.append(str(error))  # with a repr() that may be hostile
     assert outcomes[0] == outcomes[1]
 
 

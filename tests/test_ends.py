@@ -1,4 +1,4 @@
-"""How connections end: agents that close after each message, answers that lie in the socket, agents without end."""
+"""The ends of connections: agents that close after each message, answers that lie in the socket, agents without end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def authority() -> trustme.CA:
 
 
 class Place:
-    """Where an agent of a kind listens, and how to connect to it."""
+    """The address of an agent of a kind, and the connection to it."""
 
     def __init__(self, kind: str, folder: Path, authority: trustme.CA) -> None:
         self.server: Any = None
@@ -230,7 +230,7 @@ def test_no_end_in_order(place: Place, case: str) -> None:
         unread = 10 if case == "a part unread" else 0
         agent.recv(10_000 if not unread else 3 * len(frame) - unread)
         if place.server is not None and unread:
-            client.write([frame])  # what is decrypted and unread is no business of the kernel's
+            client.write([frame])  # the kernel does not count decrypted, unread bytes
         if case == "it had said something":
             agent.sendall(b"\xc0")
         agent.close()
@@ -279,7 +279,7 @@ def test_more_and_more_at_once_while_ends_are_trusted() -> None:
         quarantine.on_written(Step.SOME, quarantine.some)
         assert quarantine.next_step(quarantine.some, 1000, number) is Step.NOTHING
         end(quarantine, "a", read=quarantine.some)
-        quarantine.on_delivered(number, quarantine.some)  # as the sender settles what was read
+        quarantine.on_delivered(number, quarantine.some)  # as the sender settles the records that were read
     assert sizes[:16] == [1] * 16
     assert sizes[-1] > 100
     most = quarantine.some
@@ -362,7 +362,7 @@ def test_acknowledgements_in_the_socket_count(place: Place, end_by: str, garbage
 
 
 def test_few_arrive_twice_when_the_agent_pauses(place: Place) -> None:
-    """As Fluent Bit with a full buffer: it acknowledges what it takes, and closes connections with something unread."""
+    """Like Fluent Bit with a full buffer: acknowledge taken records, and close connections with unread data."""
     numbers: list[int] = []
 
     def serve(sock: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is missing is filled in, and said so; what is wrong stays wrong."""
+"""Missing fields are filled in and marked; wrong fields stay wrong."""
 
 from __future__ import annotations
 

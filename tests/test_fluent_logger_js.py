@@ -1,4 +1,4 @@
-"""An independent receiver: the Forward server of the npm package @fluent-org/logger decodes what this library sends."""
+"""The Forward server of the npm package @fluent-org/logger decodes the frames of this library."""
 
 from __future__ import annotations
 

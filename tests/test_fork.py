@@ -1,4 +1,4 @@
-"""Forks: what is the parent's stays the parent's, and the child starts anew. Real forks of a real process."""
+"""Forks: the parent keeps its records and connections, and the child starts anew. Real forks of a real process."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_child_does_not_keep_the_parents_connection_open(socket_path: str, kin
             agent, _ = listener.accept()
             with agent:
                 agent.settimeout(30)
-                while agent.recv(65536):  # ends only when nobody has that connection open
+                while agent.recv(65536):  # ends only when no process has that connection open
                     pass
             assert process.stdout.readline() == b"closed\n"
 

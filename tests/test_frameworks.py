@@ -1,4 +1,4 @@
-"""What Flask and Django know about a request is in its record, and nothing of that costs the request anything."""
+"""The facts of Flask and Django about a request are in its record, and cost the request nothing."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_flask_defaults_did_not_come_with_the_request(client: Client, kept: Kept
 
 
 def test_flask_methods_that_are_overridden_inside(client: Client, kept: Kept) -> None:
-    """As Flask's documentation does it; what was done is on record, not what it was called on the way."""
+    """As in Flask's documentation; the record has the method that was run, not the one of the request."""
     app = flask.Flask(__name__)
     app.add_url_rule("/", view_func=lambda: "deleted", methods=["DELETE"])
     inner = app.wsgi_app

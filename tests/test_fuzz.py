@@ -1,4 +1,4 @@
-"""Bytes that nobody thought of, for the decoder and the agent. A short form; the long one by hand:
+"""Random bytes for the decoder and the agent, in a short form. The long form is started by hand:
 
 GEVENTAUDIT_FUZZ=200000 python -m pytest tests/test_fuzz.py
 """
@@ -139,7 +139,7 @@ def streams(draw: st.DrawFn) -> bytes:
 
 
 def outcome(stream: bytes, cuts: list[int]) -> tuple[list[Any], str]:
-    """Return what comes of a stream that arrives in pieces, and how it ends."""
+    """Return the frames of a stream that arrives in pieces, and its end."""
     decoder, results = Decoder(max_frame_bytes=1 << 16), list[Any]()
     pieces = []
     for size in [*cuts, len(stream)]:
@@ -164,7 +164,7 @@ INSPECTOR = Inspector(None)
 @fuzzed
 @given(streams() | st.binary(max_size=300), st.lists(st.integers(1, 50), max_size=10))
 def test_a_stream_is_frames_or_a_frame_error(stream: bytes, cuts: list[int]) -> None:
-    """However it is cut; and what arrived can be shown."""
+    """For all cuts of the stream; the frames can be shown."""
     results, end = outcome(stream, [])
     assert repr(outcome(stream, cuts)) == repr((results, end))
     for each in results:

@@ -1,4 +1,4 @@
-"""What the reference implementation does, as recorded in golden/, and where this one is stricter on purpose."""
+"""The behaviour of the reference implementation, recorded in golden/, and the places where this one is stricter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unpack(frame: bytes) -> Any:
 
 
 def in_order(value: Any) -> Any:
-    """*value* in a form whose equality looks at the order of keys and at types (and takes NaN for NaN)."""
+    """Return *value* in a form that compares the order of keys and the types, and in which NaN equals NaN."""
     if isinstance(value, dict):
         return [(in_order(key), in_order(each)) for key, each in value.items()]
     if isinstance(value, list):

@@ -31,7 +31,7 @@ REQUESTS = int(os.environ.get("GEVENTAUDIT_REQUESTS", "2000"))
 
 
 def fetch(port: int, path: str) -> bool:
-    """Whether that request was answered; a worker that goes may reset a connection that it never looked at."""
+    """Return True if the request was answered. A worker that ends may reset a connection that it has not accepted."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
             sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -58,7 +58,7 @@ def workers_of(master: int) -> list[int]:
 
 @contextmanager
 def gunicorn(folder: Path, socket_path: str, app: str, *options: str) -> Iterator[tuple[Any, int]]:
-    """The example's application and configuration, with what *app* adds; the process and its port."""
+    """Run the application and configuration of the example with the module *app*. Yield the process and its port."""
     (folder / "app.py").write_text(app)
     port = free_port()
     server = subprocess.Popen(
@@ -119,7 +119,7 @@ def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> 
 
 
 def test_workers_drain_within_their_graceful_timeout(socket_path: str, folder: Path) -> None:
-    """The agent is away while they are told to end, and comes a moment later."""
+    """The agent is away when the workers get the signal to end, and comes a moment later."""
     arrived: Counter[str] = Counter()
     with gunicorn(folder, socket_path, "from gunicorn_app import application\n", "-w", "2") as (server, port):
         answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
@@ -235,9 +235,9 @@ def test_a_slow_request_leaves_time_to_keep_undelivered_records(socket_path: str
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
 def test_a_quick_shutdown_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
-    """Ctrl+C reaches the master and the worker; the worker is told twice, and ends in the middle of draining."""
+    """Ctrl+C reaches the master and the worker. The worker gets two signals, and ends in the middle of draining."""
     app = spooling(folder, socket_path, "overflow")
-    # One worker, which is ready then: of one that boots, gunicorn forgets that it was told.
+    # One worker, which is ready then: gunicorn loses a signal to a worker that boots.
     with gunicorn(folder, socket_path, app, "-w", "1", "--graceful-timeout", "8") as (server, port):
         answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
         for pid in [server.pid, *workers_of(server.pid)]:
@@ -285,7 +285,7 @@ def test_without_a_spool_lost_records_are_logged(socket_path: str, folder: Path)
 
 
 def test_the_master_closes_no_client() -> None:
-    """gunicorn calls worker_exit in the master too, for a worker whose process it finds gone."""
+    """gunicorn calls worker_exit in the master too, for a worker with a process that has ended."""
     with Client(NoOp) as client:
         worker_exit(None, SimpleNamespace(pid=os.getpid() + 1))
         client.send(message(1))

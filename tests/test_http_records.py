@@ -95,7 +95,7 @@ def test_plain_paths_are_excluded(path: str) -> None:
     st.lists(st.sampled_from(["static", "users", "ada", "..", ".", "", "%2e%2e", "%2f", ";", "\\", "%"]), max_size=7)
 )
 def test_an_excluded_path_has_one_meaning_only(segments: list[str]) -> None:
-    """Whatever normal form an application routes by, it is the excluded one."""
+    """Each normal form by which an application may route is the excluded one."""
     path = "/" + "/".join(segments)
     with keeping(answer(), exclude=["/static/*"]) as kept:
         call(kept.app, path)
@@ -655,7 +655,7 @@ odd = texts | st.sampled_from(["", "10.0.0.1", "/static", "/static/..", "%2e", "
 
 @given(elements.map(",".join) | elements.map(";".join), elements.map(", ".join) | texts, nodes)
 def test_any_forwarding_header_gives_an_address_that_was_in_it(forwarded: str, x_forwarded: str, peer: str) -> None:
-    """The answer is the peer's or an address in the headers; nobody's word makes a proxy of a stranger."""
+    """The result is the address of the peer or one in the headers; no header makes a trusted proxy."""
     address = address_of(peer, zone=True)
     proxies = TrustedProxies(["10.0.0.0/8", "203.0.113.9"])
     environ = {"HTTP_FORWARDED": forwarded, "HTTP_X_FORWARDED_FOR": x_forwarded}

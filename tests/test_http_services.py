@@ -1,4 +1,4 @@
-"""Real gunicorn with the Flask and Django examples: each request that was answered is on record, as what it was."""
+"""Real gunicorn with the Flask and Django examples: each answered request is on record, with its facts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def worker_exit(server, worker):
 
 
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     def __init__(self, raw: bytes) -> None:
         self.code = int(raw[9:12]) if raw[:5] == b"HTTP/" else 0
@@ -57,7 +57,7 @@ def fetch(port: int, method: str, path: str, *headers: bytes) -> Answer:
 
 
 def listens(port: int) -> bool:
-    """What is asked from then on is answered, once a worker has started."""
+    """Return True if gunicorn listens: it answers requests once a worker has started."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=30).close()
         return True
@@ -70,7 +70,7 @@ def gunicorn(folder: Path, socket_path: str, module: str, name: str, *options: s
     """The application *name* of the example *module*; the process and its port."""
     (folder / "conf.py").write_text(CONFIG.format(module=module))
     port = free_port()
-    log = (folder / "log").open("w")  # a pipe that nobody reads would fill up
+    log = (folder / "log").open("w")  # a pipe without a reader would fill up
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "gunicorn", "--config", str(folder / "conf.py"), "-k", "gevent", *options),
@@ -90,12 +90,12 @@ def gunicorn(folder: Path, socket_path: str, module: str, name: str, *options: s
 
 
 def end(server: Any, folder: Path) -> str:
-    """Let it end, and its workers drain; what it logged."""
+    """End gunicorn, and let its workers drain. Return the log."""
     server.send_signal(signal.SIGTERM)
     server.wait(timeout=60)
     log = (folder / "log").read_text()
     assert server.returncode == 0, log
-    # What some Pythons say of their own end, where threading is patched, is about no request.
+    # Some Pythons print this at their end if threading is patched. It is about no request.
     return re.sub(r"Exception ignored in:.*?RuntimeError: greenlet is being finalized\n", "", log, flags=re.DOTALL)
 
 
@@ -104,7 +104,7 @@ def into(got: list[Record]) -> Any:
 
 
 def told(folder: Path) -> tuple[int, int]:
-    """How many records the workers sent again, and how many they could not deliver."""
+    """Return the numbers of records that the workers sent again, and that they could not deliver."""
     rows = [line.split() for line in (folder / "resent").read_text().splitlines()]
     return sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
 
@@ -122,7 +122,7 @@ FLASK = [
 
 
 def test_flask_under_load_while_the_agent_restarts(socket_path: str, folder: Path) -> None:
-    """It answers before the agent exists, and each request is on record once, with what it was and who called."""
+    """It answers before the agent exists, and each request is on record once, with its operation and caller."""
     arrived: dict[str, list[Record]] = {}
 
     def take(received: Any) -> None:

@@ -79,7 +79,7 @@ class Tracer:
             self._steps += is_point
             if is_point and self._steps > self.at:
                 self.has_raised = True
-                self._looks.clear()  # they would keep what the frames refer to
+                self._looks.clear()  # they would keep the objects of the frames alive
                 sys.settrace(None)
                 raise self._kind()
         return self

@@ -1,4 +1,4 @@
-"""The JSON Schema says what the rules say, as far as JSON Schema can; judged by the package ``jsonschema``."""
+"""The JSON Schema agrees with the rules, as far as JSON Schema can; checked by the package ``jsonschema``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the package: what imports what, what is public, and that importing does nothing."""
+"""The shape of the package: its imports, its public names, and an import without effects."""
 
 from __future__ import annotations
 
@@ -150,14 +150,14 @@ def test_only_the_wire_and_its_values_know_messagepack() -> None:
 
 
 def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
-    """And what translates the rules, by the kinds of their fields."""
+    """And the module that translates the rules, by the kinds of their fields."""
     assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {
         *("errors", "schema.fields", "schema.json_schema", "schema.rules")
     }
 
 
 def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
-    """By the module of its own; integrations, which use only what is public, by the same clock."""
+    """By one module; integrations, which use public names only, read the same clock."""
     paths = {path_of(module) for module in ORDER}
     for path in paths | set((PACKAGE / "integrations").rglob("*.py")):
         text = path.read_text()
@@ -166,7 +166,7 @@ def test_time_limits_are_measured_by_a_clock_that_runs() -> None:
 
 
 def test_dependencies_are_the_three() -> None:
-    """But for what makes the command line nicer or faster, where it is there."""
+    """Apart from optional packages that make the command line nicer or faster."""
     allowed = {*sys.stdlib_module_names, "gevent", "msgpack", "marshmallow"}
     nicer = {"cli.terminal": {"tqdm"}, "cli": {"shtab"}, "verify.parsing": {"orjson"}}
     nicer |= {"report.charts": {"pygal"}, "report.page": {"jinja2", "markupsafe"}}

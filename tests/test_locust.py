@@ -1,4 +1,4 @@
-"""Real Locust, in a process of its own (importing it patches), loads an agent and tells how that went."""
+"""Real Locust, in a process of its own (importing it patches), loads an agent and reports the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AuditHandler under the standard library's logging: what is audited goes to the agent, everything else passes by."""
+"""AuditHandler under the standard library's logging: audit records go to the agent, and all others pass by."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from geventaudit.integrations.logging import AuditHandler
 
 
 class Handler(AuditHandler):
-    """Keeps what logging's own would print."""
+    """A handler that keeps the errors that logging would print."""
 
     def __init__(self, client: Client) -> None:
         super().__init__(client)

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's SDK and prometheus_client make of a client's figures, through an agent that comes and goes."""
+"""The figures of a client in OpenTelemetry's SDK and prometheus_client, while its agent comes and goes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GAUGES = {"messages_queued", "messages_spooled", "messages_in_flight", "connecti
 
 
 class Telemetry:
-    """A meter provider of its own, and what it would export now."""
+    """A meter provider of its own, and its current export."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()

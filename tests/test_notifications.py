@@ -1,4 +1,4 @@
-"""Notifications never wait for a reader, and readers get what there is and an end."""
+"""Notifications never wait for a reader, and readers get the backlog and an end."""
 
 from __future__ import annotations
 

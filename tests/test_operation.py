@@ -1,4 +1,4 @@
-"""One record for one block of code, whatever becomes of the block."""
+"""One record for one block of code, for each end of the block."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_nested(client: Client, got: list[Any]) -> None:
 def test_a_decorated_function(client: Client, got: list[Any]) -> None:
     @client.operation(record(operation_name="Rotate"))
     def rotate(vault: str, depth: int = 0, *, operation: Any = None) -> str:
-        """What it does."""
+        """Rotate a vault."""
         operation.add(custom_data={"vault": vault})
         if depth:
             rotate(vault + "'", depth - 1)
@@ -270,7 +270,7 @@ def test_a_decorated_function(client: Client, got: list[Any]) -> None:
             raise DeniedError("no")
         return vault.upper()
 
-    assert (rotate.__name__, rotate.__doc__) == ("rotate", "What it does.")
+    assert (rotate.__name__, rotate.__doc__) == ("rotate", "Rotate a vault.")
     assert rotate("a") == "A"
     with pytest.raises(DeniedError):
         rotate("bad")
@@ -519,7 +519,7 @@ def test_in_another_thread(client: Client, got: list[Any]) -> None:
 
 
 def test_a_kill_while_the_record_goes_to_disk_is_obeyed(folder: Path, socket_path: str) -> None:
-    """Only a spool that keeps everything waits; what ends the waiting is not the record's to swallow."""
+    """Only a spool that keeps everything waits, and the exception that ends the wait is passed on."""
     spool = Spool(folder / "spool.db", mode="always")
     with Client(lambda: DomainSocket(socket_path), spool=spool) as client:
 

@@ -23,7 +23,7 @@ from geventaudit.encoder.encoding import encode
 
 IS_COMPILED = Stats().encoder == "compiled"
 
-# At most so many times its baseline: about twice what it is, compiled or not.
+# The most multiples of the baseline: about twice the measured ones, compiled or not.
 SEND_OVER_PACK = 1.2 if IS_COMPILED else 20.0
 SEND_OVER_PACK_64_KIB = 1.5 if IS_COMPILED else 10.0
 SEND_OVER_PACK_OF_CALLERS = 1.5 if IS_COMPILED else 25.0

@@ -168,7 +168,7 @@ def test_a_frame_that_is_too_long_for_the_agent(socket_path: str) -> None:
 
 
 def test_the_socket_of_a_closed_agent_is_no_reader(socket_path: str) -> None:
-    """What is written into a connection that nobody ever accepted was read by nobody."""
+    """Frames in a connection that was never accepted were not read."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(socket_path)
         listener.listen(8)
@@ -208,7 +208,7 @@ def test_an_agent_that_can_store_nothing_for_a_while_costs_no_record(folder: Pat
         client.flush(60)
         stats = client.stats()
         assert stats.dropped == 0
-        if acks:  # without, what it read some time before it failed counts as delivered
+        if acks:  # without, records that it read some time before it failed count as delivered
             assert sorted(set(got)) == list(range(20))
         client.close()
 

@@ -1,4 +1,4 @@
-"""What holds for records of every shape, and for everything that is no record."""
+"""Properties of records of every shape, and of all values that are no records."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from geventaudit.delivery.quarantine import (
 
 # -- each transition ---------------------------------------------------------------------------------------------------
 #
-# A script is a list of events. ``next`` and ``wait`` check what the quarantine answers; all times are absolute.
+# A script is a list of events. ``next`` and ``wait`` check the answers of the quarantine; all times are absolute.
 
 Event = tuple[object, ...]
 
@@ -440,7 +440,7 @@ class World:
                 assert earlier in self.may_be_late, f"{record} overtook {earlier}"
         self.arrived.append(record)
 
-    # -- what is checked at the end
+    # -- checks at the end
 
     def check_settled(self) -> None:
         """Only poison is left or rejected, and a record is left only if no other could prove it guilty."""
@@ -470,7 +470,7 @@ class World:
 
 
 class Connection:
-    """One connection of a world: what the sender, the kernel and the agent do over it."""
+    """One connection of a world: the actions of the sender, the kernel and the agent over it."""
 
     def __init__(self, world: World, behaviour: Behaviour) -> None:
         self.world = world
@@ -583,7 +583,7 @@ class Connection:
             self.world.window.insert(self.ahead, record)
 
     def check_evidence(self, event: str) -> None:
-        """The rule, said once more: what must have happened before a record is rejected."""
+        """Check the rule: the events that must come before the rejection of a record."""
         world = self.world
         suspect = world.window[0]
         assert event == "hang-up"

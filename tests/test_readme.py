@@ -1,4 +1,4 @@
-"""What the README shows is true, and what it leaves to the documentation is there."""
+"""The README is true, and the documentation has the facts that the README leaves to it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_each_field_and_member_of_a_record_is_documented() -> None:
 
 
 def test_the_figures_are_those_of_one_run() -> None:
-    """Here, in the documentation, and in what ``python -m benchmarks --json`` wrote."""
+    """The README, the documentation and the output of ``python -m benchmarks --json`` agree."""
     page = (DOCS / "explanation" / "how-fast.md").read_text()
     run = json.loads((DOCS / "explanation" / "how-fast.json").read_text())
     assert not run["quick"]

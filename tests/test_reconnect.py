@@ -1,4 +1,4 @@
-"""How soon a client is connected again when its agent returns, whatever the backoff says."""
+"""A client is connected soon after its agent returns, for each delay of the backoff."""
 
 from __future__ import annotations
 

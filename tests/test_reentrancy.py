@@ -92,7 +92,7 @@ def interrupted(call: Callable[[], Any], at: int, act: Callable[[], Any]) -> boo
 
 
 class Situations:
-    """How the outer send() finds the client."""
+    """The states in which the outer send() finds the client."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -107,7 +107,7 @@ class Situations:
         if situation not in ("first use", "opening"):
             client.send(message(-1))
         if situation == "running":
-            client._gate = None  # what the compiled path leaves
+            client._gate = None  # only the path for messages that the gate did not accept
         if situation == "disk":
             client.send(message(-2))
             client.send(message(-3))

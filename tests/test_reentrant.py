@@ -36,7 +36,7 @@ class Zone(dt.tzinfo):
 
 
 def times(act: Callable[[], object]) -> dict[str, Any]:
-    """Return custom data whose second value of three runs *act* while it is packed."""
+    """Return custom data with three values; packing the second one runs *act*."""
     return {"a": MOMENT, "b": MOMENT.replace(tzinfo=Zone(act)), "c": MOMENT}
 
 

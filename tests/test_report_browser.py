@@ -1,4 +1,4 @@
-"""The page of ``geventaudit report`` in a real browser, whose page may run no script: Debian's ``chromium``."""
+"""The page of ``geventaudit report`` in a real browser, with a page that may run no script: Debian's ``chromium``."""
 
 from __future__ import annotations
 

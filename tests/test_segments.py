@@ -330,7 +330,7 @@ def test_many_magics_across_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def spans(frames: list[bytes]) -> list[tuple[int, int]]:
-    """Where each frame begins and ends in its segment, with its header."""
+    """Return the start and the end of each frame in its segment, with its header."""
     result, offset = [], HEADER_SIZE
     for frame in frames:
         result.append((offset, offset + OVERHEAD + len(frame)))
@@ -431,7 +431,7 @@ def test_cut_anywhere(sample: tuple[str, bytes]) -> None:
         whole = [seq for seq, (_, end) in enumerate(spans(FRAMES), 1) if end <= size]
         assert [seq for seq, _ in frames] == whole
         assert damaged == 0
-        # A number whose magic is there is in use.
+        # A number is in use if its magic is there.
         assert last == sum(start + 8 <= size for start, _ in spans(FRAMES))
 
 

@@ -1,4 +1,4 @@
-"""What other senders of the Forward protocol send: all modes, in recorded bytes and by the libraries themselves."""
+"""Frames of other senders of the Forward protocol: all modes, in recorded bytes and by the libraries themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arrived, as lines and as JSON: no text from outside moves, colours, begins a line, or hides behind another."""
+"""Arrived records as lines and as JSON: no text from outside moves, colours, begins a line, or hides another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP: every address of a name, dead peers, and how an agent that refuses is told from one that takes records."""
+"""TCP: every address of a name, dead peers, and the difference between agents that refuse and that take records."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def port_of(agent: Agent) -> int:
 
 @contextmanager
 def serving(serve: Callable[[Any], None], host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """A server that does what *serve* does with each connection; its port."""
+    """Call *serve* with each connection of a server; yield its port."""
     made: list[Any] = []
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -390,7 +390,7 @@ def test_best_effort_is_not_said_of_unix_sockets(socket_path: str, caplog: pytes
     assert "best effort" not in caplog.text
 
 
-# -- the error says what it looks like ---------------------------------------------------------------------------------
+# -- the error names the likely mistake --------------------------------------------------------------------------------
 
 
 def hangs_up_on_ping(sock: Any) -> None:
@@ -441,7 +441,7 @@ def test_the_error_names_the_likely_mistake(name: str, authority: trustme.CA) ->
 
 
 class SaltingAgent(AgentSide):
-    """As Fluent Bit: its HELO has a salt for users whether it has users or not."""
+    """As Fluent Bit: its HELO has a salt for users even if it has none."""
 
     def __init__(self) -> None:
         super().__init__("fluent-bit", "key", None)

@@ -163,7 +163,7 @@ def test_modes_and_assert_not_received_of_the_plugin(folder: Path, launcher: lis
     assert ">       audit_agent.assert_not_received(timeout=0" in out, "the line of the test is shown"
 
 
-# -- what arrived ------------------------------------------------------------------------------------------------------
+# -- arrived records ---------------------------------------------------------------------------------------------------
 
 
 def complaint_of(agent: AuditAgent, **fields: Any) -> str:
@@ -288,7 +288,7 @@ def test_the_error_of_waiting_lists_the_received_records() -> None:
         assert agent.messages == []
 
 
-# -- what it does ------------------------------------------------------------------------------------------------------
+# -- faults of the agent -----------------------------------------------------------------------------------------------
 
 
 def test_stalled_and_resumed() -> None:

@@ -41,7 +41,7 @@ _start_new_thread: Any = monkey.get_original("_thread", "start_new_thread")
 
 
 class NativeThread:
-    """A native thread, whether threading is patched or not; ``result`` when it is done."""
+    """A native thread, also if threading is patched; it has a ``result`` when it is done."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.result: Any = None
@@ -415,7 +415,7 @@ def test_a_failed_callback_does_not_stop_the_others() -> None:
 
 @pytest.mark.parametrize("destroyed", DESTROYED)
 def test_a_client_raises_after_the_end_of_its_thread(destroyed: bool) -> None:
-    """The system gives the next thread the number of one that ended, and nobody is there to deliver anything."""
+    """The system gives the next thread the number of one that ended, and no thread can deliver anything."""
     made: list[Client] = []
 
     def make() -> None:
@@ -486,7 +486,7 @@ def test_records_are_kept_or_handed_back_after_the_end_of_the_thread(folder: Pat
 @destroys_a_hub
 @pytest.mark.parametrize("kind", ["client", "base", "unused base"])
 def test_a_client_after_the_end_of_its_hub(folder: Path, kind: str) -> None:
-    """In the very thread that did it: what it sends then is refused, and what was undelivered is handed back."""
+    """In the thread that destroyed it: new records are refused, and undelivered ones are handed back."""
 
     def use() -> None:
         if kind == "client":
@@ -789,7 +789,7 @@ def test_threads_that_end_leave_nothing_registered() -> None:
 
 
 def test_a_thread_that_got_its_hub_late_is_answered_at_once() -> None:
-    """Its waits are ended by the other thread, and not by the look whether that still exists."""
+    """The other thread ends its wait, not the regular check that the hub exists."""
     took: list[float] = []
 
     def run() -> None:

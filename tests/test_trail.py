@@ -556,7 +556,7 @@ client.close(60)
 
 
 def live(folder: Path, records: int) -> tuple[list[Received], list[int], KeyCopy]:
-    """A trail through restarts of the agent and killed processes whose spools others adopt; *records* a process."""
+    """Make a trail through restarts of the agent and killed processes with adopted spools; *records* a process."""
     path, key = str(folder / "agent.sock"), str(folder / "seal.key")
     key_file.create(key)
     copy = KeyCopy("copy", *key_file.read_copy(key))

@@ -1,4 +1,4 @@
-"""What custom data may hold, and how it is carried."""
+"""The values of custom data, and their form on the wire."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_all_errors_are_reported() -> None:
 
 
 class Later(dt.datetime):
-    """A time whose methods are somebody's own; pendulum and pandas have such."""
+    """A time with methods of its own, as those of pendulum and pandas."""
 
     def utcoffset(self) -> dt.timedelta | None:
         gevent.sleep(0)

@@ -319,7 +319,7 @@ def test_records_after_an_end_are_found(path: Path) -> None:
 
 
 def test_continuing_after_a_cut_is_found(path: Path) -> None:
-    """Whoever has the key of number 15 cannot write other records of lower numbers, but may cut the tail and go on."""
+    """With the key of number 15, an attacker cannot forge lower numbers, but may cut the tail and go on."""
     state = {TRAIL.stream: Remembered(LAST, None)}
     again = writer()
     for body in BODIES[:10]:
@@ -330,7 +330,7 @@ def test_continuing_after_a_cut_is_found(path: Path) -> None:
 
 @pytest.mark.parametrize("later", [1, 5])
 def test_sealing_anew_with_a_later_key_is_found(path: Path, later: int) -> None:
-    """What was accepted before a takeover cannot be forged with the keys that were there."""
+    """Records from before a takeover cannot be forged with the keys of the takeover."""
     forger = writer()
     for _ in range(10 + later):
         forger.send()
@@ -908,7 +908,7 @@ def test_the_audit_type_is_covered(path: Path) -> None:
 
 
 def test_the_kind_of_a_record_is_that_of_the_first_key_that_has_one() -> None:
-    """Whatever the order of the line, and the seed of hashes."""
+    """For each order of the line, and each seed of hashes."""
     keys = {"Type": "DataPlane", "AuditType": "web-log", "AuditTag": "AsmAuditCP"}
     for order in itertools.permutations(keys):
         assert kind_of({key: keys[key] for key in order}) == "AsmAuditCP"

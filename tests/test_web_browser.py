@@ -156,7 +156,7 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def logs(self) -> list[str]:
-        """Return what the console has shown since the last call."""
+        """Return the lines of the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
@@ -570,7 +570,7 @@ def test_with_a_token(chromium: Browser, folder: Path) -> None:
     browser.logs()
 
 
-# -- for everybody -----------------------------------------------------------------------------------------------------
+# -- accessibility -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("records")

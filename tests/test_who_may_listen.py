@@ -1,4 +1,4 @@
-"""Records are worth stealing: who is spoken to, who is let in, and what a stranger can do to an agent."""
+"""Checks of the peer: by the client, by the agent, and the effect of hostile peers on an agent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_directory_that_all_users_can_write_to_is_refused(folder: Path, got: l
 def test_a_link_in_a_directory_of_all_users_is_refused(
     target: str, relative: bool, folder: Path, got: list[Received], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it leads to is safe; but anybody can lead it elsewhere."""
+    """The target of the link is safe, but every user can replace the link."""
     safe, open_to_all = folder / "safe", folder / "open"
     safe.mkdir()
     open_to_all.mkdir()
@@ -122,7 +122,7 @@ def port_of(agent: Agent) -> int:
 def test_messages_received_over_tls_are_handed_over_at_stop(
     tls_agent: Agent, got: list[Received], authority: trustme.CA, acks: bool
 ) -> None:
-    """It is decrypted, also what comes after the agent has said that it ends."""
+    """They are decrypted, also those that come after the agent has announced its end."""
     connection = TCP(("localhost", port_of(tls_agent)), ssl=client_context(authority), require_ack=acks)
     connection.write([encode(message(0), 0)])
     eventually(lambda: got)
@@ -291,7 +291,7 @@ def test_the_error_names_a_missing_key(keyed_agent: Agent) -> None:
 
 
 def impostor(answer: Any) -> Any:
-    """An agent that says HELO and answers what it likes to the PING."""
+    """Return the socket of an agent that says HELO, and gives *answer* to the PING."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -393,7 +393,7 @@ def test_users_without_a_key(got: list[Received]) -> None:
 )
 @pytest.mark.parametrize("name", ["shared_key", "username", "password"])
 def test_secrets_that_cannot_be(name: str, value: Any, kind: type[Exception], words: str, got: list[Received]) -> None:
-    """Nobody is asked before, and what they are is in no part of the error."""
+    """They are refused before any connection, and the error does not contain them."""
     options: dict[str, Any] = {"shared_key": "x", "username": "u", "password": "p", name: value}
     with Agent(("127.0.0.1", 0), got.append, shared_key="x") as agent:
         with pytest.raises(kind, match=f"^{name} {words}") as caught:
@@ -498,7 +498,7 @@ def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPat
 
 
 def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pytest.LogCaptureFixture) -> None:
-    """An honest client is served while a frame full of rule breakers is gone through, of which not all are told."""
+    """An honest client is served while a frame full of invalid records is checked. Not all of these are reported."""
     entries = 20_000
     with Agent(("127.0.0.1", 0), got.append) as agent:
         with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:
@@ -522,7 +522,7 @@ def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pyte
 
 
 def test_a_killed_connection_hands_over_read_messages(got: list[Received]) -> None:
-    """A sender without acknowledgements takes what was read for delivered."""
+    """A sender without acknowledgements counts read records as delivered."""
     agent: Agent
 
     def take(received: Received) -> None:
@@ -582,7 +582,7 @@ def test_a_killed_connection_ends(stubborn: bool, monkeypatch: pytest.MonkeyPatc
 
 
 def test_valid_messages_are_handed_over_as_soon_as_they_are_read(got: list[Received]) -> None:
-    """Then whoever knows that the agent has read it knows that it has it, in one process."""
+    """So in one process, a message that the agent has read is one that the agent has."""
     with Agent(("127.0.0.1", 0), got.append) as agent:
         agent.stop_reading()
         with socket.create_connection(("127.0.0.1", port_of(agent)), timeout=20) as sock:

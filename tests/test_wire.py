@@ -1,4 +1,4 @@
-"""Frames: what is made, and what is made of what comes in."""
+"""Frames: encoding and decoding."""
 
 from __future__ import annotations
 

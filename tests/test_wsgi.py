@@ -1,4 +1,4 @@
-"""The WSGI middleware: one record for each request, whatever the application, the client and the agent do."""
+"""The WSGI middleware: one record for each request, through all faults of application, client and agent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Trail:
-    """A client, and what arrived at its agent."""
+    """A client, and the records that arrived at its agent."""
 
     def __init__(self, client: Client, got: list[Any]) -> None:
         self.client = client
@@ -86,7 +86,7 @@ def answer(status: str = "200 OK", body: Iterable[bytes] = (b"done\n",)) -> App:
 
 
 def call(app: Any, path: str = "/things/7", method: str = "GET", **environ: Any) -> tuple[str, bytes]:
-    """Do with *app* what a server does; the status and the body."""
+    """Call *app* as a server does. Return the status and the body."""
     told = {
         "PATH_INFO": path,
         "REQUEST_METHOD": method,
@@ -137,7 +137,7 @@ def get(path: str, *headers: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-# -- what a record says ------------------------------------------------------------------------------------------------
+# -- the content of a record -------------------------------------------------------------------------------------------
 
 
 def test_the_defaults_over_a_real_socket(trail: Trail) -> None:
@@ -266,7 +266,7 @@ def test_the_targets_of_a_path(trail: Trail, path: str, targets: dict[str, str |
     assert trail.record().target_resources == {"Path": [TargetResource(path)], **expected}
 
 
-# -- who called --------------------------------------------------------------------------------------------------------
+# -- the caller --------------------------------------------------------------------------------------------------------
 
 TRUSTED = ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48", "::ffff:192.0.2.8"]
 
@@ -501,7 +501,7 @@ def test_an_application_that_gives_no_status(trail: Trail) -> None:
 
 @pytest.mark.parametrize("end", [StopIteration, None, KeyError])
 def test_a_connection_that_the_application_takes_over(trail: Trail, end: type[Exception] | None) -> None:
-    """A WebSocket: no status is given, and gunicorn is told by a StopIteration that nothing is left for it to do."""
+    """A WebSocket: no status is given, and a StopIteration ends the request for gunicorn."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if end is not None:
@@ -526,7 +526,7 @@ def test_a_connection_that_the_application_takes_over(trail: Trail, end: type[Ex
 
 
 def test_an_application_that_names_its_arguments(trail: Trail) -> None:
-    """Not as WSGI says; servers take it all the same, and so must what stands before them."""
+    """WSGI forbids it, and servers take it all the same, so the middleware must take it, too."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         start_response("201 Created", headers=[], exc_info=None)
@@ -596,7 +596,7 @@ def test_responses_are_unchanged(trail: Trail, body: Any, version: str) -> None:
 
 
 def test_servers_still_see_lengths_and_files(trail: Trail) -> None:
-    """What they are good for: Content-Length without chunks, and sendfile."""
+    """They use them for Content-Length without chunks, and for sendfile."""
     environ: dict[str, Any] = {"wsgi.file_wrapper": FileWrapper}
     setup_testing_defaults(environ)
     file = io.BytesIO(b"x")
@@ -617,7 +617,7 @@ def test_servers_still_see_lengths_and_files(trail: Trail) -> None:
     assert len(trail.records()) == 3, "one for each, however often it is closed"
 
 
-# -- what can be changed -----------------------------------------------------------------------------------------------
+# -- hooks and options -------------------------------------------------------------------------------------------------
 
 
 def test_describe_changes_and_vetoes(trail: Trail) -> None:
@@ -724,7 +724,7 @@ def test_an_application_that_is_none() -> None:
         AuditMiddleware(None, client)  # type: ignore[arg-type]
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_application_answers_after_the_client_closed(trail: Trail) -> None:
@@ -897,13 +897,13 @@ HOSTILE = [
     ],
 )
 def test_the_user_agent_of_a_client(trail: Trail, agent: str, recorded: str) -> None:
-    """WSGI hands bytes over as Latin-1; what is no text, or no line, is escaped."""
+    """WSGI hands bytes over as Latin-1. Bytes that are no text, or no line, are escaped."""
     call(AuditMiddleware(answer(), trail.client), HTTP_USER_AGENT=agent)
     assert trail.record().caller_agent == recorded
 
 
 def test_hostile_requests_make_valid_records_or_none(trail: Trail) -> None:
-    """Each is answered as without the middleware; what the application saw, and only that, is on record."""
+    """Each is answered as without the middleware. The record has exactly the facts that the application saw."""
     seen: list[str] = []
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

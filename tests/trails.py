@@ -50,12 +50,12 @@ def seal_at(node: KeyNode) -> Seal:
 
 
 class Writer:
-    """One client of a process, whose frames go to a list."""
+    """One client of a process; its frames go to a list."""
 
     def __init__(self, seal: Seal | None) -> None:
         self.encoder = Encoder(is_sealed=seal is not None)
         self.stamper = Stamper(seal, self.encoder)
-        with mock.patch.object(engine, "Chain", None):  # one whose keys a test can read and change
+        with mock.patch.object(engine, "Chain", None):  # the plain one, so that a test can read and change the keys
             self.stamper.open()
         self.frames: list[bytes] = []
         self._now = FIRST_TIME

@@ -57,7 +57,7 @@ class Link:
         self.received = 0
         """Bytes read."""
         self.handled = 0
-        """Bytes read whose messages were handed over and acknowledged."""
+        """Bytes of messages that were handed over and acknowledged."""
         self.goal = 0
         """Bytes to be handled before the connection may be closed."""
         self.unfinished = 0

@@ -17,7 +17,7 @@ EMPTY_STAMP = bytes((0xA0 + len(KEY),)) + KEY.encode() + b"\xc0"
 
 
 class Draft(bytes):
-    """A frame whose stamp is nil, which has no number yet."""
+    """A frame with nil in place of its stamp: it has no number yet."""
 
     cut: int
     """The place of the nil, which the stamp replaces."""
@@ -34,7 +34,7 @@ class Draft(bytes):
     stamped = b""
     """The frame with its stamp; empty before it has one."""
     pending: Any = None
-    """What the outbox returned for the frame."""
+    """The result of the outbox for the frame."""
 
 
 def draft(frame: bytes, cut: int, body: int, unix_time: float) -> Draft:

@@ -7,7 +7,7 @@
 
 Responders declare their operations by ``@audited``, when they are called.
 
-Who is signed in, Falcon does not know. A middleware that signs users in says so::
+Falcon does not know the user. A middleware that signs users in sets it::
 
     if (facts := facts_of(req.env)) is not None:
         facts.user = name

@@ -56,7 +56,7 @@ class Backlogs:
         return [*self.earlier, *added], sum(count for _, count in counted)
 
     def own_of(self, stream: Stream) -> Backlog:
-        """Return the backlog of this run, whose folder is open now."""
+        """Return the backlog of this run. Its folder is open now."""
         last = self.folder.last_seq
         return Backlog(self.folder, stream, self._counters, base=last, last=last, count=0)
 
@@ -75,7 +75,7 @@ class Backlogs:
         return advances
 
     def finished(self, advances: Iterable[tuple[Backlog, int]]) -> list[Backlog]:
-        """Return the earlier backlogs whose records are all settled, as their folders know after *advances*."""
+        """Return the earlier backlogs without unsettled records, as their folders know after *advances*."""
         known = [backlog for backlog, _ in advances]
         return [each for each in self.earlier if each.is_finished and (each in known or not each.is_advance_due)]
 

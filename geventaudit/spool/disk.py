@@ -36,7 +36,7 @@ class Job(Generic[_T]):
         self.done = done
         """Called when the job is over: in the hub, except for the last job of a thread. Called again if it raises."""
         self.attempts = 0
-        """How often ``done`` has raised."""
+        """The number of times that ``done`` has raised."""
         self.is_noted = False
         """Set by ``done`` in the moment in which it changes the state, so that it does not change it twice."""
         self.is_finished = False

@@ -127,7 +127,7 @@ class Gaps:
 
 
 class Rejected:
-    """The lines whose records no key authenticates: a million of them, and streams as a whole."""
+    """The lines of records that no key authenticates: a million of them, and streams as a whole."""
 
     def __init__(self) -> None:
         self.streams: set[str] = set()
@@ -196,14 +196,14 @@ class StreamReport:
     duplicate_places: list[str] = field(default_factory=list)
     """The first numbers with duplicates, each with places."""
     altered: Examples = field(default_factory=Examples)
-    """Records that no key authenticates, or whose envelope says something else."""
+    """Records that no key authenticates, or that contradict their envelope."""
     beside_valid: Examples = field(default_factory=Examples)
     """Altered copies of a number that has an authentic record too."""
     two_contents: Examples = field(default_factory=Examples)
     too_far: Examples = field(default_factory=Examples)
     digest_mismatch: Examples = field(default_factory=Examples)
     unchecked_digests: int = 0
-    """Checkpoints whose digest cannot be computed, since records before are missing or altered."""
+    """Checkpoints with a digest that cannot be computed, since records before are missing or altered."""
     first_unchecked: int = 0
     """The number of the first one."""
     checkpoints: int = 0
@@ -242,7 +242,7 @@ class StreamReport:
 
     @property
     def digests_text(self) -> str:
-        """The checkpoints whose digest was not checked; empty for none."""
+        """A text about the checkpoints with an unchecked digest; empty for none."""
         count, first = self.unchecked_digests, self.first_unchecked
         if not count:
             return ""

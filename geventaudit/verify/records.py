@@ -87,7 +87,7 @@ class RecordReader:
     def __init__(self, *, with_digest: bool) -> None:
         self._with_digest = with_digest
         self.uncovered: dict[str, int] = {}
-        """How often each key of an agent's own was seen, which no seal covers."""
+        """The occurrences of each key that agents added, which no seal covers."""
 
     @property
     def is_plain(self) -> bool:

@@ -51,7 +51,7 @@ def here(name: str, folder: Path, certificates: Certificates, agent: FluentBit) 
 
 @pytest.mark.parametrize("name", FILES)
 def test_killed_ten_times_under_load(name: str, folder: Path) -> None:
-    """What it has acknowledged is on disk, and arrives after the next start."""
+    """Acknowledged records are on disk, and arrive after the next start."""
     certificates = Certificates(folder)
     options: dict[str, Any] = {
         "configuration": partial(here, name, folder, certificates),

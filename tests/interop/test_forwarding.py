@@ -131,7 +131,7 @@ def test_the_agent_with_tls_and_keys(kind: str, acks: bool, folder: Path) -> Non
 
 @pytest.mark.parametrize("compress", [None, "gzip"])
 def test_the_agent_restarts(compress: str | None, folder: Path) -> None:
-    """With acknowledgements, Fluent Bit sends again what it does not know to be delivered."""
+    """With acknowledgements, Fluent Bit sends records again that it does not know to be delivered."""
     options = {"require_ack_response": "on", **({"compress": compress} if compress else {})}
     got: list[Received] = []
     service = {"scheduler.base": 1, "scheduler.cap": 1}

@@ -1,4 +1,4 @@
-"""Fluent Bit is restarted and killed under load, and pauses its input: lost is only what the README's table says."""
+"""Fluent Bit is restarted and killed under load, and pauses its input."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ class Audit:
         self._ended.pop(request.id, None)
 
     def _on_failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
-        """Record a run whose process died, or was killed at the time limit."""
+        """Record a run that lost its process, or was killed at the time limit."""
         if not self._is_left(sender, task_id) or isinstance(exception, Ignore | Reject | Retry):
             return
         self._note_end(task_id)  # Celery reports a time limit twice

@@ -30,7 +30,7 @@ class ProcessClients:
 
     def __init__(self, make_client: Callable[[], AuditClient], close_timeout: float) -> None:
         self.is_pool_process = False
-        """True in a process of a prefork pool, whose main thread waits for tasks outside of gevent."""
+        """True in a process of a prefork pool: its main thread waits for tasks outside of gevent."""
         self._make_client = make_client
         self._close_timeout = close_timeout
         self._process = os.getpid()

@@ -35,7 +35,7 @@ class Request:
     )
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        # Read now what applications and middlewares inside may rewrite: a peer is trusted for who it really is.
+        # Read these now: applications and middlewares inside may rewrite them, such as the address of a trusted peer.
         self.environ = environ
         self.facts = RequestFacts()
         self.method: str = environ["REQUEST_METHOD"].upper()  # as frameworks do: "delete" deletes

@@ -89,7 +89,7 @@ class _Body:
             self._on_end(self._request)
 
     def __del__(self) -> None:
-        # Whoever calls an application must close its response, and some middlewares forget. In a greenlet of its own:
+        # The caller of an application must close its response, and some middlewares forget. In a greenlet of its own:
         # garbage may be collected in the middle of a send().
         if not self._request.is_over:
             try:
