@@ -119,7 +119,7 @@ cdef extern from *:
     void ga_set_call(PyTypeObject* type)
     void ga_set_lookup(PyTypeObject* type)
 
-_alive = []  # what the tables refer to
+_alive = []  # the objects in the tables
 
 
 def make_cheap(*classes):
@@ -157,7 +157,7 @@ def replace(record, /, **changes):
 
 
 def make_lookups_cheap(metaclass, classes):
-    """Let the members of enumerations be found as attributes of a class are: Python 3.11 asks ``__getattr__``."""
+    """Make the members of enumerations plain attributes of their class: Python 3.11 finds them by ``__getattr__``."""
     for cls in classes:
         for name, member in cls.__members__.items():
             type.__setattr__(cls, name, member)

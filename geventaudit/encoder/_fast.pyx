@@ -2,7 +2,7 @@
 """The plan, executed in C: one walk over a message that checks each value and appends MessagePack to one buffer.
 
 The walk runs no Python code and allocates nothing that the garbage collector tracks. So no other thread, signal handler
-or finalizer runs in the middle of it, and references to what the message holds stay valid without counting them. A
+or finalizer runs in the middle of it, and references to the parts of the message stay valid without being counted. A
 value that needs Python code ends the walk with a code. The code's value is then packed apart, from copies of its
 containers, and the walk begins anew with those bytes in place of the value.
 
@@ -122,7 +122,7 @@ cdef enum:
     KEY_BYTES = 32
     BLOCK = 64  # bytes that SHA-256 takes at a time
 
-cdef enum:  # what a walk returns
+cdef enum:  # the results of a walk
     DONE = 0
     UNSURE = -1
     NEEDS_PYTHON = -2
@@ -149,7 +149,7 @@ cdef struct Buffer:
     Py_ssize_t used
     Py_ssize_t size
     Py_ssize_t limit
-    Py_ssize_t values  # that custom data may still hold
+    Py_ssize_t values  # the values that custom data may still hold
     Py_ssize_t cut  # the place of the nil of an empty stamp
     Py_ssize_t ready_cut  # the same in custom data that needed Python code
     Py_ssize_t body  # the place of the body
@@ -371,7 +371,7 @@ cdef class Node:
     cdef bytes packed(self, value, Py_ssize_t* cut):
         """Return the MessagePack of a value that needs Python code; None to let marshmallow decide.
 
-        Custom data alone sets *cut*, to the place of the nil of an empty stamp. Raises what that code raises.
+        Custom data alone sets *cut*, to the place of the nil of an empty stamp. Exceptions of that code propagate.
         """
         return None
 
@@ -547,7 +547,7 @@ cdef class Items(Node):
         if texts == NULL:
             return UNSURE
         i = out.used
-        if write_all(self.inner, out, items, size) == DONE:  # checks them; what it wrote is taken back
+        if write_all(self.inner, out, items, size) == DONE:  # checks the items; its bytes are taken back
             out.used = i
             for i in range(size):
                 texts[i].data = utf8(items[i], &texts[i].size)
@@ -574,7 +574,10 @@ cdef int write_all(Node node, Buffer* out, PyObject** items, Py_ssize_t size) no
 
 
 cdef Pair* sorted_pairs(PyObject* mapping, Pair* few) noexcept:
-    """Return the pairs of a dict, sorted by their keys; *few*, or else to be freed. NULL if a key is no plain text."""
+    """Return the pairs of a dict, sorted by their keys: in *few* if they fit, else in memory that the caller frees.
+
+    NULL if a key is no plain text.
+    """
     cdef Py_ssize_t pos = 0, count = 0, size = PyDict_Size(mapping)
     cdef PyObject* key
     cdef PyObject* value
@@ -658,7 +661,7 @@ cdef class Groups(Node):
 
 
 cdef class Custom(Node):
-    """Custom data. :meth:`write` writes what needs no Python code."""
+    """Custom data. :meth:`write` writes values that need no Python code."""
 
     cdef int max_depth
     cdef bint has_timestamps, is_json_safe, is_stamped, is_sealed
@@ -1322,7 +1325,7 @@ cdef class Gate:
             chain.is_busy = False
 
     cdef int wake_sender(self) except -1:
-        if self.wake.is_armed:  # first: whatever fails afterwards, nothing was accepted
+        if self.wake.is_armed:  # first: if this fails, nothing was accepted
             self.event.set()
             self.wake.is_armed = False  # until the sender looks for work again
         return 0
@@ -1350,7 +1353,7 @@ cdef class Gate:
 
 
 def send(self, msg, *, timeout=0.0):
-    """Send by the gate of a client, or else carefully."""
+    """Send by the gate of a client, or by the Python path if the gate does not accept the message."""
     cdef Gate gate = self._gate
     frame = None
     if gate is not None and (timeout is None or timeout == 0.0):
