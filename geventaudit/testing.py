@@ -1,8 +1,7 @@
-"""For the tests of an audit trail: an agent that remembers what arrived and can be told to misbehave.
+"""For the tests of an audit trail: an agent that keeps the received messages, and misbehaves on request.
 
-With pytest, the fixtures ``audit_agent`` and ``audit_client`` are there once geventaudit is installed. Their module,
-``pytest_geventaudit``, stands beside this package and not in it: pytest imports it before any ``conftest.py`` can
-monkey-patch, and importing a part of this package imports gevent.
+geventaudit installs the fixtures ``audit_agent`` and ``audit_client`` of pytest. Their module is not in this package:
+pytest imports it before any ``conftest.py`` can monkey-patch, and importing a part of this package imports gevent.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from .transport import DomainSocket
 __all__ = ["AuditAgent", "Mode", "ReceivedList"]
 
 Mode = Literal["reads", "acks", "no_acks", "stalled", "away"]
-"""The way in which an :class:`AuditAgent` begins.
+"""The state in which an :class:`AuditAgent` begins.
 
 ===========  ===================================================  ============================
 mode         the agent                                            its clients ask for acks
@@ -60,7 +59,7 @@ _MISSING = object()
 
 
 class ReceivedList(list[Received]):
-    """Messages that arrived, in their order."""
+    """The received messages, in their order."""
 
     def filter(self, **fields: Any) -> ReceivedList:
         """Return the records with these *fields*, compared as by :meth:`AuditAgent.assert_received`.
@@ -88,27 +87,27 @@ class ReceivedList(list[Received]):
 class AuditAgent:
     """A real agent on a Unix socket in a folder of its own. A context manager; it runs from entering to leaving.
 
-    When the block ends, what the agent's sockets have received by then is read, recorded and acknowledged before they
-    close. That takes at most 5 seconds. A stalled agent reads nothing then either.
+    When the block ends, the agent reads, records and acknowledges all data that its sockets have received, and closes
+    them. This takes at most 5 seconds. A stalled agent reads nothing then either.
 
-    It lives in a native thread of its own, so that it answers whatever the test does meanwhile: a test that is not
-    monkey-patched may wait for a subprocess that sends to it. Everything that waits here lets other greenlets run.
+    The agent runs in a native thread of its own, so that it always answers: a test that is not monkey-patched may wait
+    for a subprocess that sends to it. All methods that wait let other greenlets run.
 
-    :param mode: the way in which the agent begins, see :data:`Mode`. The methods change it later: :meth:`resume`,
+    :param mode: the state in which the agent begins; see :data:`Mode`. The methods change it later: :meth:`resume`,
         :meth:`acknowledge`, :meth:`start`.
-    :param web: also show what arrives on a page in the browser, at :attr:`url`, which is printed on standard error.
-    :raises ValueError: *mode* is none.
+    :param web: also serve a page with the received messages, at :attr:`url`, which is printed on standard error.
+    :raises ValueError: *mode* is not one of these.
     """
 
     address: str
-    """The path of the socket, from entering on: for the service under test."""
+    """The path of the socket, for the service under test; set when the block begins."""
     url: str
-    """The address of the page, from entering on; empty without *web*."""
+    """The address of the page, set when the block begins; empty without *web*."""
     received: ReceivedList
-    """All that arrived and is valid, heartbeats included, in its order. May be cleared, and filtered:
+    """The valid messages that arrived, heartbeats included, in their order. May be cleared, and filtered:
     ``agent.received.filter(operation_name="RotateKey")``."""
     refused: list[Refused]
-    """All that arrived and breaks the rules. May be cleared."""
+    """The messages that arrived and break the rules. May be cleared."""
 
     def __init__(self, *, mode: Mode = "reads", web: bool = False) -> None:
         if mode not in get_args(Mode):
@@ -165,20 +164,20 @@ class AuditAgent:
 
     @property
     def messages(self) -> list[Msg]:
-        """The messages with records that arrived, in their order."""
+        """The received messages with records, in their order."""
         return self.received.messages
 
     @property
     def records(self) -> list[Record]:
-        """Their records."""
+        """The received records, in their order."""
         return self.received.records
 
     def wait_for(self, count: int, timeout: float = 10.0) -> list[Msg]:
-        """Wait until at least *count* records have arrived; all that have.
+        """Wait until at least *count* records have arrived. Return all of them.
 
         :param timeout: seconds.
-        :raises AssertionError: fewer arrived in that time; it says which, and what was refused.
-        :raises TypeError, ValueError: for a count or a time that is none.
+        :raises AssertionError: fewer arrived in that time; the error lists them, and the refused messages.
+        :raises TypeError, ValueError: the count or the time is invalid.
         """
         __tracebackhide__ = True
         if isinstance(count, bool) or not isinstance(count, int):
@@ -188,14 +187,14 @@ class AuditAgent:
         raise AssertionError(f"{len(self.messages)} of {count} records arrived within {timeout} s{self._told()}")
 
     def assert_received(self, *, timeout: float = 5.0, **fields: Any) -> Msg:
-        """Wait until a record with these *fields* has arrived; the first such message.
+        """Wait until a record with these *fields* has arrived. Return the first such message.
 
         :param timeout: seconds.
         :param fields: fields of the record by their names in :class:`~geventaudit.Record`, and ``audit_type``. Of a
-            mapping (``custom_data={"ticket": 4711}``), only what is given is looked at; all else must be equal, with
-            categories and access levels in any order.
-        :raises AssertionError: there is none in that time; it shows what is different in the nearest.
-        :raises TypeError, ValueError: for a name that is not a field of a record, and for a time that is none.
+            mapping (``custom_data={"ticket": 4711}``), only the given keys are compared. All other values must be
+            equal, with categories and access levels in any order.
+        :raises AssertionError: there is none in that time; the error shows the differences of the nearest record.
+        :raises TypeError, ValueError: a name is not a field of a record, or the time is not a number of seconds.
         """
         __tracebackhide__ = True
         expected = _expected(fields)
@@ -212,7 +211,7 @@ class AuditAgent:
         First wait up to 5 seconds until the clients of :meth:`make_client` have delivered their records, unless the
         agent is stalled or away.
 
-        :param timeout: seconds to wait for a record of another client: of a service, say.
+        :param timeout: seconds to wait for a record of another client, such as one of a service.
         :param fields: as of :meth:`assert_received`. Without fields, no record at all may arrive.
         :raises AssertionError: there is such a record; the first one is shown in full.
         :raises TypeError, ValueError: a name is not a field of a record, or the time is not a number of seconds.
@@ -290,7 +289,7 @@ class AuditAgent:
     def make_client(self, *, require_ack: bool | None = None, **options: Any) -> Client:
         """Return a client of this agent, with *options* as for :class:`~geventaudit.Client`. It closes with the agent.
 
-        :param require_ack: ask for acknowledgements; None as the mode says.
+        :param require_ack: ask for acknowledgements; None for the choice of the mode.
         """
         if require_ack is None:
             require_ack = self._mode in ("acks", "no_acks")
@@ -301,7 +300,7 @@ class AuditAgent:
         return client
 
     def stall(self) -> None:
-        """Read nothing any more, as a stuck agent does."""
+        """Stop reading, as a stuck agent does."""
         self._do(lambda agent: agent.stop_reading())
 
     def resume(self) -> None:
@@ -309,22 +308,22 @@ class AuditAgent:
         self._do(lambda agent: agent.resume_reading())
 
     def acknowledge(self, yes: bool) -> None:
-        """Acknowledge what comes from now on, or not. It does, until told otherwise."""
+        """Acknowledge messages from now on, or stop acknowledging them."""
         self._do(lambda agent: agent.resume_acknowledging() if yes else agent.stop_acknowledging())
 
     def hang_up(self) -> None:
-        """Close all connections, and go on listening."""
+        """Close all connections, and continue to listen."""
         self._do(lambda agent: agent.hang_up())
 
     def stop(self, timeout: float = 0.0) -> None:
-        """Go away: close all connections and listen no more, until :meth:`start`.
+        """Close all connections, and stop listening until :meth:`start`.
 
-        :param timeout: seconds for reading what has been sent before; with 0 it stays unread, as when an agent dies.
+        :param timeout: seconds for reading the received messages; with 0 they stay unread, as when an agent dies.
         """
         self._do(lambda agent: agent.stop(timeout))
 
     def start(self) -> None:
-        """Come back after :meth:`stop`, on the same address."""
+        """Listen again after :meth:`stop`, on the same address."""
         self._do(lambda agent: agent.start())
 
     def restart(self, timeout: float = 0.0) -> None:
@@ -342,7 +341,7 @@ class _Thread:
 
     def __init__(self, agent: Agent, page: Page | None = None) -> None:
         self.agent = agent
-        """For looking; :meth:`do` changes it."""
+        """For reading its state; :meth:`do` changes it."""
         self._page = page
         self._home: HubThread | None = None
         self._over: Event | None = None
@@ -359,9 +358,9 @@ class _Thread:
             raise self._error
 
     def do(self, act: Callable[[Agent], object]) -> None:
-        """Call *act* with the agent, in its thread, and wait until that is done.
+        """Call *act* with the agent, in its thread, and wait for the result.
 
-        :raises Exception: what it raises.
+        :raises Exception: *act* raised it.
         """
         home = self._home
         if home is None or self._ended:
@@ -431,10 +430,10 @@ def _lines_of(msg: Msg) -> list[str]:
 
 
 def _normal(name: str, value: Any) -> Any:
-    """*value* as a record that arrived would have it."""
+    """Return *value* as a record that arrived would have it."""
     try:
         return _FIELDS[name].deserialize(value)
-    except Exception:  # audit_type; what no record can have, and so is not found; what is equal to anything
+    except Exception:  # audit_type; a value that no record can have, and so is not found; one that is equal to anything
         return value
 
 
