@@ -7,7 +7,7 @@
 
 Responders declare their operations by ``@audited``, when they are called.
 
-Falcon does not know the user. A middleware that signs users in sets it::
+Falcon does not know the user. A middleware that signs users in sets the name::
 
     if (facts := facts_of(req.env)) is not None:
         facts.user = name
