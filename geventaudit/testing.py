@@ -184,7 +184,7 @@ class AuditAgent:
             raise TypeError(f"count must be a whole number of records, got {show(count)}")
         if self._wait(lambda: len(self.messages) >= count, timeout):
             return self.messages
-        raise AssertionError(f"{len(self.messages)} of {count} records arrived within {timeout} s{self._told()}")
+        raise AssertionError(f"{len(self.messages)} of {count} records arrived within {timeout} s{self._hints()}")
 
     def assert_received(self, *, timeout: float = 5.0, **fields: Any) -> Msg:
         """Wait until a record with these *fields* has arrived. Return the first such message.
@@ -202,7 +202,7 @@ class AuditAgent:
         if (found := self._first(expected)) is not None:
             return found
         raise AssertionError(
-            f"no record{_with(fields)} arrived within {timeout} s{self._nearest(expected)}{self._told()}"
+            f"no record{_with(fields)} arrived within {timeout} s{self._nearest(expected)}{self._hints()}"
         )
 
     def assert_not_received(self, *, timeout: float = 0.1, **fields: Any) -> None:
@@ -267,7 +267,7 @@ class AuditAgent:
         lines.append("in full, but for what is empty:")
         return "\n".join([*lines, *_lines_of(nearest)])
 
-    def _told(self) -> str:
+    def _hints(self) -> str:
         """Return further hints: names, and refusals on both sides."""
         lines = []
         names = [each.operation_name for each in self.records]

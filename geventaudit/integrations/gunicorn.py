@@ -12,19 +12,18 @@ such hooks already calls these from them.
 hook                  does
 ====================  ==============================================================================================
 ``post_worker_init``  in a worker that is ready: starts its clients that have a spool, so that the records of a dead
-                      worker are sent without waiting for a request; and notes when the worker is to end, and how
-``worker_exit``       in a worker that ends: closes its clients, all at once, within what is left of
-                      ``graceful_timeout``
+                      worker are sent without waiting for a request; and notes the signals that end the worker
+``worker_exit``       in a worker that ends: closes its clients, all at once, within the rest of ``graceful_timeout``
 ``child_exit``        in the master, when a worker is gone: says in gunicorn's log which spool it left
 ====================  ==============================================================================================
 
-The master itself takes over nothing: that needs a client at work, and greenlets that run in a master go on in every
-worker that it forks later. Nor does it have to. The lock of a spool's folder ends with its process; the worker that the
+The master itself sends no spool: that needs a running client, and greenlets of a master continue in every worker that
+it forks later. The lock of a spool's folder ends with its process; the worker that the
 master starts in the place of a dead one sends the records of that folder, and the others look for it every 30 seconds.
 
-A worker that gave no sign of life for ``timeout`` is sent SIGABRT, and SIGKILL a second later: where Python can still
-answer, ``worker_exit`` drains for half of that, and keeps the rest in a spool. A worker that is killed at once runs no
-hook. Its accepted records are in its spool then with ``mode="always"``, and undelivered ones are lost without.
+A worker without a sign of life for ``timeout`` gets SIGABRT, and SIGKILL a second later. If Python can still answer,
+``worker_exit`` drains for half a second, and keeps the rest in a spool. A worker that is killed at once runs no hook:
+undelivered records are lost, unless the spool has ``mode="always"``.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from geventaudit import AuditClient, Client, ConnectionFailedError, live_clients
 
 __all__ = ["child_exit", "post_worker_init", "worker_exit"]
 
-# What of the graceful timeout is not for draining: a spool may take that long to keep what is left. Seconds.
+# Seconds of the graceful timeout that are not for draining: a spool may take that long to keep the rest.
 _RESERVE = 1.0
 
-# How long an aborted worker drains. gunicorn kills it a second after the SIGABRT, also while it keeps what is left.
+# Seconds that an aborted worker drains. gunicorn kills it a second after the SIGABRT, also while it keeps the rest.
 _ABORTED = 0.5
 
-_told_to_end: float | None = None  # when this worker got SIGTERM, on the monotonic clock
-_aborted = False  # whether it got SIGABRT
+_sigterm_time: float | None = None  # when this worker got SIGTERM, on the monotonic clock
+_aborted = False  # True once it got SIGABRT
 
 
 def post_worker_init(worker: Any) -> None:
@@ -67,21 +66,22 @@ def start_spool(client: AuditClient) -> None:
         try:
             client.connect(timeout=0.0)
         except ConnectionFailedError:
-            pass  # not yet: the client goes on trying, and has opened its spool
+            pass  # not yet: the client continues to try, and has opened its spool
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close all clients, and let them drain: a second less than what is left of ``graceful_timeout``.
+    """Close all clients, and let them drain until a second before the end of ``graceful_timeout``.
 
-    Requests may have used some of that time; gunicorn's gevent worker may take a second to notice the signal. What is
-    still undelivered then is kept, where a client has a spool; otherwise its number is in gunicorn's log. A worker that
-    was aborted has half a second.
+    Requests may have used some of that time; gunicorn's gevent worker may take a second to notice the signal. Records
+    that are undelivered then are kept if the client has a spool; otherwise their number is in gunicorn's log.
+
+    An aborted worker has half a second.
     """
     if worker.pid != os.getpid():
         return  # gunicorn calls this in the master too, for a worker whose process it finds gone
     seconds = worker.cfg.graceful_timeout
-    if _told_to_end is not None:
-        seconds -= time.clock_gettime(time.CLOCK_MONOTONIC) - _told_to_end
+    if _sigterm_time is not None:
+        seconds -= time.clock_gettime(time.CLOCK_MONOTONIC) - _sigterm_time
     if worker.cfg.timeout:  # from now on the worker gives no sign of life, and would be aborted after that
         seconds = min(seconds, worker.cfg.timeout)
     seconds = _ABORTED if _aborted else max(seconds - _RESERVE, 0.0)
@@ -120,18 +120,18 @@ def _stand_before(number: signal.Signals, note: Callable[[], None]) -> None:
     if not callable(handler):
         return
 
-    def told(number: int, frame: FrameType | None) -> None:
+    def noted(number: int, frame: FrameType | None) -> None:
         note()
         handler(number, frame)
 
-    signal.signal(number, told)
+    signal.signal(number, noted)
     signal.siginterrupt(number, False)  # as gunicorn set it; setting a handler takes that back
 
 
 def _note_end() -> None:
-    global _told_to_end
-    if _told_to_end is None:
-        _told_to_end = time.clock_gettime(time.CLOCK_MONOTONIC)
+    global _sigterm_time
+    if _sigterm_time is None:
+        _sigterm_time = time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _note_abort() -> None:
