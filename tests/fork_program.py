@@ -198,7 +198,7 @@ def parent_hangs_up() -> bool:
 
 
 def closing_parent() -> bool:
-    """It forks while it closes: the child's copy of the call ends, the parent's goes on."""
+    """Fork while the client closes: the child's copy of the call ends, the parent's goes on."""
     client = make_client()
     client.send(message(1))
     closing = gevent.spawn(client.close, 60)

@@ -109,7 +109,7 @@ BAD = {
 def test_an_invalid_record_costs_only_that_record(
     kind: str, agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
-    """Not the connection, nor the others in its frame."""
+    """The connection and the other records of its frame are not affected."""
     body, words = BAD[kind]
     data = body if isinstance(body, bytes) and body.startswith(HEAD) else frame(body)
     with connect(agent) as sock:
@@ -378,7 +378,7 @@ def test_a_large_record_is_unpacked_in_a_thread(agent: Agent, got: list[Received
 def test_the_connection_that_holds_most_is_closed(
     socket_path: str, got: list[Received], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not the one that happens to be the next."""
+    """The agent does not close the connection that happens to be the next."""
     monkeypatch.setattr("geventaudit.agent.server.MAX_UNFINISHED_BYTES", 1 << 20)
     with Agent(socket_path, got.append) as agent, connect(agent) as large, connect(agent) as honest:
         large.sendall(HEAD + b"\xdb\x00\x70\x00\x00" + b"x" * ((1 << 20) - 2000))

@@ -26,7 +26,7 @@ def test_an_agent_to_which_everything_happens(folder: Path, kind: str, require_a
 
 
 def test_how_a_run_is_judged() -> None:
-    """Nothing is judged to be well that is not."""
+    """A run with a loss is never judged to be good."""
 
     def judge(stored: list[int], last_words: frozenset[int] = frozenset()) -> tuple[int, int, int, int, bool]:
         outcome = chaos.judge("", 0, "", list(range(10)), stored, set(last_words))

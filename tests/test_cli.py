@@ -568,7 +568,7 @@ def test_follow_ends_with_a_pipe(socket_path: str, folder: Path) -> None:
 
 
 def test_follow_skips_the_rest_of_a_line_that_is_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused before it ends, and the rest of it is not taken for a line."""
+    """The line is refused before its end, and its rest is not taken for another line."""
     monkeypatch.setattr(file_lines, "MAX_LINE_BYTES", 10)
     file = folder / "lines"
     file.write_bytes(b"x" * 25)

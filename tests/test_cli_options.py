@@ -246,7 +246,7 @@ def test_a_paused_input_is_named(kind: str, files: Files) -> None:
 
 @pytest.mark.parametrize("kind", ["tls", "shared key"])
 def test_a_paused_input_behind_a_handshake_is_named(kind: str, files: Files) -> None:
-    """Its process answers the handshake, and reads nothing after it."""
+    """The agent's process answers the handshake, and reads nothing after it."""
     _, ours = KINDS[kind]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(files.folder / "agent.pem"))
@@ -285,7 +285,7 @@ def test_an_input_that_hangs_up_while_it_is_paused_is_named(kind: str, files: Fi
 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "tls", "shared key"])
 def test_an_agent_that_does_not_acknowledge(kind: str, files: Files) -> None:
-    """It is a note, unless the service needs acknowledgements."""
+    """The doctor prints a note, or a fault with ``--require-ack``."""
     theirs, ours = KINDS[kind]
     with listening(files, f"--no-ack {theirs}", unix=kind == "unix") as (_, address):
         options = [*address, *files.options(ours), "--timeout", "1"]
@@ -413,7 +413,7 @@ def test_an_address_that_is_taken(unix: bool, files: Files) -> None:
 
 
 def test_listen_without_an_address() -> None:
-    """It takes a port that may be taken; either way it says which."""
+    """The default port may be in use; the output names it in each case."""
     with command("listen") as process:
         first = process.stderr.readline()
         if first == TAKEN % b"127.0.0.1:24224":

@@ -40,7 +40,7 @@ def test_the_examples_are_complete(name: str) -> None:
 
 
 def test_the_service_of_the_tutorial_is_complete(folder: Path) -> None:
-    """And its routes are printed as the tutorial shows."""
+    """Its routes are printed as in the tutorial."""
     tutorial = (HERE.parent / "docs" / "tutorial.md").read_text()
     (folder / "app.py").write_text(tutorial.partition("<!-- file: app.py -->\n```python\n")[2].partition("```")[0])
     _, _, shown = tutorial.partition("geventaudit routes app:app --fail-on-unknown\n```\n\n```text\n")

@@ -419,7 +419,7 @@ def test_factories_in_trouble_are_asked_again(
 
 
 def test_a_factory_that_wants_the_process_to_end(socket_path: str) -> None:
-    """Its SystemExit ends it, like that of any other greenlet."""
+    """The SystemExit of the factory ends the process, like that of any other greenlet."""
     program = """
 import sys
 import gevent
@@ -435,7 +435,7 @@ client.connect(30)
 def test_a_sender_that_is_killed_before_it_is_connected(
     killed: str, agent: Agent, got: list[Received], socket_path: str
 ) -> None:
-    """It ends, kill() need not wait, and the next use of the client starts it again."""
+    """The sender ends, kill() need not wait, and the next use of the client starts another sender."""
     calls: list[int] = []
 
     def factory() -> DomainSocket:
@@ -831,7 +831,7 @@ def test_a_looser_schema_does_not_loosen_the_rules(socket_path: str) -> None:
 
 
 def test_an_exception_of_a_signals_handler_loses_no_batch(agent: Agent, got: list[Received], socket_path: str) -> None:
-    """It may be raised anywhere: here in the sender, which has looked at the queue and has not taken anything yet."""
+    """The exception may come anywhere: here in the sender, between its look at the queue and its first take."""
 
     class Interrupted:
         def __init__(self, queue: Any) -> None:

@@ -235,7 +235,7 @@ def test_an_empty_path() -> None:
 
 @pytest.mark.parametrize("user", ["0", -1, True, 0.0])
 def test_users_that_are_no_number(user: Any) -> None:
-    """As text, no agent would ever run as the right one."""
+    """A user as text would equal no user id."""
     with pytest.raises(TypeError, match=r"^peer_uid must be .*, such as pwd.getpwnam\(name\).pw_uid, got "):
         DomainSocket("unused", peer_uid=user)
 

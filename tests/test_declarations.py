@@ -540,7 +540,7 @@ def test_an_application_is_asked_once_while_the_request_is_open() -> None:
 
 
 def test_a_request_that_queues_a_task_hands_its_levels_on() -> None:
-    """As they are at that moment; the record has those of the end."""
+    """The task gets the levels of that moment; the record has those of the end."""
     fails = False
 
     def levels(environ: Any) -> str:

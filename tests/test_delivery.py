@@ -82,7 +82,7 @@ def test_numbered_records_through_twenty_restarts(folder: Path, kind: str) -> No
 
 
 def test_a_killed_agent_loses_only_records_that_it_had_read(folder: Path) -> None:
-    """It is killed while it reads nothing, so it had stored all that it had read: nothing may be lost."""
+    """The agent is killed while it reads nothing, and has stored all read records: none may be lost."""
     with receiving(folder) as receiver:
         receiver.start()
         client = client_of(receiver)
@@ -209,7 +209,7 @@ def test_an_agent_stuck_beyond_the_write_timeout_gets_everything_later(folder: P
 
 
 def test_random_faults_of_a_hostile_agent(folder: Path) -> None:
-    """It closes after any number of bytes, in the middle of frames, with or without reading them."""
+    """The agent closes after any number of bytes, in the middle of frames, with or without reading them."""
     path = str(folder / "agent.sock")
     seed = random.randrange(10**9)
     print(f"seed {seed}")

@@ -193,7 +193,7 @@ def never_acknowledges_over_tcp(folder: Path) -> Setup:
 
 
 def resets_over_tcp(folder: Path) -> Setup:
-    """It hangs up with something unread, while the doctor waits for an acknowledgement or for the end."""
+    """The agent hangs up with unread data, while the doctor waits for an acknowledgement or for the end."""
     return serving_tcp(lambda sock: gevent.sleep(0.9))
 
 

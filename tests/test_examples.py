@@ -34,7 +34,7 @@ def run(name: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    """Here, and locustfile.py in test_locust."""
+    """In this module, and locustfile.py in test_locust."""
     names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert names == {
         "quickstart.py", "notifications.py", "gunicorn_app.py", "gunicorn.conf.py", "audit_logging.py", "metrics.py",

@@ -219,7 +219,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 @fuzzed
 @given(streams() | st.binary(max_size=300))
 def test_an_agent_goes_on(agent: Agent, stream: bytes) -> None:
-    """Its connection ends or goes on, and the next is served. A long run collects garbage for more than a second."""
+    """The connection ends or goes on, and the next is served. A long run collects garbage for more than a second."""
     began = time.process_time()
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as honest:
         for each in (sock, honest):

@@ -211,7 +211,7 @@ def test_the_log_names_each_spool_of_a_worker(folder: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
 def test_a_slow_request_leaves_time_to_keep_undelivered_records(socket_path: str, folder: Path) -> None:
-    """It uses most of the graceful timeout, and there is no agent to drain to."""
+    """The request uses most of the graceful timeout, and there is no agent."""
     options = ("-w", "1", "--graceful-timeout", "6")
     with gunicorn(folder, socket_path, spooling(folder, socket_path, "overflow"), *options) as (server, port):
         answered = {path for number in range(50) if fetch(port, path := f"/{number}")}
@@ -254,7 +254,7 @@ def test_a_quick_shutdown_keeps_undelivered_records(socket_path: str, folder: Pa
 
 @pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
 def test_an_aborted_worker_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
-    """It blocks its hub for longer than timeout, while there is no agent; gunicorn kills it a second after that."""
+    """The worker blocks its hub for longer than ``timeout``, without an agent; gunicorn kills it a second later."""
     app = spooling(folder, socket_path, "overflow") + (
         "def application(environ, start_response):\n"
         "    answer = app(environ, start_response)\n"

@@ -122,7 +122,7 @@ FLASK = [
 
 
 def test_flask_under_load_while_the_agent_restarts(socket_path: str, folder: Path) -> None:
-    """It answers before the agent exists, and each request is on record once, with its operation and caller."""
+    """Flask answers before the agent exists, and each request is on record once, with its operation and caller."""
     arrived: dict[str, list[Record]] = {}
 
     def take(received: Any) -> None:

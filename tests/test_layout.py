@@ -112,7 +112,7 @@ def test_imports_point_upward(module: str) -> None:
 
 
 def test_a_package_is_one_stretch_of_the_order() -> None:
-    """So there is no cycle of packages either."""
+    """This excludes cycles of packages, too."""
     stretches = [name for name, _ in groupby(ORDER, key=lambda module: module.partition(".")[0])]
     assert len(stretches) == len(set(stretches)), stretches
 
@@ -150,7 +150,7 @@ def test_only_the_wire_and_its_values_know_messagepack() -> None:
 
 
 def test_only_the_rules_and_their_errors_know_marshmallow() -> None:
-    """And the module that translates the rules, by the kinds of their fields."""
+    """The module that translates the rules knows it, too, by the kinds of their fields."""
     assert {module for module in ORDER if "marshmallow" in imports_of(module)} == {
         *("errors", "schema.fields", "schema.json_schema", "schema.rules")
     }

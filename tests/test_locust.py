@@ -89,7 +89,7 @@ class User(AuditUser):
 
 
 def test_refused_and_undelivered_records_are_failed_requests(socket_path: str, folder: Path) -> None:
-    """There is no agent."""
+    """The statistics have them as failures; there is no agent."""
     (folder / "refused.py").write_text(f"import sys\nsys.path.append({str(EXAMPLE.parent)!r})\n{LOCUSTFILE}")
     status, rows, log = run(folder / "refused.py", f"unix://{socket_path}", "--run-time", "60s")
     assert status == 1, log

@@ -142,7 +142,7 @@ def test_real_restarts_reject_no_record(folder: Path) -> None:
 
 
 def test_a_frame_that_is_too_long_for_the_agent(socket_path: str) -> None:
-    """It hangs up in the middle of the frame, after some of it, as Fluent Bit does above its limit."""
+    """The agent hangs up in the middle of the frame, as Fluent Bit does above its limit."""
     numbers: list[int] = []
 
     def limited(sock: Any) -> None:
@@ -183,7 +183,7 @@ def test_the_socket_of_a_closed_agent_is_no_reader(socket_path: str) -> None:
 @pytest.mark.parametrize("acks", [False, True], ids=["without acks", "with acks"])
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_an_agent_that_can_store_nothing_for_a_while_costs_no_record(folder: Path, kind: str, acks: bool) -> None:
-    """Its disk is full: it reads, fails, and hangs up, again and again."""
+    """The agent's disk is full: it reads, fails, and hangs up, again and again."""
     got: list[int] = []
     full = True
 

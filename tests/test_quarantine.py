@@ -457,7 +457,7 @@ class World:
         return new
 
     def key(self) -> object:
-        """All that decides about the future."""
+        """The facts that decide about the future."""
         state = dict(vars(self.quarantine), _waits_since=None, _delivered_at=None)
         state["failed_connections"] = min(self.quarantine.failed_connections, STRIKES)
         state["strikes"] = min(self.quarantine.strikes, STRIKES)
@@ -690,7 +690,7 @@ def test_an_agent_that_takes_only_heartbeats_costs_nothing(behaviour: Behaviour)
 
 
 def test_heartbeats_are_sent_to_no_agent_under_test() -> None:
-    """So an agent that acknowledges them proves nothing by it."""
+    """An acknowledged heartbeat is no evidence."""
     world = World(names(2), ())
     for _ in range(STRIKES + 20):
         world.connect(dies)

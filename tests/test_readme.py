@@ -51,7 +51,7 @@ def blocks_of(page: str) -> list[str]:
 
 
 def test_the_first_record_arrives(socket_path: str) -> None:
-    """As printed, but for the path."""
+    """The program runs as printed, but for the path."""
     (program_shown,) = blocks_of(README)
     assert program_shown.count("/tmp/audit.sock") == 1
     program = program_shown.replace("/tmp/audit.sock", socket_path)

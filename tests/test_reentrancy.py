@@ -164,7 +164,7 @@ def test_close_at_every_bytecode_of_close() -> None:
 
 @of_3_11
 def test_send_at_every_bytecode_of_close() -> None:
-    """It is refused, or handed back."""
+    """The record is refused, or handed back."""
     at, more = 0, True
     while more:
         client = Client(broken, backoff=Backoff(1000, 1000))
@@ -496,7 +496,7 @@ class Failing(Queue):  # type: ignore[type-arg]
 def test_a_send_that_waits_while_a_worker_is_started(
     folder: Path, monkeypatch: pytest.MonkeyPatch, which: str, place: str
 ) -> None:
-    """It starts a worker of its own; one of the two does the work, and the other ends."""
+    """The send() starts a worker of its own; one of the two does the work, and the other ends."""
     interrupted: list[bool] = []
     works = "Sender._run" if which == "sender" else "Store._run"
 

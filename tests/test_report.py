@@ -312,7 +312,7 @@ def test_too_many_altered_records_are_not_all_left_out(
 def test_the_report_names_its_input_and_the_key(
     tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of standard input, which can be read only once."""
+    """The report does so for standard input, too, which can be read only once."""
     path = tmp_path / "trail"
     path.write_text("\n".join(map(as_fluent_bit_lines, BODIES)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -218,7 +218,7 @@ def test_too_many_packed_entries() -> None:
 def test_metrics_and_traces_of_fluent_bit_are_refused(
     signal: int, words: str, agent: Agent, got: list[Received], refused: list[Refused]
 ) -> None:
-    """It costs that frame, and the stream goes on."""
+    """The frame is refused, and the stream goes on."""
     with connect(agent) as sock:
         sock.sendall(frame(b"\x83whatever it is", {"fluent_signal": signal, "chunk": "m"}) + frame(entries_of(1)))
         eventually(lambda: got)
@@ -254,7 +254,7 @@ def test_fluent_logger_for_python(kind: str, nanoseconds: bool) -> None:
 
 
 def test_fluent_logger_for_python_that_cannot_pack_its_record() -> None:
-    """It sends a complaint in the record's place, which is refused."""
+    """The library sends a complaint in the record's place, which is refused."""
     sender_class = fluent("sync").FluentSender
     with AuditAgent() as agent:
         sender = sender_class(TAG, host=f"unix://{agent.address}")

@@ -573,7 +573,7 @@ def test_the_folder_of_a_new_process_is_taken(folder: Path, taken: str, mode: An
 
 
 def test_a_process_that_looks_for_orphans_never_disturbs_a_new_one(folder: Path) -> None:
-    """It may lock the folder that the new process has just made."""
+    """The search may lock the folder that the new process has just made."""
     spool = Spool(folder / "audit-{pid}", mode="always")
     looks = 0
     is_over = False
@@ -599,7 +599,7 @@ def test_a_process_that_looks_for_orphans_never_disturbs_a_new_one(folder: Path)
 
 
 def test_the_working_directory_may_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also between two looks for the folders of dead processes."""
+    """A change between two searches for the folders of dead processes has no effect either."""
     monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.02)
     monkeypatch.chdir(folder)
     spool = Spool("audit-{pid}")

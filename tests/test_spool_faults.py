@@ -242,7 +242,7 @@ DAMAGES: list[list[tuple[str, float, float]]] = [
 def test_a_segment_that_is_overwritten_and_cut_around_close_is_counted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any, damages: list[Any], which: int, when: str
 ) -> None:
-    """Also where nothing readable follows: it is known how many records there were."""
+    """The number of records is known, even if nothing readable follows the damage."""
     forget_frames(monkeypatch)
     path = folder / "spool"
     with receiving(folder) as receiver:

@@ -441,7 +441,7 @@ def test_the_error_names_the_likely_mistake(name: str, authority: trustme.CA) ->
 
 
 class SaltingAgent(AgentSide):
-    """As Fluent Bit: its HELO has a salt for users even if it has none."""
+    """An agent like Fluent Bit: its HELO has a salt for users even if it has none."""
 
     def __init__(self) -> None:
         super().__init__("fluent-bit", "key", None)

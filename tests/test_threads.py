@@ -230,7 +230,7 @@ def test_a_thread_that_waits_for_room_when_the_client_is_closed(socket_path: str
 
 
 def test_records_of_other_threads_are_handed_back_at_close(socket_path: str) -> None:
-    """Also when the hub had no time to put it on the queue."""
+    """They are handed back even if the hub had no time to put them on the queue."""
     client = Client(lambda: DomainSocket(socket_path))
     client.send(message(0))
     thread = NativeThread(lambda: client.send(message(1)))
@@ -611,7 +611,7 @@ def test_records_are_kept_once_if_the_thread_ends_during_close(folder: Path, mon
 
 @pytest.mark.parametrize("used", [False, True], ids=["new", "running"])
 def test_closing_at_the_instant_of_a_send_from_another_thread(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
-    """It is refused, or handed back; here another thread runs just before the inbox is closed, and just after."""
+    """The record is refused, or handed back. The other thread runs just before the inbox is closed, or just after."""
     results: list[Any] = []
 
     class Closing(Inbox):

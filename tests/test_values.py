@@ -216,7 +216,7 @@ def in_maps(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize("make", [nested, in_maps])
 @pytest.mark.parametrize("entry", ["send", "mapping", "operation", "encode"])
 def test_a_frame_is_no_deeper_than_fluent_bit_takes(make: Any, entry: str) -> None:
-    """It takes 60 levels and hangs up on 61, by measurement."""
+    """Fluent Bit takes 60 levels and hangs up on 61, by measurement."""
 
     class Sink(NoOp):
         def write(self, frames: Any) -> None:

@@ -212,7 +212,7 @@ def test_a_few_duplicates_are_named_with_their_places(path: Path, copies: Any) -
 
 
 def test_missing_numbers_are_distinguished_from_altered_ones(path: Path) -> None:
-    """Also around each other, and where a forged number is far above the last authentic one."""
+    """They may be neighbours, and a forged number may be far above the last authentic one."""
     bodies = [body for body in BODIES if stamp_of(body)["seq"] not in (5, 6, 9, 11)]
     for body in bodies:
         if stamp_of(body)["seq"] in (4, 7, 8, 10):

@@ -197,7 +197,7 @@ def test_loopback_hosts_are_answered(site: Site, host: str) -> None:
     ],
 )  # fmt: skip
 def test_foreign_hosts_are_not(site: Site, agent: AuditAgent, host: str) -> None:
-    """As when a foreign site has its name resolved to 127.0.0.1."""
+    """A foreign site may have its name resolved to 127.0.0.1."""
     host = host.format(port=site.port)
     for path in PATHS:
         status, _, content = site.ask("GET", path, Host=host)

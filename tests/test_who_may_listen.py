@@ -122,7 +122,7 @@ def port_of(agent: Agent) -> int:
 def test_messages_received_over_tls_are_handed_over_at_stop(
     tls_agent: Agent, got: list[Received], authority: trustme.CA, acks: bool
 ) -> None:
-    """They are decrypted, also those that come after the agent has announced its end."""
+    """Messages are decrypted, also those that come after the agent has announced its end."""
     connection = TCP(("localhost", port_of(tls_agent)), ssl=client_context(authority), require_ack=acks)
     connection.write([encode(message(0), 0)])
     eventually(lambda: got)
@@ -393,7 +393,7 @@ def test_users_without_a_key(got: list[Received]) -> None:
 )
 @pytest.mark.parametrize("name", ["shared_key", "username", "password"])
 def test_secrets_that_cannot_be(name: str, value: Any, kind: type[Exception], words: str, got: list[Received]) -> None:
-    """They are refused before any connection, and the error does not contain them."""
+    """Such secrets are refused before any connection, and the error does not contain them."""
     options: dict[str, Any] = {"shared_key": "x", "username": "u", "password": "p", name: value}
     with Agent(("127.0.0.1", 0), got.append, shared_key="x") as agent:
         with pytest.raises(kind, match=f"^{name} {words}") as caught:
@@ -549,7 +549,7 @@ def test_a_killed_connection_hands_over_read_messages(got: list[Received]) -> No
 
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_killed_connection_ends(stubborn: bool, monkeypatch: pytest.MonkeyPatch, got: list[Received]) -> None:
-    """Also when handing over takes long: stop() neither waits for all that was read, nor raises."""
+    """The connection ends even if handing over takes long: stop() neither waits for all read messages nor raises."""
     monkeypatch.setattr("geventaudit.agent.connections._TURN_SECONDS", (-1.0, -1.0))  # a pause behind each message
     monkeypatch.setattr("geventaudit.agent.connections._LAST_SECONDS", 0.05)
     monkeypatch.setattr("geventaudit.agent.server._KILL_SECONDS", 0.2 if stubborn else 30.0)

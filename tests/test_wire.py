@@ -234,7 +234,7 @@ def test_the_largest_accepted_records_can_be_unpacked() -> None:
 
 
 def test_a_record_of_many_values_can_be_decoded() -> None:
-    """Nothing that was accepted may be lost for being much."""
+    """An accepted record is never lost because of its size."""
     levels = [f"{n:06x}" for n in range(MAX_ITEMS + 1)]
     much = message(caller_access_levels=levels)
     assert decode(encode(much, 0, max_frame_bytes=8 << 20)) == (much, 0)
@@ -249,7 +249,7 @@ def test_a_frame_of_too_many_entries() -> None:
 
 @pytest.mark.parametrize("part", ["tag", "option"])
 def test_a_part_that_is_too_long(part: str) -> None:
-    """Both are unpacked with the frame, on the hub."""
+    """Tag and option are unpacked with the frame, on the hub."""
     for right, wrong in ((16_000, 17_000), (16_000, 1 << 20)):
         values = [("x" * length if part == "tag" else {"chunk": "x" * length}) for length in (right, wrong)]
         assert len(list(Decoder().feed(frame_with(**{part: values[0]})))) == 1

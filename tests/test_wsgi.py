@@ -321,7 +321,7 @@ def test_the_callers_address(trail: Trail, peer: str | None, headers: dict[str, 
 
 
 def test_a_peer_on_a_unix_socket_of_gevents_server(trail: Trail, folder: Path) -> None:
-    """It gives such a peer no address at all, not even an empty one."""
+    """gevent's server gives such a peer no address at all, not even an empty one."""
     path = str(folder / "web.sock")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -368,7 +368,7 @@ def test_principal_headers_of_a_trusted_peer(trail: Trail) -> None:
 
 
 def test_principal_headers_of_a_stranger_say_nothing(trail: Trail) -> None:
-    """Not even when a middleware inside makes the stranger look like a proxy."""
+    """They are ignored even if a middleware inside makes the stranger look like a proxy."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ["REMOTE_ADDR"] = "10.0.0.1"
@@ -540,7 +540,7 @@ def test_an_application_that_names_its_arguments(trail: Trail) -> None:
 
 
 def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
-    """As many a middleware that rewrites bodies does."""
+    """Many middlewares that rewrite bodies do so."""
     audited = AuditMiddleware(answer(), trail.client)
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/things/7"}
     assert b"".join(audited(environ, lambda *args: None)) == b"done\n"  # type: ignore[arg-type,misc]
@@ -549,7 +549,7 @@ def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
 
 
 def test_a_response_that_is_not_closed_before_the_interpreter_ends() -> None:
-    """There is no greenlet any more that could send its record, and nothing to complain about."""
+    """No greenlet can send its record any more, and no exception is shown."""
     program = (
         "from geventaudit import Client, NoOp\n"
         "from geventaudit.integrations.wsgi import AuditMiddleware\n"
@@ -596,7 +596,7 @@ def test_responses_are_unchanged(trail: Trail, body: Any, version: str) -> None:
 
 
 def test_servers_still_see_lengths_and_files(trail: Trail) -> None:
-    """They use them for Content-Length without chunks, and for sendfile."""
+    """Servers use them for Content-Length without chunks, and for sendfile."""
     environ: dict[str, Any] = {"wsgi.file_wrapper": FileWrapper}
     setup_testing_defaults(environ)
     file = io.BytesIO(b"x")
@@ -739,7 +739,7 @@ def test_the_application_answers_after_the_client_closed(trail: Trail) -> None:
 def test_a_refusal_of_a_spool_or_a_seal_is_notified(
     trail: Trail, monkeypatch: pytest.MonkeyPatch, kind: type[QueueFullError]
 ) -> None:
-    """Their own notifications do not say that a record was refused."""
+    """The notifications of spools and seals do not name refused records."""
 
     def refuse(msg: Any) -> None:
         raise kind("no room on the disk")
@@ -811,7 +811,7 @@ def test_the_application_answers_in_each_state_of_the_agent(socket_path: str, ag
 def test_a_hub_that_never_runs_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As under servers that know nothing of gevent: nothing here lets the hub run."""
+    """Nothing here lets the hub run, as under servers without gevent."""
     client = Client(NoOp)
     audited = AuditMiddleware(answer(), client, exclude=["/healthz"])
     for _ in range(3):

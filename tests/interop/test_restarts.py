@@ -75,7 +75,7 @@ def test_ten_restarts(number: signal.Signals, kind: str, acks: bool, folder: Pat
 @pytest.mark.parametrize("acks", [True, False], ids=["acks", ""])
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_a_paused_input(kind: str, acks: bool, folder: Path, record_property: Any) -> None:
-    """It holds more than ``mem_buf_limit`` between two flushes, and closes its connections."""
+    """Fluent Bit holds more than ``mem_buf_limit`` between two flushes, and closes its connections."""
     with fluent_bit(folder, kind, service={"flush": 1}, mem_buf_limit="1M") as agent:
         with Client(lambda: agent.connect(require_ack=acks), backoff=QUICK) as client:
             send_all(client, [0])
