@@ -265,7 +265,7 @@ def test_a_frame_above_the_limit_is_given_up_and_the_rest_arrives(folder: Path) 
 
 @pytest.mark.parametrize(("kind", "acks"), [("unix", False), ("unix", True), ("tcp", True)])
 def test_hot_reload(kind: str, acks: bool, folder: Path) -> None:
-    """It opens its sockets again in the same process."""
+    """Fluent Bit opens its sockets again in the same process."""
     with fluent_bit(folder, kind, service={"hot_reload": True}) as agent:
         with Client(lambda: agent.connect(require_ack=acks), backoff=QUICK, queue_size=5000) as client:
             for number in range(5000):
