@@ -127,13 +127,13 @@ class Faults:
         getattr(self, name)()
 
     def restart(self) -> None:
-        """It ends as agents do, with unread data in its socket, and comes again."""
+        """End the agent with unread data in its socket, as agents end, and start it again."""
         self.receiver.end(signal.SIGTERM)
         self._pause(0.02)
         self.receiver.start()
 
     def kill(self) -> None:
-        """It is killed, perhaps between reading and storing."""
+        """Kill the agent, perhaps between reading and storing, and start it again."""
         self.receiver.end(signal.SIGKILL)
         stored = self.receiver.numbers()
         self.last_words.add(max(stored, default=-1))
@@ -141,17 +141,17 @@ class Faults:
         self.receiver.start()
 
     def stop_reading(self) -> None:
-        """It is stuck for a while."""
+        """Let the agent read nothing for a while."""
         self.receiver.pause()
         self._pause(0.15)
         self.receiver.resume()
 
     def hang_up(self) -> None:
-        """It hangs up in the middle of a frame."""
+        """Let the agent hang up in the middle of a frame."""
         self.receiver.process.send_signal(signal.SIGHUP)
 
     def crash_loop(self) -> None:
-        """It dies on each of the next records, before it stores or acknowledges it; it acknowledges heartbeats."""
+        """Let the agent hang up on each of the next records before it stores them; it acknowledges heartbeats."""
         self.receiver.process.send_signal(signal.SIGALRM)
 
     def full_backlog(self) -> None:

@@ -343,14 +343,14 @@ class _Thread:
         self.agent = agent
         """For reading its state; :meth:`do` changes it."""
         self._page = page
-        self._home: HubThread | None = None
+        self._hub_thread: HubThread | None = None
         self._over: Event | None = None
         self._error: BaseException | None = None
         self._ended = False
         waiter = Waiter()
         start_new_thread(self._run, ())
         deadline = monotonic() + _START_SECONDS
-        while self._home is None and not self._ended:
+        while self._hub_thread is None and not self._ended:
             if monotonic() > deadline:
                 raise TimeoutError(f"the agent did not start within {_START_SECONDS} seconds")
             waiter.wait(0.001)
@@ -362,7 +362,7 @@ class _Thread:
 
         :raises Exception: *act* raised it.
         """
-        home = self._home
+        home = self._hub_thread
         if home is None or self._ended:
             raise RuntimeError("the agent does not run any more")
         home.call(lambda: act(self.agent), None)
@@ -370,8 +370,8 @@ class _Thread:
     def end(self) -> None:
         """Stop the agent and wait for the end of the thread."""
         over = self._over
-        if self._home is not None and over is not None:
-            self._home.post(over.set)
+        if self._hub_thread is not None and over is not None:
+            self._hub_thread.post(over.set)
         waiter = Waiter()
         while not self._ended:
             waiter.wait(0.001)
@@ -384,7 +384,7 @@ class _Thread:
             if self._page is not None:
                 self._page.start()
             self.agent.start()
-            self._home = HubThread.current()
+            self._hub_thread = HubThread.current()
             while not self._over.wait(3600):  # with a limit: a hub in which nothing else is to come would give up
                 pass
             self.agent.stop(_END_SECONDS)
@@ -393,8 +393,8 @@ class _Thread:
         finally:
             if self._page is not None:
                 self._page.close()
-            if self._home is not None:
-                self._home.stop()
+            if self._hub_thread is not None:
+                self._hub_thread.stop()
             gevent.get_hub().destroy(destroy_loop=True)
             self._ended = True
 
