@@ -152,8 +152,7 @@ class Outbox:
 
     def _put_or_wait(self, frame: bytes, timeout: float | None) -> Pending | None:
         """Put *frame* after all others, or wait until there is room; see :meth:`accept` and :meth:`_put`."""
-        if self._refusal is not None:
-            raise self._refused(self._refusal)
+        self._check_refusal()
         try:
             return self._put(frame)
         except Full:
@@ -227,14 +226,13 @@ class Outbox:
         finally:
             place.is_over = True
             self._line.call_first()
-        if self._refusal is not None:
-            raise self._refused(self._refusal)
+        self._check_refusal()
         raise self.full(f" after {timeout} s")
 
-    def _refused(self, reason: Exception) -> Exception:
-        refusal = type(reason)(str(reason))
-        refusal.__cause__ = reason
-        return refusal
+    def _check_refusal(self) -> None:
+        refusal = self._refusal
+        if refusal is not None:
+            raise type(refusal)(str(refusal)) from refusal
 
     def full(self, wait: str = "") -> QueueFullError:
         """Return the error of a record for which there is no room. From any thread."""

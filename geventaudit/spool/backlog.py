@@ -70,6 +70,8 @@ class Backlog:
         """Records that the window has not taken."""
         self.failed_reads = 0
         """Failed attempts to read, in a row."""
+        self.read_at = 0.0
+        """The time of the next attempt, in monotonic seconds."""
         self.advanced = base + stream.settled
         """The number on disk up to which the folder knows of the delivery."""
         self.on_disk = Ranges()

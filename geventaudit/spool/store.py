@@ -97,7 +97,6 @@ class Store:
         self._signal = Signal()  # wakes the writer
         self._writer = workers.OneWorker(self._run, lambda: bool(self.pending) and not self.is_closing)
         self._adopt_at = 0.0
-        self._read_at = 0.0
         self._left: list[bytes] | None = None  # the frames that persist() could not keep
 
     @property
@@ -225,7 +224,7 @@ class Store:
                 self._submit(partial(jobs.open_own, self._backlogs.folder, self._spool), self._opened)
             return not is_blocked
         for backlog in self._backlogs.all():
-            if backlog.is_loading_due and monotonic() >= self._read_at:
+            if backlog.is_loading_due and monotonic() >= backlog.read_at:
                 skips = backlog.failed_reads >= MAX_READS
                 read = partial(jobs.read, backlog.folder, backlog.read_up_to, AHEAD_BYTES, skips)
                 self._submit(read, partial(self._loaded, backlog))
@@ -251,8 +250,8 @@ class Store:
         return True
 
     def _idle_seconds(self) -> float | None:
-        if any(each.is_loading_due for each in self._backlogs.all()):
-            return max(self._read_at - monotonic(), 0.0)
+        if due := [each.read_at for each in self._backlogs.all() if each.is_loading_due]:
+            return max(min(due) - monotonic(), 0.0)
         if self._trouble.error is not None and (self.pending or self._backlogs.unsaved or self._own is None):
             return self._trouble.seconds_left
         return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
@@ -308,7 +307,7 @@ class Store:
     def _loaded(self, backlog: Backlog, job: Job[Read]) -> None:
         if job.error is not None:
             backlog.failed_reads += 1
-            self._read_at = monotonic() + READ_AGAIN_SECONDS
+            backlog.read_at = monotonic() + READ_AGAIN_SECONDS
             self._report_failure(job)
             return
         read: Read = job.result
