@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import gevent
 import pytest
 from helpers import import_old
 
@@ -107,6 +108,51 @@ def test_a_source_that_fails_keeps_nothing_else_back(client: Client) -> None:
     serve(middleware, environ_of())
     assert users_of(seen[0]) == []
     assert middleware.counts.incomplete == 1
+
+
+@pytest.mark.parametrize("inner", ["recorded", "excluded", "fails", "excluded and fails", "unclosed"])
+def test_a_request_that_the_application_makes_of_itself(inner: str, client: Client) -> None:
+    """As a batch of requests in one does. The inner ones have records of their own."""
+    seen: list[Record | None] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] != "/batch":
+            seen.append(current_record())
+            if "fails" in inner:
+                raise ZeroDivisionError
+            return []
+        for _ in range(2):
+            part = environ_of("/healthz" if "excluded" in inner else "/part")
+            try:
+                if inner == "unclosed":
+                    middleware(part, lambda status, headers, exc_info=None: lambda data: None)
+                    gevent.sleep(0)  # it ends when its body is collected, in a greenlet of its own
+                else:
+                    serve(middleware, part)
+            except ZeroDivisionError:
+                pass
+            seen.append(current_record())
+        return []
+
+    middleware = AuditMiddleware(app, client, exclude=["/healthz"])
+    serve(middleware, environ_of("/batch"))
+    names = [None if each is None else each.operation_name for each in seen]
+    part = None if "excluded" in inner else "POST /part"
+    assert names == [part, "POST /batch"] * 2
+    assert current_record() is None
+    assert middleware.counts.recorded == (1 if "excluded" in inner else 3)
+
+
+def test_a_request_after_one_that_was_never_closed_keeps_nothing_of_it(client: Client) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        return []
+
+    middleware = AuditMiddleware(app, client)
+    bodies = [middleware(environ_of(), lambda *args: lambda data: None) for _ in range(3)]
+    assert current_record() is not None
+    for body in bodies:
+        body.close()  # type: ignore[attr-defined]
+    assert current_record() is None
 
 
 def test_the_user_of_flask(client: Client) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
 import pytest
+from helpers import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from test_wsgi import answer, call, fetch, get, serving
@@ -238,6 +239,67 @@ def test_the_status_is_in_every_record(status: str, code: int) -> None:
     with keeping(answer(status)) as kept:
         call(kept.app)
     assert kept[0].custom_data["status"] == code
+
+
+def _breaks(parts: list[str]) -> Any:
+    """Return an application that does these parts one after the other, and then raises."""
+
+    def stream() -> Iterator[bytes]:
+        for part in parts:
+            if part in ("empty", "chunk"):
+                yield b"x" if part == "chunk" else b""
+        raise OSError("disk")
+
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        write = start_response("302 Found", [("Location", "/next")]) if "start" in parts else None
+        if "write" in parts:
+            write(b"x")
+        if "body" in parts:
+            return stream()
+        raise OSError("disk")
+
+    return app
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ("", 500),
+        ("start", 500),
+        ("start write", 302),
+        ("start body", 500),
+        ("start body empty", 500),
+        ("start body chunk chunk", 302),
+    ],
+)
+def test_the_status_is_the_one_that_the_client_got(parts: str, code: int, moment: Any) -> None:
+    """A server sends the status with the first bytes. If the application raises before that, it sends 500."""
+    with keeping(_breaks(parts.split()), record=moment) as kept, serving(kept.app) as port:
+        assert fetch(port, get("/")).startswith(b"HTTP/1.1 %d " % code)
+        (record,) = eventually(lambda: kept[:])
+    assert record.custom_data["status"] == code
+    assert ("location" in record.custom_data) is (code == 302)
+    if "write" not in parts or moment == "after":
+        assert record.operation_result is OperationResult.FAILURE
+        assert record.operation_result_description == "OSError: disk"
+    assert kept.app.counts == RequestCounts(recorded=1)
+
+
+@pytest.mark.parametrize("kind", ["body", "file"])
+def test_a_close_that_fails_is_a_failure(kind: str) -> None:
+    class File:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"x"])
+
+        def close(self) -> None:
+            raise OSError("disk")
+
+    with keeping(answer(body=File())) as kept, pytest.raises(OSError, match="disk"):
+        call(kept.app, **({"wsgi.file_wrapper": File} if kind == "file" else {}))
+    assert kept[0].operation_result_description == "OSError: disk"
+    assert kept[0].operation_result is OperationResult.FAILURE
+    assert kept[0].custom_data["status"] == 200
 
 
 def test_a_redirect_carries_its_target() -> None:
@@ -625,6 +687,7 @@ def test_before_the_last_chunk_of_files_writes_and_failures(tmp_path: Any) -> No
     with keeping(writes, record="before") as kept:
         call(kept.app)
     assert len(kept) == 1
+    assert kept[0].operation_result_description == "", "nothing is known of a cut"
 
     (tmp_path / "file").write_bytes(b"x")
     with (tmp_path / "file").open("rb") as file, keeping(answer(body=FileWrapper(file)), record="before") as kept:

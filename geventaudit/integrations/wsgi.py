@@ -32,8 +32,8 @@ from geventaudit import (
 )
 
 from .http.asking import LEVELS, TARGET, Questions
-from .http.current import set_current
-from .http.declarations import CURRENT, Category, Declaration, Target, declare, filled, levels_of, plane_of, redacted
+from .http.current import current_facts, set_current
+from .http.declarations import Category, Declaration, Target, declare, filled, levels_of, plane_of, redacted
 from .http.facts import FACTS_KEY, RequestFacts, facts_of
 from .http.forwarding import Address, Network, TrustedProxies
 from .http.frameworks import attach, read_environ
@@ -225,10 +225,12 @@ class AuditMiddleware:
             self._hub = None  # another thread may find it out at the same time
         environ[FACTS_KEY] = None if is_excluded else request.facts
         request.facts.questions = Questions(self.caller_access_levels, self.defaults.target)
-        set_current(None if is_excluded else partial(self._record_so_far, request))
+        outer = request.facts.outer = current_facts()
+        if not is_excluded:
+            request.facts.record_so_far = partial(self._record_so_far, request)
+        set_current(environ[FACTS_KEY])
         # write() hands chunks to the server, and any of them may be the last.
         on_write = partial(self._record, request) if self._records_before and not is_excluded else None
-        token = CURRENT.set(environ[FACTS_KEY])
         try:
             body = self.app(environ, request.watch(start_response, on_write))
         except BaseException as error:
@@ -237,7 +239,8 @@ class AuditMiddleware:
                 self._record(request)
             raise
         finally:
-            CURRENT.reset(token)
+            if is_excluded:
+                set_current(outer)
         if is_excluded and self._is_excluded_still(request):
             return body
         return until_closed(body, request, self._record, before=self._records_before)
@@ -276,14 +279,10 @@ class AuditMiddleware:
             self.counts.lost += 1
             raise
         finally:
-            # They have the environment, which has the facts: a cycle.
-            request.facts.context = request.facts.request = request.facts.refresh = None
-            set_current(None)
+            request.end()
 
-    def _record_so_far(self, request: Request) -> Record | None:
-        """Return the record of a request that is being served, as far as it is known; None if the request is over."""
-        if request.is_over:
-            return None
+    def _record_so_far(self, request: Request) -> Record:
+        """Return the record of a request that is being served, as far as it is known."""
         facts = request.facts
         try:
             if facts.refresh is not None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from geventaudit import AuditType, OperationCategory, OperationType, TargetResource
 
+from .current import current_facts
 from .hooks import check_hook
 from .marking import marked
 from .redaction import Redact, Redaction
 from .text import printable
 
 __all__ = [
-    "CURRENT",
     "Category",
     "Declaration",
     "Resources",
@@ -51,16 +50,6 @@ MAX_RESOURCES = 10_000
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
-class Declarable(Protocol):
-    """Facts that have a place for a declaration."""
-
-    declaration: Declaration | None
-
-
-CURRENT: ContextVar[Declarable | None] = ContextVar("geventaudit.facts", default=None)
-"""The facts of the request whose application runs."""
-
-
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """The declared parts of a record. An empty field is not declared.
@@ -84,7 +73,7 @@ class Declaration:
         """
 
         def note() -> None:
-            facts = CURRENT.get()
+            facts = current_facts()
             if facts is not None and facts.declaration is None:
                 facts.declaration = self
 

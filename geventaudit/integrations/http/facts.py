@@ -7,6 +7,8 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from geventaudit import Record
+
 from .asking import Questions
 from .declarations import Declaration, Target
 from .text import name_of, named
@@ -52,6 +54,10 @@ class RequestFacts:
     """The access levels that the caller has. Empty: ``caller_access_levels`` of the middleware is asked for them."""
     request: Any = None
     """The request object of Django, Falcon or Pyramid, until the record is sent."""
+    record_so_far: Callable[[], Record] | None = None
+    """Returns the record as far as it is known. None before the request begins, and when it is over."""
+    outer: RequestFacts | None = None
+    """The facts of the request in which the application made this one; None for a request of a client."""
     questions: Questions = field(default_factory=Questions)
     """The questions that the application is asked about the request."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from geventaudit import CallerIdentity, CallerIdentityType, OperationResult
 
+from .current import current_facts, set_current
 from .facts import RequestFacts
 from .forwarding import address_of
 from .paths import named_prefix, whole_path
@@ -30,8 +31,8 @@ class Request:
     """A request: its environment at the beginning, the facts, and the end of its response."""
 
     __slots__ = (
-        *("address", "certificate", "environ", "error", "facts", "headers", "is_over", "is_whole", "method", "path"),
-        *("path_info", "peer", "prefix", "script", "status"),
+        *("address", "certificate", "environ", "error", "facts", "headers", "is_begun", "is_over", "is_whole"),
+        *("method", "path", "path_info", "peer", "prefix", "script", "status"),
     )
 
     def __init__(self, environ: WSGIEnvironment) -> None:
@@ -52,6 +53,8 @@ class Request:
         self.status: str | None = None
         self.headers: Any = ()
         self.error = ""
+        self.is_begun = False
+        """True once the server has got a part of the response, and with it the status."""
         self.is_whole = False
         self.is_over = False
 
@@ -62,11 +65,12 @@ class Request:
             self.status = status if isinstance(status, str) else printable(status)
             self.headers = args[0] if args else kwargs.get("headers", kwargs.get("response_headers", ()))
             write = start_response(status, *args, **kwargs)  # by name is not WSGI, but servers take it
-            if on_write is None:
-                return write
 
             def noted_write(data: bytes) -> object:
-                on_write()
+                self.is_begun = True
+                if on_write is not None:
+                    self.is_whole = True  # as far as can be known here
+                    on_write()
                 return write(data)
 
             return noted_write
@@ -78,6 +82,16 @@ class Request:
         if self.was_handed_over and isinstance(error, StopIteration):
             return  # the way to say that to gunicorn
         self.error = named(error)
+        if not self.is_begun:
+            self.status, self.headers = None, ()  # the server answers 500 in their place
+
+    def end(self) -> None:
+        """Note that the record is sent. The request around this one, if there is one, is the current one again."""
+        facts = self.facts
+        if current_facts() is facts:
+            set_current(facts.outer)
+        # They have the environment, which has the facts: a cycle.
+        facts.context = facts.request = facts.refresh = facts.record_so_far = None
 
     @property
     def was_handed_over(self) -> bool:

@@ -37,6 +37,9 @@ def _watch_file(file: Any, request: Request, on_end: OnEnd) -> bool:
         try:
             if close is not None:
                 close()
+        except BaseException as error:
+            request.failed(error)
+            raise
         finally:
             on_end(request)
 
@@ -44,7 +47,7 @@ def _watch_file(file: Any, request: Request, on_end: OnEnd) -> bool:
         file.close = close_and_end
     except (AttributeError, TypeError):
         return False
-    request.is_whole = True  # as far as can be known here
+    request.is_begun = request.is_whole = True  # as far as can be known here
     return True
 
 
@@ -63,13 +66,16 @@ class _Body:
         # Some servers go through a list once more while they write it, to add up its lengths.
         is_for_writing, self._is_begun = not self._is_begun, True
         try:
-            for chunk in self._chunks():  # noqa: UP028  ("yield from" would close the application's iterator by itself)
+            for chunk in self._chunks():
+                if chunk:
+                    self._request.is_begun = True
                 yield chunk
         except GeneratorExit:  # the server takes no more
             raise
         except BaseException as error:
             self._request.failed(error)
             raise
+        self._request.is_begun = True
         if is_for_writing:
             self._request.is_whole = True
 
