@@ -595,6 +595,16 @@ def test_targets(target: Any, expected: Any) -> None:
         assert trail.counts == RequestCounts(recorded=1)
 
 
+def test_all_texts_of_a_target_are_redacted() -> None:
+    def target(environ: Any) -> Any:
+        return {"Key": [TargetResource("ada", "ada's", "at ada", "near ada")]}
+
+    with flasked() as trail:
+        view = audited("ReadKey", target=target, redact=lambda name, text: text if name == "path" else text[:2])
+        trail.app.get("/keys/<person>")(view(done))
+        assert trail.ask("/keys/ada").target_resources["Key"] == [TargetResource("ad", "ad", "at", "ne")]
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -824,6 +834,153 @@ def test_falcon_bottle_and_pyramid() -> None:
         record = kept[0].record
         assert (record.operation_name, list(record.caller_access_levels)) == ("ReadKey", ["GET"])
         assert record.target_resources["Key"] == [TargetResource("db")]
+
+
+def test_marks_of_falcon() -> None:
+    falcon = pytest.importorskip("falcon", reason="needs falcon, which the extra [test] brings")
+
+    def refuse(req: Any, resp: Any, resource: Any, params: Any) -> None:
+        raise falcon.HTTPForbidden
+
+    @audited("Keys", access_level="Owner")
+    class Keys:
+        @audited("ReadKey", target={"Key": "{name}"})
+        def on_get(self, req: Any, resp: Any, name: str) -> None: ...
+
+        @unaudited
+        def on_head(self, req: Any, resp: Any, name: str) -> None: ...
+
+        def on_put(self, req: Any, resp: Any, name: str) -> None: ...
+
+        @falcon.before(refuse)
+        @audited("DeleteKey")
+        def on_delete(self, req: Any, resp: Any, name: str) -> None: ...
+
+        @unaudited
+        @falcon.before(refuse)
+        def on_get_old(self, req: Any, resp: Any, name: str) -> None: ...
+
+    class Inherits(Keys):
+        def on_put(self, req: Any, resp: Any, name: str) -> None:
+            Keys().on_head(req, resp, name)
+
+    @unaudited
+    class Health:
+        def on_get(self, req: Any, resp: Any) -> None: ...
+
+    class Middleware:
+        def process_request(self, req: Any, resp: Any) -> None:
+            if req.get_param_as_bool("quiet"):
+                facts_of(req.env).is_unaudited = True  # type: ignore[union-attr]
+
+    served = falcon.App(middleware=[Middleware()])
+    with around(served) as (app, kept):
+        # Attached before the routes are added.
+        served.add_route("/keys/{name}", Keys())
+        served.add_route("/old/{name}", Keys(), suffix="old")
+        served.add_route("/inherits/{name}", Inherits())
+        served.add_route("/well", Health())
+        for method, path, query in (
+            ("GET", "/keys/db", ""), ("HEAD", "/keys/db", ""), ("PUT", "/keys/db", ""), ("DELETE", "/keys/db", ""),
+            ("PATCH", "/keys/db", ""), ("OPTIONS", "/keys/db", ""), ("GET", "/old/db", ""), ("PUT", "/inherits/db", ""),
+            ("GET", "/well", ""), ("POST", "/well", ""), ("GET", "/nowhere", ""), ("GET", "/keys/db", "quiet=true"),
+        ):  # fmt: skip
+            call(app, path, method, QUERY_STRING=query)
+        found = [(msg.record.operation_name, msg.record.operation_access_level) for msg in kept]
+        assert found == [
+            ("ReadKey", "Owner"),
+            ("Keys", "Owner"),
+            ("DeleteKey", "Owner"),
+            ("PATCH /keys/{name}", "Owner"),
+            ("OPTIONS /keys/{name}", "Owner"),
+            ("PUT /inherits/{name}", "Unknown"),
+            ("GET /nowhere", "Unknown"),
+        ]
+        assert app.counts == RequestCounts(recorded=7, excluded=5)
+
+
+def test_marks_of_pyramid() -> None:
+    config_of = import_old("pyramid.config")
+    from pyramid.response import Response
+    from pyramid.security import Denied
+
+    class Policy:
+        def authenticated_userid(self, request: Any) -> None: ...
+
+        def permits(self, request: Any, context: Any, permission: str) -> Any:
+            return Denied("no")
+
+    @audited("Keys", access_level="Owner")
+    class Keys:
+        def __init__(self, request: Any) -> None: ...
+
+        @audited("ReadKey", target={"Key": "{name}"})
+        def read(self) -> Any:
+            return Response("x")
+
+        @unaudited
+        def peek(self) -> Any:
+            return Response("x")
+
+        def __call__(self) -> Any:
+            return Response("x")
+
+    def plain(request: Any) -> Any:
+        unaudited(lambda: None)()
+        return Response("x")
+
+    asked: list[str] = []
+
+    class Asked:
+        def __init__(self, value: int, info: Any) -> None:
+            self._value = value
+
+        def phash(self) -> str:
+            return f"asked {self._value}"
+
+        text = phash
+
+        def __call__(self, context: Any, request: Any) -> bool:
+            asked.append(request.path)
+            return 1 // self._value > 0
+
+    with config_of.Configurator() as config:
+        config.set_security_policy(Policy())
+        config.add_route("key", "/keys/{name}")
+        config.add_view(Keys, attr="read", route_name="key", request_method="GET")
+        config.add_view(Keys, attr="peek", route_name="key", request_method="POST")
+        config.add_view(Keys, route_name="key", request_method="PUT")
+        config.add_view(plain, route_name="key")
+        config.add_route("secret", "/secret/{name}")
+        config.add_view(audited("ReadSecret")(lambda request: 0), route_name="secret", permission="read")
+        config.add_view(unaudited(plain), name="well")
+        config.add_view_predicate("asked", Asked)
+        config.add_route("plain", "/plain/{name}")
+        config.add_view(plain, route_name="plain", asked=1)
+        config.add_route("broken", "/broken")
+        config.add_view(audited("Broken")(plain), route_name="broken", asked=0)
+        made = config.make_wsgi_app()
+    with around(made) as (app, kept):
+        for method, path in (
+            ("GET", "/keys/db"), ("POST", "/keys/db"), ("PUT", "/keys/db"), ("DELETE", "/keys/db"),
+            ("GET", "/secret/db"), ("GET", "/well"), ("GET", "/plain/db"), ("GET", "/nowhere"),
+        ):  # fmt: skip
+            call(app, path, method)
+        found = [(msg.record.operation_name, msg.record.operation_access_level) for msg in kept]
+        assert found == [
+            ("ReadKey", "Owner"),
+            ("Keys", "Owner"),
+            ("DELETE /keys/{name}", "Unknown"),
+            ("ReadSecret", "Unknown"),
+            ("GET /plain/{name}", "Unknown"),
+            ("GET /nowhere", "Unknown"),
+        ]
+        assert kept[3].record.operation_result_description.startswith("403 Forbidden")
+        assert asked == ["/plain/db"], "without a declared view, nothing is asked twice"
+        with pytest.raises(ZeroDivisionError):
+            call(app, "/broken")
+        assert kept[6].record.operation_result_description.startswith("ZeroDivisionError")
+        assert app.counts == RequestCounts(recorded=7, excluded=2, incomplete=1)
 
 
 # -- identifiers -------------------------------------------------------------------------------------------------------

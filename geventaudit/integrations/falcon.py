@@ -5,7 +5,8 @@
     app = falcon.App()
     application = AuditMiddleware(app, client)  # attaches by itself, if app is the falcon.App
 
-Responders declare their operations by ``@audited``, when they are called.
+Responders and resource classes declare their operations by ``@audited``. A request that a hook of a responder refuses
+has the declaration. A sink declares itself when it is called.
 
 Falcon does not know the user. A middleware that signs users in sets the name::
 
@@ -27,6 +28,7 @@ except ModuleNotFoundError as error:
 from .http.facts import facts_of
 from .http.paths import mount_of
 from .http.text import printable
+from .http.views import note_marks
 
 __all__ = ["attach"]
 
@@ -36,12 +38,29 @@ Handler = Callable[..., None]
 def attach(app: falcon.App[Any, Any]) -> None:
     """Make routes and errors of *app* known. Idempotent.
 
-    Falcon has no hook for the exceptions that error handlers answer. Its table of handlers is replaced by one that
-    notes them.
+    Falcon has no hook for the exceptions that error handlers answer, nor for the responder that a request matched. So
+    its table of handlers, and its search for routes, are replaced by others that note them.
     """
     if not isinstance(app._error_handlers, _NotingHandlers):
         app._error_handlers = _NotingHandlers(app._error_handlers)
+        app._router_search = _noting(app._router_search)
         app.add_middleware(_Facts())
+
+
+def _noting(search: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the *search* of a router, noting the declaration of the responder."""
+
+    def search_and_note(path: str, req: falcon.Request) -> Any:
+        route, facts = search(path, req=req), facts_of(req.env)
+        if route is not None and facts is not None:
+            resource, responders, *_ = route
+            responder = responders.get(req.method)
+            # Falcon answers OPTIONS and 405 by functions of its own.
+            is_run = getattr(responder, "__module__", "falcon.responders") != "falcon.responders"
+            note_marks(facts, [responder, type(resource)], is_run=is_run)
+        return route
+
+    return search_and_note
 
 
 class _Facts:

@@ -84,8 +84,8 @@ def type_of(method: str) -> OperationType:
 
 Describe = Callable[[Mapping[str, Any], int, Record], Record | None]
 """A function that changes a record or vetoes it: called with the WSGI environment, the status code (500 if the
-application raised before it gave one, 101 if it took the connection over) and the record. Returns the record to send,
-or None for none. In a Flask application, ``g``, ``request`` and ``session`` are those of the request."""
+application raised before its first bytes, 101 if it took the connection over) and the record. Returns the record to
+send, or None for none. In a Flask application, ``g``, ``request`` and ``session`` are those of the request."""
 
 Levels = Callable[[Mapping[str, Any]], Iterable[str] | str | None]
 """A function of the WSGI environment that returns the access levels of the caller: texts, or one text."""
@@ -133,8 +133,8 @@ class AuditMiddleware:
     :param describe: changes records or vetoes them; see :data:`Describe`. If it raises, the record goes without it.
     :param redact: a function of a text's name and the text, which returns the text to record. It gets each argument of
         the route by its name, and ``path``, ``location``, ``description`` (reasons and exceptions) and ``target``
-        (names that a function returned). The default, :func:`redact_secrets`, removes values whose names have one of
-        :data:`SECRET_NAMES` in them.
+        (texts of resources that a function returned). The default, :func:`redact_secrets`, removes values whose names
+        have one of :data:`SECRET_NAMES` in them.
     :param exclude: paths of which no record is made, as patterns of ``fnmatch``: ``"/healthz"``, ``"/static/*"``. They
         match ``PATH_INFO``, the path that *app* routes on: without the prefix at which it is mounted. Paths with dot
         segments, ``//``, backslashes or a second percent-encoding are always recorded.

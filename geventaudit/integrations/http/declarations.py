@@ -239,11 +239,13 @@ def filled(target: Mapping[str, Iterable[str]], arguments: Mapping[str, str]) ->
 
 
 def redacted(resources: Mapping[str, list[TargetResource]], redaction: Redaction) -> dict[str, list[TargetResource]]:
-    """Return *resources* without secrets in their names."""
-    return {
-        kind: [replace(each, name=redaction.text("target", each.name)) for each in group]
-        for kind, group in resources.items()
-    }
+    """Return *resources* without secrets."""
+
+    def shown(each: TargetResource) -> TargetResource:
+        texts = (each.name, each.cluster, each.data_center, each.region)
+        return TargetResource(*(redaction.text("target", text) for text in texts))
+
+    return {kind: list(map(shown, group)) for kind, group in resources.items()}
 
 
 def plane_of(audit_type: AuditType) -> AuditType:

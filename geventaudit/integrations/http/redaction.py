@@ -19,8 +19,8 @@ SECRET_NAMES = ("token", "password", "secret", "key", "code")
 
 Redact = Callable[[str, str], str]
 """A function of a text's name and the text; returns the text to record. The name is that of an argument, or ``path``,
-``location`` (the target of a redirect), ``description`` (reasons and exceptions) or ``target`` (the name of a resource
-that a function of the application returned)."""
+``location`` (the target of a redirect), ``description`` (reasons and exceptions) or ``target`` (the name, the cluster,
+the data center or the region of a resource that a function of the application returned)."""
 
 # A name with its value, as in URLs, in the repr of a dict and in prose: code=7, 'token': 'x', password: "y z".
 _PAIR = re.compile(

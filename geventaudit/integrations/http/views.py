@@ -1,8 +1,8 @@
 """The decorators of views, ``audited`` and ``unaudited``, and the declaration of the view that a request matched.
 
-A decorator leaves a mark on the view. The integrations of Flask, Django and Bottle read the mark as soon as the route
-is known, so that a request which a check refuses before the view runs is on record as the view's operation. A function
-or method of another framework declares itself when it is called; there, the declaration of a class is not read.
+A decorator leaves a mark on the view. The integrations of frameworks read the mark as soon as the route is known, so
+that a request which a check refuses before the view runs is on record as the view's operation. A function or method
+without such an integration declares itself when it is called; there, the declaration of a class is not read.
 
 Marks are looked for from the inside: the method of a class-based view, its class, ``dispatch``, then the function that
 is registered. Each field is taken from the first that declares it.
@@ -11,7 +11,7 @@ is registered. Each field is taken from the first that declares it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from .facts import RequestFacts
 from .marking import has_mark, mark_of, marked
 from .redaction import Redact
 
-__all__ = ["audited", "class_of", "declaration_of", "handlers_of", "note_view", "unaudited"]
+__all__ = ["audited", "class_of", "declaration_of", "handlers_of", "note_marks", "note_view", "unaudited"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,8 +40,7 @@ def audited(
 ) -> Declaration:
     """Return a decorator that declares the operation of a view. The defaults are those of ``AuditMiddleware``.
 
-    The view may be a function, a method of a class-based view, or, in Flask and Django, a class or the result of
-    ``as_view()``. In Flask, the
+    The view may be a function, a method of a class-based view, a class, or the result of ``as_view()``. In Flask, the
     decorator stands below or above ``@app.route``. The declaration of a class is for its methods, and is not inherited.
     Another route of the same function, without a decorator, has the same declaration.
 
@@ -74,10 +73,10 @@ def audited(
 
 
 def unaudited(view: F) -> F:
-    """Make no record of the requests of *view*: a view of Flask, Django or Bottle.
+    """Make no record of the requests of *view*: a view of Flask, Django, Bottle, Falcon or Pyramid.
 
-    All routes of the function are unaudited, but for those with a declaration of their own. In other frameworks, set
-    ``facts_of(environ).is_unaudited``. ``geventaudit routes`` lists the views that are unaudited.
+    All routes of the function are unaudited, but for those with a declaration of their own. Other applications, and
+    Falcon's sinks, set ``facts_of(environ).is_unaudited``. ``geventaudit routes`` lists the views that are unaudited.
 
     :raises TypeError: *view* is no view, or asynchronous.
     """
@@ -94,23 +93,40 @@ def note_view(facts: RequestFacts, view: Any, method: str, *, is_automatic: bool
     :param is_automatic: the framework answers this method by itself.
     """
     try:
-        declaration, facts.is_unaudited = declaration_of(view, method, is_automatic=is_automatic)
-        facts.declaration = declaration or facts.declaration
+        _note(facts, *declaration_of(view, method, is_automatic=is_automatic))
     except Exception as error:  # a view may be any object
         facts.error = error
+
+
+def note_marks(facts: RequestFacts, places: Iterable[Any], *, is_run: bool = True) -> None:
+    """Note the declaration of the view that a request matched, of a framework with views of another form.
+
+    :param places: the functions and classes that decorators may have marked, from the inside.
+    :param is_run: the request runs the view's operation.
+    """
+    _note(facts, *_merged(filter(has_mark, places), is_run=is_run))
+
+
+def _note(facts: RequestFacts, declaration: Declaration | None, is_unaudited: bool) -> None:
+    facts.is_unaudited |= is_unaudited  # a middleware may have said so before
+    facts.declaration = declaration or facts.declaration
 
 
 def declaration_of(view: Any, method: str, *, is_automatic: bool = False) -> tuple[Declaration | None, bool]:
     """Return the declaration of *view* for requests of *method*, or None, and True if the view is unaudited."""
     handler, is_run = _handler_of(view, method)
-    found = list(_marks(view, handler))
+    return _merged(_marked_places(view, handler), is_run=is_run and not is_automatic)
+
+
+def _merged(places: Iterable[Any], *, is_run: bool) -> tuple[Declaration | None, bool]:
+    found = [mark_of(place) for place in places]
     if found and found[0] is None:
         return None, True
     merged: Declaration | None = None
     for mark in found:
         if mark is not None:
             merged = mark if merged is None else merged.over(mark)
-    if merged is not None and (is_automatic or not is_run):
+    if merged is not None and not is_run:
         merged = merged.without_operation()
     return merged, False
 
@@ -165,8 +181,8 @@ def _function_inside(handler: Any) -> Any:
     return inspect.getclosurevars(handler).nonlocals.get("func", handler)
 
 
-def _marks(view: Any, handler: Any) -> Iterator[Declaration | None]:
-    """Yield the marks from the inside; None is the mark of ``unaudited``."""
+def _marked_places(view: Any, handler: Any) -> Iterator[Any]:
+    """Yield the marked functions and classes of a view, from the inside."""
     kind = class_of(view)
     places = [handler]
     if kind is not None:
@@ -174,6 +190,4 @@ def _marks(view: Any, handler: Any) -> Iterator[Declaration | None]:
     while isinstance(view, partial):
         view = view.func
     places += [view, getattr(view, "__call__", None)]  # noqa: B004  (a callable object may have a marked method)
-    for place in places:
-        if has_mark(place):
-            yield mark_of(place)
+    yield from filter(has_mark, places)
