@@ -45,7 +45,7 @@ from geventaudit.trail.keys import root_of
 from geventaudit.trail.secret import Secret
 from geventaudit.verify import packing, parsing, rows
 from geventaudit.verify.findings import NO_RECORD, Ranges
-from geventaudit.verify.records import RecordReader, Stamped, kind_of
+from geventaudit.verify.records import RecordReader, Stamped, is_stamp, kind_of
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
 
@@ -566,6 +566,42 @@ def test_the_compiled_form_leaves_depth_to_python(place: str) -> None:
     assert packing.compiled({place: value}) is None
     while value:  # its own destructor would need as many frames
         value = value.pop("a")
+
+
+_STAMP = stamp_of(BODIES[3])
+_SALT = "0f" * 16
+_ODD: dict[str, list[Any]] = {
+    "seq": [0, 1, -1, 2**53 - 1, 2**53, 2**63, 2**64 + 1, 10**400, True, 1.0, "1", None],
+    "stream": [
+        *(_SALT, f"{_SALT}/", f"{_SALT}/1", f"{_SALT}/1/", f"{_SALT}//1"),
+        *(f"{_SALT}{'/1' * 16}", f"{_SALT}{'/1' * 17}", f"{_SALT}/{'9' * 16}", f"{_SALT}/{'9' * 17}"),
+        *(f"{_SALT}1", f"{_SALT}1/1", _SALT[:-1], _SALT.upper(), f"{_SALT}/a", f"{_SALT}/\u0661", "", None),
+        *(f"{_SALT}/1\0", f"{_SALT}/1\ud800", "é" * 16),
+    ],
+    "time": [
+        *("2026-11-30T22:35:39.122176Z", "2026-11-30T22:35:39.122176z", "2026-11-30 22:35:39.122176Z", ""),
+        *("2026-11-30T22:35:39.12217Z", "2026-11-30T22:35:39.1221760Z", "\u0662026-11-30T22:35:39.12217Z", 27, None),
+        *("9999-99-99T99:99:99.999999Z", "2026-11-30T22:35:39.122176\n", "\ud800026-11-30T22:35:39.122176Z"),
+    ],
+    "tag": ["AsmAuditCP", "", "\ud800", 1, None],
+    "mac": ["0" * 64, "9f" * 32, "9F" * 32, "0" * 63, "0" * 65, "g" * 64, "`" * 64, "/:" * 32, "é" * 32, "", None, 0],
+    "was": [[], None],
+    "other": [1],
+}
+
+
+@needs_compiled
+@pytest.mark.parametrize("key", _ODD)
+def test_the_compiled_look_at_a_stamp_says_the_same_or_nothing(key: str) -> None:
+    assert packing.plain_stamp({}) is packing.plain_stamp([]) is packing.plain_stamp(None) is None
+    assert packing.plain_stamp({each: _STAMP[each] for each in _STAMP if each != key}) is None or key not in _STAMP
+    for value in _ODD[key]:
+        stamp = {**_STAMP, key: value}
+        if key in ("was", "other") or value == "\ud800" or not is_stamp(stamp):
+            expected = None
+        else:
+            expected = stamp["stream"], stamp["seq"], stamp["time"].encode(), bytes.fromhex(stamp["mac"])
+        assert packing.plain_stamp(stamp) == expected, value
 
 
 def _shuffled(value: Any, order: random.Random) -> Any:

@@ -1,19 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, infer_types=False
-"""The canonical form of a record that a JSON parser has read, written in one walk over it.
+"""The stamp and the canonical form of a record that a JSON parser has read, each in one walk over it.
 
-The walk only says "these are the bytes" or "not sure": :func:`~geventaudit.trail.canonical.canonical_bytes` decides on
-the rest, and says the reasons. A parser's values are of the exact types of JSON, and nothing else holds them.
+The walks only say "this is it" or "not sure": the code in Python decides on the rest, and says the reasons. A parser's
+values are of the exact types of JSON, and nothing else holds them.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport PyObject
 from libc.string cimport memcpy
 
 from ..records import CallerIdentityType
 from ..schema.json_safe import MAX_SAFE_INTEGER
 from ..trail.canonical import BODY_KEYS
 
-__all__ = ["canonical_or_none"]
+__all__ = ["canonical_or_none", "plain_stamp"]
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -22,6 +24,11 @@ cdef extern from "Python.h":
 
 cdef enum:
     MAX_DEPTH = 100
+    FIELDS = 14
+    IDENTITIES = 2
+    CUSTOM = 4
+    TARGETS = 5
+    MAX_PATH = 16
 
 cdef struct Buffer:
     char* data
@@ -32,7 +39,10 @@ cdef class NotSure(Exception):
     """The body has a value that is for the code in Python."""
 
 cdef tuple KEYS = BODY_KEYS
-cdef frozenset SORTED_KEYS = frozenset({"CustomData", "TargetResources"})
+if len(KEYS) != FIELDS or (KEYS[IDENTITIES], KEYS[CUSTOM], KEYS[TARGETS]) != (
+    "CallerIdentities", "CustomData", "TargetResources"
+):
+    raise ImportError("geventaudit.verify._packing: the keys of a body have other places")
 cdef frozenset KINDS = frozenset([kind.value for kind in CallerIdentityType])
 cdef tuple IDENTITY_KEYS = ("Identity", "Description")
 cdef long long MAX_SAFE = MAX_SAFE_INTEGER
@@ -175,22 +185,24 @@ cdef int put_identities(Buffer* out, dict groups) except -1:
 
 
 cdef int put_body(Buffer* out, dict body) except -1:
-    cdef int there = 0
-    for key in KEYS:
-        there += key in body
+    cdef PyObject* fields[FIELDS]
+    cdef int place, there = 0
+    for place in range(FIELDS):
+        fields[place] = PyDict_GetItemWithError(body, KEYS[place])
+        there += fields[place] is not NULL
     put_header(out, there, 0x80, 16, 0, 0xDE)
-    for key in KEYS:
-        if key not in body:
+    for place in range(FIELDS):
+        if fields[place] is NULL:
             continue
-        value = body[key]
-        put_text(out, key)
+        value = <object>fields[place]
+        put_text(out, KEYS[place])
         if type(value) is not dict:
-            if key == "CallerIdentities":
+            if place == IDENTITIES:
                 raise NotSure
             put_value(out, value, 1)
-        elif key in SORTED_KEYS:
+        elif place == CUSTOM or place == TARGETS:
             put_map(out, <dict>value, MAX_DEPTH)
-        elif key == "CallerIdentities":
+        elif place == IDENTITIES:
             put_identities(out, <dict>value)
         else:
             raise NotSure
@@ -209,3 +221,86 @@ def canonical_or_none(body):
         return None
     finally:
         PyMem_Free(out.data)
+
+
+cdef int digit_of(char digit) noexcept:
+    """Return the value of a lower-case hexadecimal digit, or -1."""
+    if c"0" <= digit <= c"9":
+        return digit - c"0"
+    return digit - c"a" + 10 if c"a" <= digit <= c"f" else -1
+
+
+cdef const char* text_in(dict stamp, object key, Py_ssize_t* size) except? NULL:
+    """Return the text of a stamp, or NULL if there is none."""
+    cdef PyObject* value = PyDict_GetItemWithError(stamp, key)
+    if value is NULL or type(<object>value) is not str:
+        return NULL
+    return PyUnicode_AsUTF8AndSize(<object>value, size)
+
+
+cdef object mac_of(const char* digits, Py_ssize_t size):
+    """Return the bytes of a MAC, or None."""
+    cdef char mac[32]
+    cdef int place, high, low
+    if digits is NULL or size != 64:
+        return None
+    for place in range(32):
+        high, low = digit_of(digits[2 * place]), digit_of(digits[2 * place + 1])
+        if high < 0 or low < 0:
+            return None
+        mac[place] = <char>(high << 4 | low)
+    return PyBytes_FromStringAndSize(mac, 32)
+
+
+cdef bint is_time(const char* text, Py_ssize_t size) noexcept:
+    cdef const char* form = "0000-00-00T00:00:00.000000Z"
+    cdef int place
+    if text is NULL or size != 27:
+        return False
+    for place in range(27):
+        if not (c"0" <= text[place] <= c"9" if form[place] == c"0" else text[place] == form[place]):
+            return False
+    return True
+
+
+cdef bint is_stream(const char* text, Py_ssize_t size) noexcept:
+    cdef Py_ssize_t place
+    cdef int numbers = 0, digits = 1
+    if text is NULL or size < 32:
+        return False
+    for place in range(32):
+        if digit_of(text[place]) < 0:
+            return False
+    for place in range(32, size):
+        if text[place] == c"/":
+            numbers, digits = numbers + 1 if digits else MAX_PATH + 1, 0
+        else:
+            digits += 1
+            if numbers == 0 or digits > 16 or not c"0" <= text[place] <= c"9":
+                return False
+    return numbers <= MAX_PATH and digits > 0
+
+
+def plain_stamp(stamp):
+    cdef Py_ssize_t size = 0, time_size = 0
+    cdef const char* text
+    cdef int overflow = 0
+    cdef PyObject* seq
+    if type(stamp) is not dict or len(<dict>stamp) != 5:
+        return None
+    try:
+        seq = PyDict_GetItemWithError(<dict>stamp, "seq")
+        if seq is NULL or type(<object>seq) is not int or text_in(<dict>stamp, "tag", &size) is NULL:
+            return None
+        if not 1 <= PyLong_AsLongLongAndOverflow(<object>seq, &overflow) <= MAX_SAFE:  # -1 if it is too large
+            return None
+        text = text_in(<dict>stamp, "stream", &size)
+        if not is_stream(text, size):
+            return None
+        mac = mac_of(text_in(<dict>stamp, "mac", &size), size)
+        text = text_in(<dict>stamp, "time", &time_size)
+        if mac is None or not is_time(text, time_size):
+            return None
+    except UnicodeEncodeError:
+        return None
+    return (<dict>stamp)["stream"], <object>seq, PyBytes_FromStringAndSize(text, 27), mac

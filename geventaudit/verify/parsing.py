@@ -87,9 +87,7 @@ def _record_in(value: dict[str, Any], envelope: dict[str, Any], problem: str) ->
             problem = f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
     else:
         body = value
-        for key in value:
-            if key not in _BODY:
-                envelope[key] = value[key]
+        envelope |= {key: value[key] for key in value if key not in _BODY}
     kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
     if "AuditVersion" in body or (type(kind) is str and kind in _OTHER_KINDS):
         return None

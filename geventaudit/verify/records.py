@@ -17,7 +17,7 @@ from ..errors import show
 from ..schema.fields import SENDABLE
 from ..schema.json_safe import MAX_SAFE_INTEGER
 from ..trail.canonical import NO_MAC, NotCanonicalError, canonical_digest
-from .packing import canonical_form
+from .packing import canonical_form, plain_stamp
 from .parsing import Unreadable, parse
 
 __all__ = ["TIME_KEYS", "Reading", "RecordReader", "Stamped", "is_stamp", "kind_of", "plain_stamps", "seconds_of"]
@@ -108,10 +108,15 @@ class RecordReader:
             self._note_uncovered(envelope)
         if stamp is None:
             return Unreadable("no stamp", True)
-        if not is_stamp(stamp):
+        plain = plain_stamp(stamp)
+        if plain is None and not is_stamp(stamp):
             return Unreadable("no valid stamp", True)
-        text = stamp.get("mac")
         problem = problem or _envelope_problem(envelope, stamp)
+        if plain is not None:
+            name, number, moment, authenticator = plain
+            digest, unwritten = self._digest_of(body, stamp)
+            return Stamped(name, number, moment, digest, authenticator, True, problem or unwritten, None)
+        text = stamp.get("mac")
         digest, unwritten = self._digest_of(body, stamp)
         return Stamped(
             stamp["stream"],
