@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import BinaryIO, cast
 
@@ -27,15 +27,15 @@ def blocks_of(path: str, on_read: Callable[[int], object], size: int | None = No
     :param on_read: called with the number of bytes that were read from the file.
     :param size: bytes of the file to read at most; None for all.
     :raises OSError: it cannot be read.
-    :raises EOFError: the compressed data ends in the middle. The lines before came.
+    :raises EOFError: the compressed data is damaged, or ends in the middle. All whole lines before that came.
     """
     with ExitStack() as stack:
         file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
         counted = cast(BinaryIO, _Counted(file, on_read, size))
         if counted.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
-            yield from _blocks(cast(BinaryIO, stack.enter_context(gzip.open(counted))))
+            yield from _blocks(_inflated(stack.enter_context(gzip.open(counted))))
         else:
-            yield from _blocks(counted)
+            yield from _blocks(iter(lambda: counted.read(_CHUNK), b""))
 
 
 class _Counted:
@@ -54,15 +54,29 @@ class _Counted:
         return data
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
+def _inflated(file: gzip.GzipFile) -> Iterator[bytes]:
+    """Yield the data of a compressed file, also those right before an error.
+
+    :raises EOFError: the compressed data is damaged, or ends in the middle.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while part := file.read1(_CHUNK):
+            parts.append(part)
+            size += len(part)
+            if size >= _CHUNK:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield b"".join(parts)
+        raise EOFError(f"the compressed data is damaged: {error}") from error
+    yield b"".join(parts)
+
+
+def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
     rest, is_skipping = b"", False
-    while True:
-        try:
-            chunk = file.read(_CHUNK)
-        except (zlib.error, gzip.BadGzipFile) as error:
-            raise EOFError(f"the compressed data is damaged: {error}") from error
-        if not chunk:
-            break
+    for chunk in chunks:
         end = chunk.rfind(b"\n") + 1
         if end:
             if is_skipping:
