@@ -107,6 +107,51 @@ def test_names_of_streams() -> None:
         assert parse_stream(text) is None, text
 
 
+FORK_WHILE_A_KEY_IS_TAKEN = """
+import os, sys
+from geventaudit import Seal, SealError
+
+kind, path = sys.argv[1:]
+seal = Seal(key_file=path) if kind == "file" else Seal(key=bytes(32))
+names = []
+if kind != "unused key":
+    if kind == "file":
+        seal.read()
+    names.append(seal.take_stream()[0])
+with seal._locked():  # as the code that a signal handler interrupts
+    child = os.fork()
+try:
+    if seal.needs_reading:
+        seal.read()
+    names.append(seal.take_stream()[0])
+    os.write(1, f"{'child' if child == 0 else 'parent'} {names[-1]}\\n".encode())
+except SealError as error:
+    os.write(1, f"refused: {error}\\n".encode())
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "unused key", "key"])
+def test_a_fork_while_a_key_is_taken_gives_the_child_keys_of_its_own(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "seal.key"
+    key_file.create(str(path))
+    ran = subprocess.run(
+        [sys.executable, "-c", FORK_WHILE_A_KEY_IS_TAKEN, kind, str(path)], capture_output=True, text=True, check=True
+    )
+    child, parent = sorted(ran.stdout.splitlines(), key=lambda line: "parent" in line)
+    if kind == "key":  # the key was dropped when the first client took its own
+        assert child.startswith("refused")
+        assert "make a Seal of its own" in child
+    else:
+        streams = [line.split()[-1] for line in (child, parent)]
+        salts = [stream.partition("/")[0] for stream in streams]
+        assert salts[0] != salts[1]
+        assert [stream.split("/")[1] for stream in streams] == (["2", "1"] if kind == "file" else ["0", "0"])
+    assert parent.split()[-1].endswith("/1" if kind == "unused key" else "/2")
+
+
 def test_forks_of_forks_end_where_names_end() -> None:
     node: KeyNode = root_of(Secret(KEY), bytes(16), 1)
     for _ in range(MAX_NUMBERS - 2):

@@ -143,7 +143,11 @@ class Seal:
     # -- forks ---------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Take the keys of the child, so that the parent cannot use them."""
+        """Take the keys of the child, so that the parent cannot use them.
+
+        In a signal handler that has interrupted the code that takes a key, there are none to take. The child reads the
+        key file by itself then, as another start.
+        """
         node: KeyNode | str | None = None
         key: Secret | None = None
         try:
@@ -151,6 +155,10 @@ class Seal:
                 # The first client of the parent may take the master key before the fork: the child has its own copy.
                 key = self._key
                 node = None if self._node is None else self._node.take_process()
+        except SealBusyError:
+            key = self._key
+            if key is None and self._path is None:
+                node = "a signal handler has forked this process while a key was taken: make a Seal of its own for it"
         except SealError as error:
             node = str(error)
         self._forking[native.thread_ident()] = node, key
