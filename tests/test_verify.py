@@ -137,6 +137,15 @@ def test_a_damaged_gzip_file_gives_each_line_before_the_damage(path: Path, left:
     assert report.problems()
 
 
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+@pytest.mark.parametrize("copies", [None, []])
+def test_a_byte_order_mark_is_passed_over(path: Path, agent: Callable[[dict[str, Any]], str], copies: Any) -> None:
+    lines = [agent(body) for body in BODIES]
+    for place in (0, 4):  # files that were put behind each other
+        lines[place] = f"\ufeff{lines[place]}"
+    assert verified(path, lines, copies=copies).problems() == []
+
+
 def test_other_messages_of_the_client_are_passed_over(path: Path) -> None:
     heartbeat = json.dumps({"AuditVersion": "1", "OsVersion": "", "Language": "", "AuditType": "Heartbeat"})
     assert verified(path, [*BODIES, heartbeat, "", 'AsmAuditHB: [1.0, {"AuditVersion":"1"}]']).problems() == []

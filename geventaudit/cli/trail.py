@@ -246,4 +246,5 @@ def _line_of(stream: StreamReport) -> str:
         facts.append(f"{stream.refused} refused and {stream.left_out} left out by the client")
     if stream.unchecked_digests:
         facts.append(stream.digests_text)
-    return f"{stream.stream} {stream.start_time} to {stream.end_time}: {', '.join(facts)}"
+    period = f" {stream.start_time} to {stream.end_time}" if stream.records else ""
+    return f"{stream.stream}{period}: {', '.join(facts)}"

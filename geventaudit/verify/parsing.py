@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ def parse(line: bytes) -> Parsed | Unreadable | None:
         return None
     envelope: dict[str, Any] = {}
     if line[:1] != b"{":
+        line = line.removeprefix(BOM_UTF8)  # some programs for Windows begin a file with it
         prefix = _PREFIX.match(line)
         if prefix is not None:
             line = line[prefix.end() :]
