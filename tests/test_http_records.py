@@ -630,12 +630,13 @@ def test_options_that_cannot_be(options: dict[str, Any], problem: str) -> None:
 # -- before the last chunk ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["list", "tuple", "generator", "empty list", "empty generator"])
+@pytest.mark.parametrize("kind", ["list", "tuple", "generator", "trailing", "empty list", "empty generator"])
 def test_before_the_last_chunk(kind: str) -> None:
     bodies = {
         "list": [b"one", b"two"],
         "tuple": (b"one", b"two"),
         "generator": iter([b"one", b"two"]),
+        "trailing": iter([b"one", b"", b"two", b"", b""]),
         "empty list": [],
         "empty generator": iter([]),
     }

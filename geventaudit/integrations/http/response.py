@@ -110,11 +110,13 @@ class _BodyBefore(_Body):
     __slots__ = ()
 
     def _chunks(self) -> Iterator[bytes]:
-        chunks = iter(self._body)
-        held = next(chunks, None)
-        for chunk in chunks:
-            yield held  # type: ignore[misc]  # there is a second chunk, so there is a first
-            held = chunk
+        held: bytes | None = None
+        for chunk in self._body:
+            if held is None:
+                held = chunk
+            elif chunk:  # an empty one sends nothing: the held one may be the last for the client
+                yield held
+                held = chunk
         self._request.is_whole = True
         self._on_end(self._request)
         if held is not None:
