@@ -41,6 +41,7 @@ flask = pytest.importorskip("flask", reason="needs flask, which the extra [test]
 from flask.views import MethodView, View  # noqa: E402
 from werkzeug.middleware.dispatcher import DispatcherMiddleware  # noqa: E402
 from werkzeug.test import Client as Browser  # noqa: E402
+from werkzeug.test import run_wsgi_app  # noqa: E402
 
 from geventaudit.integrations.flask import Audit  # noqa: E402
 
@@ -567,6 +568,46 @@ def test_a_request_that_queues_a_task_hands_its_levels_on() -> None:
         assert trail.counts == RequestCounts(recorded=1)
         assert trail.app.test_client().get("/?fails=1", buffered=True).text == "Anonymous Reader"
         assert trail.counts == RequestCounts(recorded=2, incomplete=1)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_parts_of_a_batch_are_on_record_as_themselves(copies: bool) -> None:
+    """A view that answers several requests in one calls its own WSGI application, mostly with a copy of the environment."""
+    with flasked() as trail:
+
+        @trail.app.post("/batch")
+        @audited("Batch")
+        def batch() -> str:
+            environ, texts = dict(flask.request.environ), []
+            for method, path in (
+                ("DELETE", "/users/ada"),
+                ("GET", "/health"),
+                ("GET", "/things/7"),
+                ("GET", "/nowhere"),
+            ):
+                part = {**environ, "REQUEST_METHOD": method, "PATH_INFO": path}
+                if not copies:
+                    part = flask.request.environ
+                    part.update(REQUEST_METHOD=method, PATH_INFO=path)
+                    part.pop("werkzeug.request", None)
+                texts.append(b"".join(run_wsgi_app(trail.app.wsgi_app, part, buffered=True)[0]))
+            flask.request.environ.update(environ)
+            return b" ".join(texts).decode()
+
+        trail.app.delete("/users/<name>")(audited("DeleteUser", target={"User": "{name}"})(lambda name: "deleted"))
+        trail.app.get("/health", endpoint="health")(unaudited(lambda: "well"))
+        trail.app.get("/things/<number>", endpoint="thing")(lambda number: "thing")
+        answer = trail.app.test_client().post("/batch", buffered=True)
+        assert answer.data.startswith(b"deleted well thing ")
+        found = [(msg.record.operation_name, msg.record.target_resources["Path"][0].name) for msg in trail]
+        assert found == [
+            ("DeleteUser", "/users/ada"),
+            ("GET /things/<number>", "/things/7"),
+            ("GET /nowhere", "/nowhere"),
+            ("Batch", "/batch"),
+        ]
+        assert trail[3].record.operation_result is OperationResult.SUCCESS
+        assert trail.counts == RequestCounts(recorded=4, excluded=1)
 
 
 # -- targets and redaction ---------------------------------------------------------------------------------------------

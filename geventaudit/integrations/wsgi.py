@@ -69,6 +69,8 @@ __all__ = [
     "unaudited",
 ]
 
+_MIDDLEWARE_KEY = "geventaudit.middleware"  # of the WSGI environment: the middleware that serves the request
+
 _TYPES = {
     "POST": OperationType.CREATE,
     "PUT": OperationType.UPDATE,
@@ -123,7 +125,8 @@ class AuditMiddleware:
 
     A failure to record never fails the request. It is counted in :attr:`counts`, and is a notification of the client
     (``NOT_RECORDED``, ``INCOMPLETE`` or ``QUEUE_FULL``) and a line in its log. Inside another AuditMiddleware it does
-    nothing: one request is one record.
+    nothing: one request is one record. A request that the application makes of itself, by calling its own WSGI
+    application, has a record of its own.
 
     :param app: the WSGI application. A Falcon, Bottle or Pyramid application is given a hook that makes its routes and
         errors known. Inside another middleware, ``geventaudit.integrations.falcon.attach(app)`` and the like do that.
@@ -213,7 +216,9 @@ class AuditMiddleware:
         attach(app)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if FACTS_KEY in environ:
+        # A middleware that is entered again serves a request that the application makes of this one: a part of a batch,
+        # say, whose environment is a copy.
+        if FACTS_KEY in environ and environ.get(_MIDDLEWARE_KEY) is not self:
             return self.app(environ, start_response)
         try:
             request = Request(environ)
@@ -224,6 +229,7 @@ class AuditMiddleware:
         if not is_excluded and (hub := self._hub) is not None and hub.is_settled():
             self._hub = None  # another thread may find it out at the same time
         environ[FACTS_KEY] = None if is_excluded else request.facts
+        environ[_MIDDLEWARE_KEY] = self
         request.facts.questions = Questions(self.caller_access_levels, self.defaults.target)
         outer = request.facts.outer = current_facts()
         if not is_excluded:
@@ -241,6 +247,7 @@ class AuditMiddleware:
         finally:
             if is_excluded:
                 set_current(outer)
+                environ[FACTS_KEY] = outer
         if is_excluded and self._is_excluded_still(request):
             return body
         return until_closed(body, request, self._record, before=self._records_before)

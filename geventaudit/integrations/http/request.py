@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from geventaudit import CallerIdentity, CallerIdentityType, OperationResult
 
 from .current import current_facts, set_current
-from .facts import RequestFacts
+from .facts import FACTS_KEY, RequestFacts
 from .forwarding import address_of
 from .paths import named_prefix, whole_path
 from .text import name_of, named, printable, sent_text, server_text
@@ -90,6 +90,8 @@ class Request:
         facts = self.facts
         if current_facts() is facts:
             set_current(facts.outer)
+        if facts.outer is not None and self.environ.get(FACTS_KEY) is facts:
+            self.environ[FACTS_KEY] = facts.outer  # whose environment this may be
         # They have the environment, which has the facts: a cycle.
         facts.context = facts.request = facts.refresh = facts.record_so_far = None
 
