@@ -69,7 +69,7 @@ __all__ = [
     "unaudited",
 ]
 
-_MIDDLEWARE_KEY = "geventaudit.middleware"  # of the WSGI environment: the middleware that serves the request
+_ENTERED_KEY = "geventaudit.entered"  # of the WSGI environment: the middlewares that the request has entered
 
 _TYPES = {
     "POST": OperationType.CREATE,
@@ -216,9 +216,11 @@ class AuditMiddleware:
         attach(app)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        entered = environ.get(_ENTERED_KEY, ())
+        environ[_ENTERED_KEY] = entered if self in entered else (*entered, self)
         # A middleware that is entered again serves a request that the application makes of this one: a part of a batch,
         # say, whose environment is a copy.
-        if FACTS_KEY in environ and environ.get(_MIDDLEWARE_KEY) is not self:
+        if FACTS_KEY in environ and self not in entered:
             return self.app(environ, start_response)
         try:
             request = Request(environ)
@@ -229,7 +231,6 @@ class AuditMiddleware:
         if not is_excluded and (hub := self._hub) is not None and hub.is_settled():
             self._hub = None  # another thread may find it out at the same time
         environ[FACTS_KEY] = None if is_excluded else request.facts
-        environ[_MIDDLEWARE_KEY] = self
         request.facts.questions = Questions(self.caller_access_levels, self.defaults.target)
         outer = request.facts.outer = current_facts()
         if not is_excluded:
