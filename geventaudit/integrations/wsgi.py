@@ -228,28 +228,42 @@ class AuditMiddleware:
         except Exception as error:  # an environment that is not as WSGI says; the application may like it
             self._lose(error)
             return self.app(environ, start_response)
-        if not is_excluded and (hub := self._hub) is not None and hub.is_settled():
-            self._hub = None  # another thread may find it out at the same time
-        environ[FACTS_KEY] = None if is_excluded else request.facts
         request.facts.questions = Questions(self.caller_access_levels, self.defaults.target)
-        outer = request.facts.outer = current_facts()
-        if not is_excluded:
-            request.facts.record_so_far = partial(self._record_so_far, request)
-        set_current(environ[FACTS_KEY])
+        request.facts.outer = current_facts()
+        return (self._serve_excluded if is_excluded else self._serve)(request, start_response)
+
+    def _serve(self, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+        if (hub := self._hub) is not None and hub.is_settled():
+            self._hub = None  # another thread may find it out at the same time
+        request.environ[FACTS_KEY] = request.facts
+        request.facts.record_so_far = partial(self._record_so_far, request)
+        set_current(request.facts)
         # write() hands chunks to the server, and any of them may be the last.
-        on_write = partial(self._record, request) if self._records_before and not is_excluded else None
+        on_write = partial(self._record, request) if self._records_before else None
         try:
-            body = self.app(environ, request.watch(start_response, on_write))
+            body = self.app(request.environ, request.watch(start_response, on_write))
         except BaseException as error:
             request.failed(error)
-            if not (is_excluded and self._is_excluded_still(request)):
+            self._record(request)
+            raise
+        return until_closed(body, request, self._record, before=self._records_before)
+
+    def _serve_excluded(self, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request with an excluded path. It is recorded if the application routed it by another path."""
+        outer = request.facts.outer
+        request.environ[FACTS_KEY] = None
+        set_current(None)
+        try:
+            body = self.app(request.environ, request.watch(start_response, None))
+        except BaseException as error:
+            request.failed(error)
+            if not self._is_excluded_still(request):
                 self._record(request)
             raise
         finally:
-            if is_excluded:
-                set_current(outer)
-                environ[FACTS_KEY] = outer
-        if is_excluded and self._is_excluded_still(request):
+            set_current(outer)
+            request.environ[FACTS_KEY] = outer
+        if self._is_excluded_still(request):
             return body
         return until_closed(body, request, self._record, before=self._records_before)
 
