@@ -330,6 +330,14 @@ def test_a_denied_request_is_a_failure_below_400() -> None:
     assert kept[0].operation_result_description == "302 Found; it leads to the login page"
 
 
+@pytest.mark.parametrize("account", ["", "  ", None])
+def test_a_failed_login_is_a_failure_without_a_name_too(account: Any) -> None:
+    with keeping(app_with(lambda facts: facts.login_failed(account))) as kept:
+        call(kept.app)
+    assert kept[0].operation_result is OperationResult.FAILURE
+    assert kept[0].operation_result_description == "200 OK; the sign-in as an account without name failed"
+
+
 def test_a_failed_login_names_the_account() -> None:
     with keeping(app_with(lambda facts: facts.login_failed("ann"))) as kept:
         call(kept.app)

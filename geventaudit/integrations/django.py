@@ -247,8 +247,6 @@ def _note_failed_login(credentials: Mapping[str, Any], request: HttpRequest | No
         from django.contrib.auth import get_user_model
 
         fields = (get_user_model().USERNAME_FIELD, "username", "email")
-        facts.login_failed(
-            next((credentials[each] for each in fields if credentials.get(each)), "an account without name")
-        )
+        facts.login_failed(next((credentials[each] for each in fields if credentials.get(each)), None))
     except Exception as error:  # a project with a user model that is none
         facts.error = error

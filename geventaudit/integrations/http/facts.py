@@ -85,8 +85,8 @@ class RequestFacts:
         self.failure = named(error)
 
     def login_failed(self, account: object) -> None:
-        """Note that somebody tried to sign in as *account*, and failed. The request is a failure then."""
-        self.account = name_of(account)
+        """Note that a sign-in as *account*, a name or None, was tried and failed. The request is a failure then."""
+        self.account = name_of(account) or "an account without name"
 
     def login_succeeded(self) -> None:
         """Note that a sign-in succeeded, after those that failed in the same request."""
