@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -279,6 +280,40 @@ def test_more_segments_than_are_kept_open(folder: Path, monkeypatch: pytest.Monk
         summaries = [view.summary(segment) for segment in view.segments]
         assert sum(each.undelivered for each in summaries) == 7
         assert sum(each.damaged for each in summaries) == 0
+
+
+def test_nothing_is_renamed_to_look_at_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a file that the disk cannot read."""
+    path = folder / "spool"
+    fill(path, 1)
+    (file,) = path.glob("*.seg")
+    open_file = os.open
+
+    def fail(name: str, *arguments: Any, **options: Any) -> int:
+        if name == file.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_file(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    with FolderView(str(path)) as view:
+        assert view.problems == [f"{file} is left alone: Input/output error"]
+    assert file.exists()
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_the_process_that_has_a_folder(folder: Path, is_removed: bool) -> None:
+    path = folder / "spool"
+    own = Folder(str(path))
+    own.open()
+    try:
+        if is_removed:
+            (path / "lock").unlink()
+        with FolderView(str(path)) as view:
+            assert view.owner == os.getpid()
+    finally:
+        own.close()
+    with FolderView(str(path)) as view:
+        assert view.owner is None
 
 
 # -- drain -------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import json
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -30,6 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from geventaudit.errors import SpoolError
 from geventaudit.spool import format as format_module
 from geventaudit.spool import recovery
+from geventaudit.spool.directory import FolderTakenError
 from geventaudit.spool.folder import Check, Folder, Read, orphans
 from geventaudit.spool.segment import HEADER_SIZE, OVERHEAD, encode, new_magic
 from geventaudit.spool.sidefiles import RotatingPair
@@ -1557,11 +1560,44 @@ def test_two_folders_of_one_process_exclude_each_other(path: Path) -> None:
         pass
 
 
-def test_a_removed_lock_does_not_let_a_second_owner_in_unnoticed(path: Path) -> None:
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_a_removed_lock_lets_no_second_owner_in(path: Path, change: str) -> None:
+    """As a program does that cleans folders of old files."""
     with opened(path) as folder:
+        lock = path / "lock"
+        lock.unlink()
+        if change == "replaced":
+            lock.touch()
+        with pytest.raises(FolderTakenError, match="in use"):
+            Folder(str(path)).open()
+        assert folder.check(), "the owner makes it anew, though it has locked the folder"
+        assert not folder.check()
+        assert folder.is_in_place
+        lock.unlink()
+        with pytest.raises(FolderTakenError, match="in use"):
+            Folder(str(path)).open()
+    with opened(path):
+        pass
+
+
+def test_a_file_system_that_locks_no_folders(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS, say: a second owner that comes when the lock was removed is noticed."""
+    flock = fcntl.flock
+
+    def lock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with opened(path) as folder:
+        with pytest.raises(FolderTakenError, match="in use"):
+            Folder(str(path)).open()
         (path / "lock").unlink()
         with opened(path), pytest.raises(OSError, match="in use"):
             folder.check()
+        assert folder.check()
+        assert folder.is_in_place
 
 
 def run_child(path: Path, program: str) -> subprocess.Popen[str]:
@@ -1727,6 +1763,45 @@ def test_segments_beyond_the_limit_of_descriptors(path: Path, monkeypatch: pytes
     with opened(path) as folder:
         assert seqs(folder) == [40, 41]
     assert len(descriptors()) == before
+
+
+def test_segments_of_this_run_beyond_the_limit_of_descriptors(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long outage and a large disk: the service needs descriptors too."""
+    monkeypatch.setattr(recovery, "MAX_OPEN", 3)
+    before = len(descriptors())
+    with opened(path) as folder:
+        writer = Writer(folder)
+        for start in range(1, 41, 2):
+            writer.append(frames_of(2, start), roll=True)
+            assert not folder.check()
+        assert len(descriptors()) <= before + 2 + 3 + 1
+        expected = list(enumerate(frames_of(40), 1))
+        assert drain(folder, 1) == (expected, 0)
+        assert len(folder.advance(39)) == 19
+        assert drain(folder) == (expected[39:], 0)
+        assert len(segments(path)) == 1
+    with opened(path) as folder:
+        assert drain(folder) == (expected[39:], 0)
+    assert len(descriptors()) == before
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_segment_that_cannot_be_opened_now(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Its records would count as delivered once later ones are."""
+    file = write_segment(path, frames_of(3))
+    open_file = os.open
+
+    def fail(name: str, *arguments: Any, **options: Any) -> int:
+        if name == file.name:
+            raise OSError(code, os.strerror(code))
+        return open_file(name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            Folder(str(path)).open()
+    with opened(path) as folder:
+        assert seqs(folder) == [1, 2, 3]
 
 
 # A model

@@ -6,6 +6,7 @@ The files themselves are tested in test_segments.py; files that are damaged unde
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import gevent
 import pytest
 from gevent import subprocess
 from gevent.threadpool import ThreadPool
-from helpers import HERE, Receiver, eventually, first_arrivals, message, receiving
+from helpers import HERE, Receiver, descriptors, eventually, first_arrivals, message, receiving
 from test_acks import scripted
 from test_poison import Picky
 
@@ -47,7 +48,8 @@ from geventaudit.protocol.decoding import decode
 from geventaudit.runtime import native
 from geventaudit.spool import jobs
 from geventaudit.spool.disk import DiskThread
-from geventaudit.spool.folder import Folder
+from geventaudit.spool.folder import Folder, orphans
+from geventaudit.spool.limits import MAX_ORPHANS
 from geventaudit.spool.writer import encode_runs
 
 MODES = ["overflow", "always"]
@@ -600,7 +602,7 @@ def test_a_process_that_looks_for_orphans_never_disturbs_a_new_one(folder: Path)
 
 def test_the_working_directory_may_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change between two searches for the folders of dead processes has no effect either."""
-    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.02)
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.02)
     monkeypatch.chdir(folder)
     spool = Spool("audit-{pid}")
     monkeypatch.chdir("/")
@@ -615,7 +617,7 @@ def test_the_working_directory_may_change(folder: Path, monkeypatch: pytest.Monk
 
 def test_orphans_are_adopted_by_exactly_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five processes died; four that live begin at once."""
-    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.05)
     for number in range(5):
         fill(folder / f"audit-{99999990 + number}", range(number * 100, number * 100 + 100))
     with receiving(folder) as receiver:
@@ -642,7 +644,7 @@ def test_orphans_are_adopted_by_exactly_one(folder: Path, monkeypatch: pytest.Mo
 
 def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place: the records are sent from the dead process's folder, which is deleted then."""
-    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.02)
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.02)
     looks: list[str] = []
     open_folder = Folder.open
 
@@ -672,7 +674,7 @@ def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monke
 
 def test_flush_does_not_wait_for_orphans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The orphan is drained later, and before younger records of this client that are on disk."""
-    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.01)
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.01)
     fill(folder / "audit-99999999", range(1000, 1100))
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}")) as client:
         send_all(client, range(100))
@@ -700,7 +702,7 @@ def test_flush_does_not_wait_for_orphans(folder: Path, monkeypatch: pytest.Monke
 def test_an_orphan_on_a_disk_that_has_no_room_for_two(
     folder: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.05)
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.05)
     with receiving(folder) as receiver:
         receiver.start()
         with client_of(receiver, Spool(small_disk / "audit-{pid}", mode="always")) as client:
@@ -714,6 +716,121 @@ def test_an_orphan_on_a_disk_that_has_no_room_for_two(
             assert client.stats().adopted == 500
         assert receiver.numbers() == list(range(501)), "each once"
         assert list(small_disk.iterdir()) == []
+
+
+def test_very_many_orphans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers were recycled during a long outage. Each folder of them takes descriptors and memory."""
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 3600.0)
+    for number in range(30):
+        fill(folder / f"audit-{99999900 + number}", range(number * 10, number * 10 + 10))
+    before = descriptors()
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}", mode="always")) as client:
+        eventually(lambda: client.send(message(1000)) or client.stats().adopted == MAX_ORPHANS * 10)
+        most = descriptors()
+        assert most < before + 10 + 4 * MAX_ORPHANS
+        gevent.sleep(0.05)
+        assert client.stats().adopted == MAX_ORPHANS * 10, "enough until some of these are sent"
+        receiver.start()
+        eventually(lambda: set(receiver.numbers()) == {*range(300), 1000}, "without another wait")
+        eventually(lambda: [path.name for path in folder.glob("audit-*")] == [f"audit-{os.getpid()}"])
+        assert client.stats().adopted == 300
+        assert balanced(client)
+        assert descriptors() <= most
+
+
+def test_other_jobs_come_between_the_openings_of_orphans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All records in a folder are looked at when it is opened, which may take long."""
+    for number in range(3):
+        fill(folder / f"audit-{99999990 + number}", range(10))
+    events: list[str] = []
+    open_folder, append = Folder.open, Folder.append
+    gate = native.allocate_lock()
+    gate.acquire()
+
+    def opened(self: Folder, create: bool = True) -> None:
+        events.append("open")
+        if events.count("open") == 2:  # the first is the own one
+            gate.acquire(timeout=30)
+        open_folder(self, create)
+
+    def appended(self: Folder, *arguments: Any) -> None:
+        events.append("write")
+        append(self, *arguments)
+
+    monkeypatch.setattr(Folder, "open", opened)
+    monkeypatch.setattr(Folder, "append", appended)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}", mode="always")) as client:
+        client.send(message(0))
+        eventually(lambda: events == ["open", "write", "open"])
+        waiting = gevent.spawn(client.send, message(1))
+        eventually(lambda: client._life.outbox.store.pending)
+        gate.release()
+        waiting.get(timeout=30)
+        eventually(lambda: client.stats().adopted == 30)
+        assert events == ["open", "write", "open", "write", "open", "open"]
+        receiver.start()
+
+
+def test_orphans_are_adopted_while_the_disk_is_never_idle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.05)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}", mode="always")) as client:
+        receiver.start()
+        numbers = count(1000)
+
+        def send() -> None:
+            while True:
+                client.send(message(next(numbers)))
+
+        senders = [gevent.spawn(send) for _ in range(50)]
+        eventually(lambda: next(numbers) > 2000)
+        fill(folder / "audit-99999999", range(10))
+        eventually(lambda: client.stats().adopted == 10)
+        gevent.killall(senders)
+        assert client.flush(30)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_lock_of_an_idle_process_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    """By a program that cleans folders of old files. No other process takes the process for dead."""
+    with receiving(folder) as receiver:
+        client = client_of(receiver, Spool(folder / "audit-{pid}", mode=mode), queue_size=10)
+        send_all(client, range(30))
+        path = folder / f"audit-{os.getpid()}"
+        eventually(lambda: bool(list(path.glob("*.seg"))))
+        (path / "lock").unlink()
+        assert jobs.adopt(Spool(folder / "audit-{pid}"), (), []) == jobs.Adopted(None, [])
+        send_all(client, range(30, 40))
+        receiver.start()
+        assert client.close(30) == []
+        assert receiver.numbers() == list(range(40))
+        assert client.stats().adopted == 0
+    assert not path.exists()
+
+
+def test_an_orphan_that_cannot_be_changed_is_sent_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without permission to remove the files, say."""
+    monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.02)
+    orphan = folder / "audit-99999999"
+    fill(orphan, range(1, 4))
+    advance = Folder.advance
+
+    def fail(self: Folder, seq: int) -> list[bytes]:
+        if self.path == str(orphan):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return advance(self, seq)
+
+    monkeypatch.setattr(Folder, "advance", fail)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}")) as client:
+        receiver.start()
+        client.send(message(0))
+        eventually(lambda: len(receiver.numbers()) == 4)
+        eventually(lambda: client.stats().spool_failures)
+        looks: list[str] = []
+        monkeypatch.setattr(jobs, "orphans", lambda template: looks.append(template) or orphans(template))
+        eventually(lambda: len(looks) >= 3)
+        assert sorted(receiver.numbers()) == [0, 1, 2, 3]
+        assert client.stats().adopted == 3
+    assert orphan.exists()
 
 
 @pytest.mark.parametrize("moment", ["opening", "reading", "deleting"])
@@ -1139,7 +1256,7 @@ def test_a_child_forked_while_a_lock_is_taken_does_not_keep_it(
         def parent() -> None:
             if moment == "adopting":
                 client = client_of(receiver, Spool(folder / "audit-{pid}"))
-                monkeypatch.setattr("geventaudit.spool.store.ADOPT_SECONDS", 0.01)
+                monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.01)
             else:
                 client = client_of(receiver, Spool(orphan))
             original = Folder.open

@@ -19,6 +19,7 @@ from ..runtime.native import original
 __all__ = [
     "Directory",
     "FolderTakenError",
+    "close_all",
     "close_descriptor",
     "close_inherited_locks",
     "foreign",
@@ -39,7 +40,18 @@ _LOCK = "lock"
 _ATTEMPTS = 10
 _PIECE = 1 << 20
 _SQLITE = b"SQLite format 3\0"
+_LEFT = ".left"
 _TEMPORARY = (".", ".tmp")
+
+
+def close_all(*descriptors: int) -> None:
+    """Close descriptors; -1 stands for none. Never raises an OSError."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            try:
+                close_descriptor(descriptor)
+            except OSError:
+                pass
 
 
 class FolderTakenError(SpoolError):
@@ -88,8 +100,10 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 class Directory:
     """A directory that this process has locked.
 
-    The lock is the ``flock`` of the file ``lock``. It ends with :meth:`close`, or with the last descriptor of its open
-    file if the process is killed, so a forked child must close its copies.
+    The lock is the ``flock`` of the directory itself and of the file ``lock`` in it. It ends with :meth:`close`, or
+    with the last descriptors if the process is killed, so a forked child must close its copies. Programs that clean
+    folders of old files remove the file, and network file systems lock no directories. ``systemd-tmpfiles`` cleans no
+    locked directory.
     """
 
     def __init__(self, path: str, descriptor: int) -> None:
@@ -113,7 +127,7 @@ class Directory:
         for _ in range(_ATTEMPTS):
             directory = cls._open(path, create)
             try:
-                if directory._fd >= 0 and directory._take_lock():
+                if directory._fd >= 0 and directory.take_lock():
                     return directory
             except BaseException:
                 directory.close()
@@ -165,22 +179,33 @@ class Directory:
             raise
         return directory
 
-    def _take_lock(self) -> bool:
-        """Lock the file ``lock``. Return False if the file or the directory was removed or replaced meanwhile."""
+    def take_lock(self) -> bool:
+        """Lock the directory and the file ``lock``. Return False if either was removed or replaced meanwhile.
+
+        :raises FolderTakenError: another process or another client has a lock.
+        """
+        lock = -1
         try:
-            self._lock = self.open(_LOCK, os.O_CREAT)
+            _lock_folder(self._fd)
+            lock = self.open(_LOCK, os.O_CREAT)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             # The directory itself was removed after it was opened.
             return False
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not self.is_in_place():
+            was_removed = not self.is_at_path() or (lock >= 0 and not self.holds(_LOCK, lock))
+            close_all(lock)
+            if was_removed:
                 return False
             raise FolderTakenError(
                 f"the spool {self.path} is in use by another process or another client of this one; "
                 "close that one, or give each a folder of its own ({pid} in the path)"
             ) from None
+        except BaseException:
+            close_all(lock)
+            raise
+        previous, self._lock = self._lock, lock
+        close_all(previous)
         return self.is_in_place()
 
     def is_in_place(self) -> bool:
@@ -257,6 +282,11 @@ class Directory:
         """Rename a file. An existing file of the new name is replaced."""
         os.rename(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
+    def set_aside(self, name: str) -> str:
+        """Give a file that the disk cannot read a name that no reader looks for, and return that name."""
+        self.rename(name, f"{name}{_LEFT}")
+        return f"{name}{_LEFT}"
+
     def sync(self) -> None:
         """Make created, renamed and removed names durable."""
         os.fsync(self._fd)
@@ -309,31 +339,38 @@ class Directory:
         have closed its copies. In a child, the lock stays with the parent.
         """
         lock, self._lock = self._lock, -1
-        if lock >= 0 and os.getpid() == self._process:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_UN)
-            except OSError:
-                pass
         directory, self._fd = self._fd, -1
-        for descriptor in (lock, directory):
-            if descriptor >= 0:
+        if lock >= 0 and os.getpid() == self._process:
+            for descriptor in (lock, directory):
                 try:
-                    close_descriptor(descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
                 except OSError:
                     pass
+        close_all(lock, directory)
+
+
+def _lock_folder(descriptor: int) -> None:
+    """Lock a directory, unless its file system locks none.
+
+    :raises BlockingIOError: another process has the lock.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def close_inherited_locks(paths: Sequence[str]) -> None:
-    """Close all descriptors of the lock files of the folders *paths*, in a forked child.
+    """Close all descriptors of the folders *paths* and of their lock files, in a forked child.
 
     For locks that another thread of the parent was taking, which no object of the child knows. Best effort.
     """
     locks = set()
-    for path in paths:
-        try:
-            locks.add(_identity(os.lstat(os.path.join(path, _LOCK))))
-        except OSError:
-            pass
+    for path in (name for folder in paths for name in (folder, os.path.join(folder, _LOCK))):
+        if (status := _status(path)) is not None:
+            locks.add(_identity(status))
     try:
         descriptors = os.listdir("/proc/self/fd") if locks else []
     except OSError:

@@ -11,8 +11,8 @@ file                                   holds
 =====================================  ===============================================================================
 
 All methods block and belong to one native thread. Segments of earlier runs are read and removed, never appended to.
-One segment at a time, the *current* one, takes appends. All segments stay open, so that a removed or replaced file can
-be copied back. Only if there are very many, the newest of earlier runs are closed until they are read.
+One segment at a time, the *current* one, takes appends. Segments stay open, so that a removed or replaced file can be
+copied back. Only if there are very many, the newest are closed, except for the current one, until they are read.
 
 After a failed append, the segment is truncated to its size before. If that is impossible, or if a sync fails, the
 segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
@@ -26,7 +26,7 @@ from bisect import bisect_right
 
 from ..errors import SpoolError, show
 from .directory import Directory, orphans, with_path, write_all
-from .recovery import Check, Read, load, mark_end, read_segment, remove, rewrite
+from .recovery import Check, Read, load, mark_end, park_if_many, read_segment, remove, rewrite
 from .segment import Segment, first_index
 from .sidefiles import Cursor, RotatingPair, damaged_entry, rejected_entry
 
@@ -218,6 +218,8 @@ class Folder:
             except OSError as error:
                 self._abandon(segment)
                 raise with_path(error, self._claimed().full_path(segment.name)) from None
+        if segment is not None:
+            park_if_many(self._claimed(), self._segments)
         self._end_current()
 
     def _end_current(self) -> None:
@@ -291,10 +293,17 @@ class Folder:
 
     def _reclaim(self) -> None:
         """Lock the folder that is at the path now, or make one."""
+        directory = self._claimed()
         try:
-            directory = Directory.claim(self.path, create=True)
+            if not (directory.is_at_path() and directory.take_lock()):  # else only the file ``lock`` was removed
+                directory = Directory.claim(self.path, create=True)
         except SpoolError as error:
             raise OSError(errno.EBUSY, f"the spool was removed or replaced, and cannot be restored: {error}") from error
+        if directory is not self._claimed():
+            self._replace_directory(directory)
+        self.changes.problems.append(f"the spool {self.path} or its lock was removed or replaced; it is made anew")
+
+    def _replace_directory(self, directory: Directory) -> None:
         own = {segment.name for segment in self._segments}
         if not directory.is_new and any(name.endswith(".seg") and name not in own for name in directory.names()):
             directory.close()
@@ -305,7 +314,6 @@ class Folder:
         self._directory = directory
         if self._synchronous == "FULL":
             directory.sync_parent()
-        self.changes.problems.append(f"the spool {self.path} or its lock was removed or replaced; it is made anew")
 
     def _check_segment(self, directory: Directory, segment: Segment) -> None:
         path = directory.full_path(segment.name)

@@ -56,25 +56,28 @@ class _ReadOnlyDirectory(Directory):
             raise self._irregular(name)
         return descriptor
 
+    def set_aside(self, name: str) -> str:
+        """Return the name of a file that the disk cannot read."""
+        return name
+
     def owner(self) -> int | None:
         """Return the process that holds the lock; None if there is none, or if /proc does not show it."""
-        status = self.stat(_LOCK)
-        if status is None:
-            return None
         try:
             with open("/proc/locks") as locks:
                 lines = locks.readlines()
         except OSError:
             return None
-        for line in lines:
-            # "1: FLOCK ADVISORY WRITE 1234 fe:01:2162998 0 EOF"
-            _, kind, _, _, pid, file, *_ = [*line.split(), *[""] * 6]
-            if kind != "FLOCK" or not file.endswith(f":{status.st_ino}"):
-                continue
-            major, minor, _ = file.split(":")
-            # Some file systems show another device number here than stat() does.
-            if os.makedev(int(major, 16), int(minor, 16)) == status.st_dev or _has_open(int(pid), status):
-                return int(pid)
+        # The file may have been removed, and some file systems lock no directory.
+        for status in filter(None, (self.stat(_LOCK), os.fstat(self._fd))):
+            for line in lines:
+                # "1: FLOCK ADVISORY WRITE 1234 fe:01:2162998 0 EOF"
+                _, kind, _, _, pid, file, *_ = [*line.split(), *[""] * 6]
+                if kind != "FLOCK" or not file.endswith(f":{status.st_ino}"):
+                    continue
+                major, minor, _ = file.split(":")
+                # Some file systems show another device number here than stat() does.
+                if os.makedev(int(major, 16), int(minor, 16)) == status.st_dev or _has_open(int(pid), status):
+                    return int(pid)
         return None
 
 

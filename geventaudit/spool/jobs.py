@@ -35,9 +35,10 @@ class Written(NamedTuple):
 
 
 class Adopted(NamedTuple):
-    """Folders of dead processes that this process has locked."""
+    """A folder of a dead process that this process has locked."""
 
-    folders: list[Folder]
+    folder: Folder | None
+    """None if there was no other."""
     problems: list[str]
 
 
@@ -89,13 +90,16 @@ def write(
                 folder.append(append.first, append.magic, append.data, append.amount)
         except Exception as problem:
             error = problem
+    unnoted: list[Folder] = []
     for each, number in advances:
         try:
             removed |= set(each.advance(number))
         except Exception as problem:  # for lack of memory, too: the frames are written already
             problems.append(f"{each.path}: the delivery could not be noted: {str(problem) or show(problem)}")
+            unnoted.append(each)
     for each in finished:
-        each.close(remove_if_empty=True)
+        if each not in unnoted:  # else a later process would send the records again, and so would this one
+            each.close(remove_if_empty=True)
     return Written(error, check, problems, removed, folder.undelivered_bytes)
 
 
@@ -121,11 +125,11 @@ def rewrite(folder: Folder, appends: Sequence[Append]) -> None:
 
 
 def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted:
-    """Lock the folders with records of dead processes.
+    """Lock one folder with records of a dead process. Other jobs may come before the next.
 
     :param opened: each folder is added before it is opened, since the client may close, or fork, meanwhile.
     """
-    folders, problems = [], []
+    problems: list[str] = []
     for path in orphans(spool.absolute_path):
         if path in known:
             continue
@@ -140,10 +144,9 @@ def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted
             continue
         problems += folder.problems
         if folder.count:
-            folders.append(folder)
-        else:
-            folder.close(remove_if_empty=True)
-    return Adopted(folders, problems)
+            return Adopted(folder, problems)
+        folder.close(remove_if_empty=True)
+    return Adopted(None, problems)
 
 
 def last(

@@ -7,6 +7,8 @@ __all__ = [
     "BATCH_BYTES",
     "CLOSE_SECONDS",
     "MAX_NAMES",
+    "MAX_OPEN",
+    "MAX_ORPHANS",
     "MAX_READS",
     "PENDING_BYTES",
     "READ_AGAIN_SECONDS",
@@ -36,3 +38,9 @@ ADOPT_SECONDS = 30.0
 
 MAX_NAMES = 100
 """The names that a process tries for its folder, with ``{pid}`` in the path."""
+
+MAX_OPEN = 64
+"""The segments of a folder that are kept open."""
+
+MAX_ORPHANS = 4
+"""The folders of dead processes that one client locks at a time. Limits its descriptors and what it reads ahead."""

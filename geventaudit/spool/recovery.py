@@ -1,26 +1,22 @@
-"""Segments of earlier runs, and segments with a failed append or sync."""
+"""Segments of earlier runs, segments that are closed to save descriptors, and those with a failed append or sync."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
+from .limits import MAX_OPEN
 from .segment import Part, Segment, Sink
 
-__all__ = ["TRANSIENT", "Check", "Read", "load", "mark_end", "read_segment", "remove", "rewrite"]
+__all__ = ["TRANSIENT", "Check", "Read", "load", "mark_end", "park_if_many", "read_segment", "remove", "rewrite"]
 
 _PIECE = 1 << 20
 TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
-_LEFT = ".left"
-
-
-MAX_OPEN = 128
-"""The most segments of earlier runs that are kept open."""
 
 
 @dataclass(slots=True)
@@ -73,8 +69,7 @@ def load(
                 highest = max(highest, last)
         except OSError as error:
             highest = max(highest, _leave_alone(directory, name, error, problems))
-        if len(segments) > MAX_OPEN and not segments[-1].is_parked:
-            segments[-1].park(directory)
+        park_if_many(directory, segments)
     segments.sort(key=lambda segment: (segment.first, changed.get(segment.name, 0), segment.name))
     for at, segment in enumerate(segments):
         # A segment of the same magic is a copy.
@@ -85,18 +80,23 @@ def load(
     return highest
 
 
+def park_if_many(directory: Directory, segments: Sequence[Segment]) -> None:
+    """Close the last segment to save its descriptor if very many are open."""
+    if len(segments) > MAX_OPEN and not segments[-1].is_parked:
+        segments[-1].park(directory)
+
+
 def _leave_alone(directory: Directory, name: str, error: OSError, problems: list[str]) -> int:
     """Report a file that is not a segment or cannot be read. Return its highest possible sequence number.
 
-    :raises OSError: *error*, if it is transient.
+    :raises OSError: *error*, if a later attempt may succeed, as over a network.
     """
-    if error.errno in TRANSIENT:
-        raise error
     parsed, status = parse_name(name), directory.stat(name)
     path = _printable(directory.full_path(name))
     if error.errno in _UNREADABLE:  # renamed, since it would be removed when later records are delivered
-        directory.rename(name, f"{name}{_LEFT}")
-        path += _LEFT
+        path = _printable(directory.full_path(directory.set_aside(name)))
+    elif error.errno not in (errno.EINVAL, errno.ENOENT):  # not a segment; removed meanwhile
+        raise error
     problems.append(f"{path} is left alone: {error.strerror}")
     return parsed[0] + status.st_size // OVERHEAD if parsed and status else 0
 
@@ -132,7 +132,7 @@ def remove(directory: Directory, segment: Segment) -> None:
     """
     if segment.is_in_place(directory):
         if segment.is_unreadable:
-            directory.rename(segment.name, f"{segment.name}{_LEFT}")
+            directory.set_aside(segment.name)
         else:
             directory.unlink(segment.name)
     segment.close()

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .directory import Directory, close_descriptor, temporary_name, write_all
+from .directory import Directory, close_all, close_descriptor, temporary_name, write_all
 from .format import (
     HEADER_SIZE,
     MAX_FRAME,
@@ -315,8 +315,4 @@ class Segment:
     def close(self) -> None:
         """Close the descriptor. Idempotent, never raises."""
         descriptor, self.fd = self.fd, -1
-        if descriptor >= 0:
-            try:
-                close_descriptor(descriptor)
-            except OSError:
-                pass
+        close_all(descriptor)

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterable
 
-from .directory import Directory, close_descriptor, write_all
+from .directory import Directory, close_all, close_descriptor, write_all
 
 __all__ = ["Cursor", "RotatingPair", "damaged_entry", "rejected_entry"]
 
@@ -116,11 +116,7 @@ class Cursor:
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
         descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            try:
-                close_descriptor(descriptor)
-            except OSError:
-                pass
+        close_all(descriptor)
 
 
 class RotatingPair:

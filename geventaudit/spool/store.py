@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TypeVar
 
 from gevent.queue import Full
@@ -40,6 +41,7 @@ from ..runtime.clock import Deadline, monotonic
 from ..runtime.signal import Change, Signal
 from ..stats import Counters
 from . import jobs
+from .adoption import Adoption
 from .backlog import AHEAD_BYTES, Backlog
 from .backlogs import Backlogs
 from .directory import close_inherited_locks, orphans
@@ -47,7 +49,6 @@ from .disk import DiskThread, Job
 from .folder import Check, Folder, Read
 from .format import OVERHEAD
 from .limits import (
-    ADOPT_SECONDS,
     BATCH_BYTES,
     CLOSE_SECONDS,
     MAX_READS,
@@ -96,7 +97,7 @@ class Store:
         self._trouble = Trouble()
         self._signal = Signal()  # wakes the writer
         self._writer = workers.OneWorker(self._run, lambda: bool(self.pending) and not self.is_closing)
-        self._adopt_at = 0.0
+        self._adoption = Adoption(spool, self._backlogs.orphans)
         self._left: list[bytes] | None = None  # the frames that persist() could not keep
 
     @property
@@ -234,19 +235,12 @@ class Store:
             self._submit(partial(jobs.rewrite, own.folder, rewrites), self._rewritten)
             return True
         advances = self._backlogs.advances()
-        if advances or (self.pending and not is_blocked):
+        if (advances or (self.pending and not is_blocked)) and not self._adoption.is_late:
             self._write(own, advances, [] if is_blocked else self.pending.start_writing(BATCH_BYTES))
             return True
-        return self._spool.is_for_each_process and self._start_adopting()
-
-    def _start_adopting(self) -> bool:
-        if monotonic() < self._adopt_at:
+        if self._adoption.seconds_left() > 0:
             return False
-        self._adopt_at = monotonic() + ADOPT_SECONDS
-        opened = self._backlogs.orphans
-        opened[:] = [each for each in opened if each.is_open]
-        known = [self._path, *(each.path for each in opened)]
-        self._submit(partial(jobs.adopt, self._spool, known, opened), self._adopted)
+        self._submit(self._adoption.next_job(self._path), self._adopted)
         return True
 
     def _idle_seconds(self) -> float | None:
@@ -254,7 +248,8 @@ class Store:
             return max(min(due) - monotonic(), 0.0)
         if self._trouble.error is not None and (self.pending or self._backlogs.unsaved or self._own is None):
             return self._trouble.seconds_left
-        return max(self._adopt_at - monotonic(), 0.0) if self._spool.is_for_each_process else None
+        seconds = self._adoption.seconds_left()
+        return None if seconds == inf else max(seconds, 0.0)
 
     # -- the outcomes of jobs ------------------------------------------------------------------------------------------
     #
@@ -298,7 +293,10 @@ class Store:
             self._report_failure(job)
             return
         backlogs = self._backlogs
-        earlier, count = backlogs.with_earlier(job.result.folders)
+        folder = job.result.folder
+        earlier, count = backlogs.with_earlier([] if folder is None else [folder])
+        if folder is not None:
+            self._adoption.look_soon()
         self._counters.adopted += count
         backlogs.earlier = earlier
         job.is_noted = True
@@ -344,6 +342,8 @@ class Store:
             return
         written: jobs.Written = job.result
         self._disk_bytes = written.size
+        if finished:
+            self._adoption.look_soon()
         self._backlogs.earlier = [each for each in self._backlogs.earlier if each not in finished]
         self._segments.note_removed(written.removed)
         if written.removed:
