@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,9 @@ from gevent.event import Event
 from helpers import eventually, message
 
 from geventaudit import Backoff, Client, NoOp, Spool
-from geventaudit.runtime import workers
+from geventaudit.runtime import native, workers
+from geventaudit.runtime.clock import Deadline
+from geventaudit.spool.disk import DiskThread
 
 PACKAGE = str(Path(sys.modules["geventaudit"].__file__ or "").parent)
 QUICK = Backoff(initial=0.001, maximum=0.001)
@@ -187,6 +190,38 @@ def test_a_worker_that_is_killed_anywhere_is_started_again(folder: Path, mode: A
         if not tracer.has_raised:
             break
     assert at > 30
+
+
+def test_a_job_that_is_interrupted_when_it_is_given_to_the_disk_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one thread: two would write at once."""
+    started: list[None] = []
+    start_thread = native.start_new_thread
+
+    def start(*arguments: Any) -> None:
+        start_thread(*arguments)
+        started.append(None)
+        raise Interruption
+
+    class Jobs(deque[Any]):
+        def append(self, job: Any) -> None:
+            super().append(job)
+            raise Interruption
+
+    monkeypatch.setattr(native, "start_new_thread", start)
+    disk = DiskThread()
+    done: list[int] = []
+    with pytest.raises(Interruption):
+        disk.submit(lambda: None, lambda job: done.append(1))
+    disk._jobs = Jobs()
+    with pytest.raises(Interruption):
+        disk.submit(lambda: None, lambda job: done.append(2))
+    eventually(lambda: done == [2])
+    disk._jobs = deque()
+    disk.submit(lambda: None, lambda job: done.append(3))
+    eventually(lambda: done == [2, 3])
+    assert len(started) == 1
+    disk.run_last(lambda: None, Deadline(30))
+    disk.end_watching()
 
 
 @pytest.mark.parametrize("kind", [gevent.GreenletExit, MemoryError])

@@ -238,6 +238,57 @@ def test_more_than_the_queue_holds_waits_on_disk(folder: Path, mode: Any) -> Non
     assert list(folder.glob("spool/*.seg")) == [], "delivered records leave the disk"
 
 
+def test_a_disk_that_hangs_when_the_spool_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a network, say. The agent is well."""
+    monkeypatch.setattr("geventaudit.spool.store.HANG_SECONDS", 0.1)
+    fill(folder / "spool", range(1000, 1010))
+    gate = Gate(monkeypatch, "open")
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool")) as client:
+        receiver.start()
+        send_all(client, range(40))
+        eventually(lambda: receiver.numbers() == list(range(40)), "as if there were no spool")
+        assert client.flush(10)
+        assert "the disk has not answered" in told(client, NotificationKind.SPOOL_FAILED)[0]
+        assert balanced(client)
+        gate.open()
+        eventually(lambda: len(receiver.numbers()) == 50)
+        send_all(client, range(40, 200))
+        assert client.flush(30)
+        assert first_arrivals(receiver.numbers()) == [*range(40), *range(1000, 1010), *range(40, 200)]
+        assert told(client, NotificationKind.SPOOL_RESTORED)
+
+
+@pytest.mark.parametrize("method", ["open", "append", "advance"])
+def test_senders_do_not_wait_for_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """In mode always: each request of a service would wait. Only records that may be half written wait."""
+    monkeypatch.setattr("geventaudit.spool.store.HANG_SECONDS", 0.1)
+    gate = Gate(monkeypatch, method)
+    with receiving(folder) as receiver, client_of(receiver, Spool(folder / "spool", mode="always")) as client:
+        receiver.start()
+        kept = []
+
+        def send(number: int) -> None:
+            client.send(message(number))
+            kept.append(number)
+
+        first = gevent.spawn(send, 0)
+        eventually(lambda: gate.is_reached)
+        others = [gevent.spawn(send, number) for number in range(1, 20)]
+        with pytest.raises(SpoolError, match="the disk has not answered"):
+            gevent.joinall(others, raise_error=True, timeout=30)
+        gevent.joinall(others, timeout=30)
+        assert not any(each.successful() for each in others), "none is half accepted"
+        assert first.ready() == (method != "append")
+        assert balanced(client)
+        gate.open()
+        first.join(30)
+        eventually(lambda: client.stats().spooled == 0 and not client._life.outbox.store._trouble.blocks)
+        send(20)
+        assert client.flush(30)
+        assert receiver.numbers() == sorted(kept)
+        assert kept == ([20] if method == "open" else [0, 20])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_next_client_sends_left_records_first(folder: Path, mode: Any) -> None:
     """At close(), in mode overflow, older records are in memory and newer ones on disk."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any, Generic, TypeVar
 
 import gevent
 
 from ..runtime import native
-from ..runtime.clock import Deadline
+from ..runtime.clock import Deadline, monotonic
 from ..runtime.hub_thread import Waiter
 
 __all__ = ["DiskThread", "Job"]
@@ -29,7 +30,7 @@ _ATTEMPTS = 3  # to take note of an outcome
 class Job(Generic[_T]):
     """A function that the disk thread calls, and its outcome."""
 
-    __slots__ = ("_work", "attempts", "done", "error", "is_finished", "is_noted", "is_over", "result")
+    __slots__ = ("_work", "attempts", "done", "error", "is_finished", "is_noted", "is_over", "result", "started")
 
     def __init__(self, work: Callable[[], _T], done: Callable[[Job[_T]], None]) -> None:
         self._work = work
@@ -42,6 +43,8 @@ class Job(Generic[_T]):
         self.is_finished = False
         """True once ``done`` has returned."""
         self.is_over = False
+        self.started = inf
+        """The monotonic time of the call."""
         self.result: Any = None
         """The function's result; None if it raised."""
         self.error: Exception | None = None
@@ -49,6 +52,7 @@ class Job(Generic[_T]):
 
     def run(self) -> None:
         """Call the function, in the disk thread."""
+        self.started = monotonic()
         try:
             self.result = self._work()
         except Exception as error:
@@ -91,6 +95,12 @@ class DiskThread:
         running = self._running
         return running is not None and not running.is_finished
 
+    @property
+    def seconds_busy(self) -> float:
+        """The seconds that the job under way has taken so far; 0 for none."""
+        running = self._running
+        return 0.0 if running is None or running.is_over else max(monotonic() - running.started, 0.0)
+
     def wait_idle(self, deadline: Deadline) -> None:
         """Wait until no job is under way and all callbacks were called. From any thread, also without a hub."""
         while self.is_busy and not deadline.has_passed() and not self._is_ended:
@@ -100,6 +110,18 @@ class DiskThread:
             while not barrier.is_over and not deadline.has_passed():
                 waiter.wait(min(1.0, deadline.left() or 1.0))
             self._call_back()
+
+    def settle(self, deadline: Deadline, grace: float) -> BaseException | None:
+        """Wait as :meth:`wait_idle` does, *grace* seconds more after an exception, and return the exception."""
+        try:
+            self.wait_idle(deadline)
+        except BaseException as error:
+            try:
+                self.wait_idle(Deadline(grace))
+            except BaseException as later:
+                return later
+            return error
+        return None
 
     def run_last(self, work: Callable[[], _T], deadline: Deadline) -> Job[_T]:
         """Do *work* after all other jobs, wait for it, and end the thread. Thread-safe; needs no hub.
@@ -134,18 +156,22 @@ class DiskThread:
 
     def _start(self, job: Job[Any], error: Exception | None) -> None:
         if error is None:
-            self._jobs.append(job)
+            # A signal handler may raise after each call: it must leave neither a second thread nor a job that waits.
             try:
                 if not self._is_started:
-                    native.start_new_thread(self._run, ())
                     self._is_started = True
-                self._idle.release()
+                    native.start_new_thread(self._run, ())
+            except RuntimeError as problem:  # the process has too many threads
+                self._is_started, error = False, problem
+            else:
+                try:
+                    self._jobs.append(job)
+                finally:
+                    try:
+                        self._idle.release()
+                    except RuntimeError:  # the lock was not locked: the thread is awake
+                        pass
                 return
-            except RuntimeError as problem:
-                if self._is_started:  # the lock was not locked: the thread is awake
-                    return
-                error = problem  # the process has too many threads
-                self._jobs.clear()
         job.error, job.is_over = error, True
         self._over.append(job)
         self._wake_hub()

@@ -6,6 +6,7 @@ __all__ = [
     "ADOPT_SECONDS",
     "BATCH_BYTES",
     "CLOSE_SECONDS",
+    "HANG_SECONDS",
     "MAX_NAMES",
     "MAX_OPEN",
     "MAX_ORPHANS",
@@ -26,6 +27,9 @@ SEGMENT_BYTES = 8 << 20
 
 CLOSE_SECONDS = 1.0
 """The least time in seconds to keep the undelivered records, also if the timeout of ``close()`` has passed."""
+
+HANG_SECONDS = 10.0
+"""Seconds of one job after which the disk is taken for one that fails. A synced write may take some."""
 
 READ_AGAIN_SECONDS = 1.0
 """Seconds until records that could not be read are tried again."""

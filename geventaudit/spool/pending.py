@@ -108,10 +108,11 @@ class PendingRecords:
         memory.stream.taken += amount
         memory.window.extend(entries)
 
-    def refuse_all(self, error: Exception) -> None:
-        """Refuse all records."""
-        while self.records:
-            pending = self.records.popleft()
+    def refuse(self, error: Exception, spared: int = 0) -> None:
+        """Refuse all records but the oldest *spared*."""
+        while len(self.records) > spared:
+            pending = self.records.pop()
+            self.size -= len(pending.frame) + OVERHEAD
             pending.error, pending.is_over = error, True
         self.written.set()
 

@@ -17,7 +17,7 @@ the disk          new records
 ================  ==================================================================================================
 is being opened   wait: on the queue (``overflow``), in ``send`` (``always``)
 works             are written
-fails             ``overflow``: stay in memory, in their order, as many as the queue holds; then ``QueueFullError``
+fails, or hangs   ``overflow``: stay in memory, in their order, as many as the queue holds; then ``QueueFullError``
                   ``always``: ``SpoolError``
 ================  ==================================================================================================
 
@@ -51,6 +51,7 @@ from .format import OVERHEAD
 from .limits import (
     BATCH_BYTES,
     CLOSE_SECONDS,
+    HANG_SECONDS,
     MAX_READS,
     PENDING_BYTES,
     READ_AGAIN_SECONDS,
@@ -59,7 +60,7 @@ from .limits import (
 from .pending import Pending, PendingRecords
 from .settings import Spool
 from .stream import Entry, Memory
-from .trouble import Trouble
+from .trouble import DiskHangsError, Trouble
 from .writer import Append, SegmentWriter, encode_runs
 
 __all__ = ["Store"]
@@ -209,13 +210,24 @@ class Store:
             self._signal.arm()
             forks.check()
             try:
+                self._note_hang()
                 has_work = self._disk.is_busy or self._start_job()
             except Exception as error:  # there is no memory, say: it is a disk that fails
                 self.pending.writing = 0
                 self._fail_and_refuse(error)
                 has_work = False
             if self._disk.is_busy or not has_work:
-                self._signal.wait(None if self._disk.is_busy else self._idle_seconds())
+                self._signal.wait(HANG_SECONDS if self._disk.is_busy else self._idle_seconds())
+
+    def _note_hang(self) -> None:
+        """Take a disk that does not answer for one that fails, until it answers, unless records may be half written."""
+        own, seconds = self._own, self._disk.seconds_busy
+        if seconds < HANG_SECONDS:
+            if isinstance(self._trouble.error, DiskHangsError):
+                self._recovered()
+        elif not self._trouble.blocks and (self.is_always or not (self.pending.writing or (own and own.count))):
+            self._fail_and_refuse(DiskHangsError(f"{self._path}: the disk has not answered for {seconds:.0f} s"))
+            self._wake.set()
 
     def _start_job(self) -> bool:
         """Give the most urgent job to the disk thread. Return False if there is none."""
@@ -403,7 +415,7 @@ class Store:
         """Note that the disk fails; in mode ``always``, refuse the pending records."""
         self._fail(error)
         if self.is_always and self._trouble.error is not None:
-            self.pending.refuse_all(self._trouble.error)
+            self.pending.refuse(self._trouble.error, self.pending.writing)
 
     def _fail(self, error: Exception) -> None:
         """Note that the disk fails; the writer tries again after a while."""
@@ -444,11 +456,8 @@ class Store:
         if self._left is not None:  # an exception has interrupted the caller since
             return self._left, None
         deadline = Deadline(None if seconds is None else max(seconds, CLOSE_SECONDS))
-        interruption, job = None, None
-        try:
-            self._disk.wait_idle(deadline)
-        except BaseException as error:
-            interruption = self._settle_interrupted(error)
+        # Also if this is interrupted: a record that is being written must not be refused.
+        interruption, job = self._disk.settle(deadline, CLOSE_SECONDS), None
         pending = [] if self.is_always else self.pending.frames()
         next_number = self._next_number(self._own)
         total = len(entries) + len(pending) + sum(each.count for each in self._backlogs.all())
@@ -456,7 +465,7 @@ class Store:
             job = self._disk.run_last(jobs.last(self._backlogs, self._spool, entries, pending, next_number), deadline)
         except BaseException as error:
             interruption = error
-        self.pending.refuse_all(ClientClosedError("the client was closed before the disk had kept the record"))
+        self.pending.refuse(ClientClosedError("the client was closed before the disk had kept the record"))
         if self._disk.is_abandoned:  # a forked child's copy of the parent's call
             return [], interruption
         if job is not None and job.is_over and job.error is None:
@@ -475,14 +484,6 @@ class Store:
             self._report(f"{self._path}: not all undelivered records could be kept: {problem}")
         return left, interruption
 
-    def _settle_interrupted(self, interruption: BaseException) -> BaseException:
-        """Wait a little for a job under way: a record that it writes must not be refused."""
-        try:
-            self._disk.wait_idle(Deadline(CLOSE_SECONDS))
-        except BaseException as error:
-            return error
-        return interruption
-
     def close_watcher(self) -> None:
         """Close the disk thread's watcher, after :meth:`persist`. In the hub's thread."""
         self._disk.end_watching()
@@ -495,4 +496,4 @@ class Store:
             folder.leave()
         if self._disk.is_busy:
             close_inherited_locks([self._path, *orphans(self._spool.absolute_path)])
-        self.pending.refuse_all(ClientClosedError("the process was forked"))
+        self.pending.refuse(ClientClosedError("the process was forked"))

@@ -6,7 +6,11 @@ from ..backoff import Backoff
 from ..errors import SpoolError
 from ..runtime.clock import monotonic
 
-__all__ = ["Trouble"]
+__all__ = ["DiskHangsError", "Trouble"]
+
+
+class DiskHangsError(SpoolError):
+    """The disk does not answer: over a network, say."""
 
 
 class Trouble:

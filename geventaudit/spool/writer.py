@@ -50,9 +50,11 @@ class SegmentWriter:
             self._magic, self._index, self._size = new_magic(), 0, 0
         data = encode(self._magic, self._index, frames)
         append = Append(first, self._magic, data, frames)
-        self._index += len(frames)
-        self._next = first + len(frames)
-        self._size += len(data)
+        count, size = len(frames), len(data)
+        # No signal handler comes between these lines.
+        self._index += count
+        self._next = first + count
+        self._size += size
         return append
 
     def start_new_segment(self) -> None:
