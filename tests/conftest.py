@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import commands
 import gevent
 import helpers
 import pytest
@@ -45,6 +46,13 @@ def _a_busy_disk_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def socket_path(folder: Path) -> str:
     return str(folder / "agent.sock")
+
+
+@pytest.fixture(scope="module")
+def command_server() -> Iterator[None]:
+    """The process that the commands of commands.py are forked from."""
+    with commands.serving():
+        yield
 
 
 NODE_LOGGER = "1.0.10"

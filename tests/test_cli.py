@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command, run
 from gevent import subprocess
 from gevent.os import tp_read
 from helpers import eventually, free_port, mapping
@@ -28,22 +29,21 @@ from geventaudit.transport.unix import MDSD_SOCKETS
 
 GOOD = {"Type": "ControlPlane", "Record": mapping()}
 BAD = {"Type": "ControlPlane", "Record": mapping(OperationName="")}
+pytestmark = pytest.mark.usefixtures("command_server")
 
 
-def command(*arguments: str, **options: Any) -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "geventaudit", *arguments],
-        stdin=options.pop("stdin", subprocess.PIPE),
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.PIPE,
-        **options,
-    )
+def start(*arguments: str, **environment: str) -> Any:
+    """Begin a command in a Python of its own, as a person does."""
+    program = [sys.executable, "-X", "dev", "-W", "error", "-m", "geventaudit", *arguments]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(program, env={**os.environ, **environment}, **pipes)
 
 
-def run(*arguments: str, given: bytes = b"", **options: Any) -> tuple[int, str, str]:
-    with command(*arguments, **options) as process:
-        out, err = process.communicate(given, timeout=60)
-    return process.returncode, (out or b"").decode(), err.decode()
+def started(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run a command in a Python of its own."""
+    with start(*arguments, **environment) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out.decode(), err.decode()
 
 
 def lines(*messages: Any) -> bytes:
@@ -418,7 +418,7 @@ def test_rates_end_with_their_reader(socket_path: str) -> None:
 
 
 def test_help_and_version() -> None:
-    assert run("--version") == (0, f"geventaudit {__version__} ({Stats().encoder} encoder)\n", "")
+    assert started("--version") == run("--version") == (0, f"geventaudit {__version__} ({Stats().encoder} encoder)\n", "")
     status, out, _ = run("--help")
     assert status == 0
     assert all(name in out for name in COMMANDS)
@@ -777,14 +777,8 @@ def test_the_timeout_holds_for_connecting_too(socket_path: str) -> None:
 
 def test_an_output_that_cannot_show_everything(socket_path: str, folder: Path) -> None:
     unusual = {"Type": "ControlPlane", "Record": mapping(OperationName="Größe", CustomData={"x": 1})}
-    with command(
-        "listen",
-        "--unix",
-        socket_path,
-        "--output",
-        str(folder / "out"),
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    ) as listening:
+    options = ("--unix", socket_path, "--output", str(folder / "out"))
+    with start("listen", *options, PYTHONIOENCODING="ascii") as listening:
         listening.stderr.readline()
         assert run("send", "-", "--unix", socket_path, given=lines(unusual))[0] == 0
         assert b"Gr\\xf6\\xdfe" in listening.stdout.readline()

@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 import trustme
+from commands import command, run
 from helpers import eventually, free_port, mapping, receiving
-from test_cli import GOOD, command, lines, run
+from test_cli import GOOD, lines
 from test_cli_spool import fill
 
 from geventaudit.agent import Agent
 
 CLIENTS = ("send", "doctor", "drain")
+pytestmark = pytest.mark.usefixtures("command_server")
 
 
 class Files:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command, run
 from gevent import subprocess
 from gevent.event import Event
 from helpers import eventually, first_arrivals, free_port, message, receiving
 from test_acks import scripted
-from test_cli import command, run
+from test_cli import started
 from test_poison import Picky
 
 from geventaudit import AuditError, Backoff, Client, DomainSocket, Spool
@@ -29,6 +30,7 @@ from geventaudit.spool.folder import Folder
 from geventaudit.spool.inspection import FolderView
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("command_server")
 
 
 def no_agent() -> Any:
@@ -240,7 +242,7 @@ def test_show_escapes_control_characters(folder: Path) -> None:
     client = Client(no_agent, spool=Spool(path))
     client.send(message(operation_name="a\x1b[31m\nb\x9bö"))
     client.close(timeout=0.0)
-    _, out, _ = run("spool", "show", str(path), env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    _, out, _ = started("spool", "show", str(path), LC_ALL="C", PYTHONIOENCODING="ascii")
     assert out.count("\n") == 1
     assert out.rstrip("\n").isprintable()
     assert json.loads(out)["Record"]["OperationName"] == "a\x1b[31m\nb\x9bö"
