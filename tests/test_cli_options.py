@@ -14,10 +14,12 @@ import signal
 import socket as std_socket
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 import trustme
 from commands import command, run
@@ -92,6 +94,15 @@ def run_client(name: str, files: Files, *options: str) -> tuple[int, str, str]:
     return run("spool", "drain", str(files.folder / "spool"), *options)
 
 
+def together(*calls: Callable[[], tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """Call all at once, since commands wait more than they work. Return their results."""
+    running = [gevent.spawn(each) for each in calls]
+    try:
+        return [each.get() for each in running]
+    finally:
+        gevent.killall(running)
+
+
 def arrived(files: Files) -> int:
     return (files.folder / "out.jsonl").read_text().count("\n")
 
@@ -121,10 +132,12 @@ def test_every_kind_of_connection(kind: str, files: Files) -> None:
     """With acknowledgements and without."""
     theirs, ours = KINDS[kind]
     with listening(files, theirs, unix=kind == "unix") as (_, address):
+        options = [*address, *files.options(ours)]
         for acks in ([], ["--require-ack"]):
-            status, out, err = run_client("send", files, *address, *files.options(ours), *acks)
+            sent, examined, drained = together(*(partial(run_client, name, files, *options, *acks) for name in CLIENTS))
+            status, out, err = sent
             assert (status, out) == (0, "1 delivered, 0 not delivered, 0 refused\n"), err
-            status, out, err = run_client("doctor", files, *address, *files.options(ours), *acks)
+            status, out, err = examined
             assert (status, err) == (0, ""), out
             assert out.splitlines()[-2:] == [
                 "ok      it reads",
@@ -132,7 +145,7 @@ def test_every_kind_of_connection(kind: str, files: Files) -> None:
             ]
             assert ("its certificate is trusted" in out) is ("tls" in kind)
             assert ("it knows the shared key" in out) is ("key.txt" in ours)
-            status, out, err = run_client("drain", files, *address, *files.options(ours), *acks)
+            status, out, err = drained
             assert (status, out.partition(": ")[2]) == (0, "1 delivered, 0 not delivered, 0 dropped\n"), err
             assert not (files.folder / "spool").exists()
         eventually(lambda: arrived(files) == 4)
@@ -206,7 +219,10 @@ def test_a_stopped_agent_is_stuck(kind: str, files: Files) -> None:
     with listening(files, theirs, unix=kind == "unix") as (process, address):
         process.send_signal(signal.SIGSTOP)
         options = [*address, *files.options(ours), "--timeout", "0.5"]
-        status, out, err = run_client("doctor", files, *options)
+        (status, out, err), *others = together(
+            partial(run_client, "doctor", files, *options),
+            *(partial(run_client, name, files, *options, "--require-ack") for name in ("send", "drain")),
+        )
         finding, advice = out.splitlines()[-2:]
         assert (status, err) == (1, "")
         if kind == "unix":
@@ -219,8 +235,7 @@ def test_a_stopped_agent_is_stuck(kind: str, files: Files) -> None:
         else:
             assert "not within 0.5 seconds" in finding
             assert "the address accepts connections, but no TLS or Forward handshake begins" in advice
-        for name in ("send", "drain"):
-            status, out, err = run_client(name, files, *options, "--require-ack")
+        for status, out, err in others:
             if kind in ("unix", "tcp"):
                 assert status == 1, "it can connect"
                 assert "0 delivered, 1 not delivered, 0 " in out
@@ -291,15 +306,18 @@ def test_an_agent_that_does_not_acknowledge(kind: str, files: Files) -> None:
     theirs, ours = KINDS[kind]
     with listening(files, f"--no-ack {theirs}", unix=kind == "unix") as (_, address):
         options = [*address, *files.options(ours), "--timeout", "1"]
-        status, out, err = run_client("doctor", files, *options)
+        noted, *others = together(
+            partial(run_client, "doctor", files, *options),
+            *(partial(run_client, name, files, *options, "--require-ack") for name in ("doctor", "send", "drain")),
+        )
+        status, out, err = noted
         assert (status, err) == (0, "")
         assert "ok      it reads" in out.splitlines()
         assert out.splitlines()[-2] == "note    it acknowledged nothing in 1.0 s"
-        status, out, err = run_client("doctor", files, *options, "--require-ack")
+        status, out, err = others[0]
         assert (status, err) == (1, "")
         assert out.splitlines()[-2] == "FAILED  it acknowledged nothing in 1.0 s"
-        for name in ("send", "drain"):
-            status, out, err = run_client(name, files, *options, "--require-ack")
+        for status, out, err in others[1:]:
             assert status == 1
             assert "0 delivered, 1 not delivered, 0 " in out
         if kind == "unix":
