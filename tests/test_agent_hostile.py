@@ -19,7 +19,7 @@ import marshmallow
 import msgpack
 import pytest
 from gevent import socket, subprocess
-from helpers import SERVICE_TREE_ID, eventually, mapping, message
+from helpers import SERVICE_TREE_ID, eventually, mapping, message, once
 
 from geventaudit import Backoff, Client, DomainSocket, Heartbeat, Msg, MsgSchema, RecordSchema, ValidationError
 from geventaudit.agent import Agent, Received, Refused
@@ -323,6 +323,7 @@ time.sleep(60)
 """
 
 
+@once
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_an_honest_sender_among_twenty_hostile_ones(kind: str, socket_path: str) -> None:
     """Each of its acknowledgements comes before the agent has worked for half a second. A busy machine may take longer
@@ -448,6 +449,7 @@ def test_an_idle_timeout_that_cannot_be(value: Any) -> None:
         Agent("unused", print, idle_timeout=value)
 
 
+@once
 def test_sigpipe_at_its_default_does_not_end_the_agent(socket_path: str, folder: Path) -> None:
     """For acknowledgements and for the handshake."""
     program = (

@@ -16,7 +16,7 @@ from unittest import mock
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import HERE, PATCHED, eventually
+from helpers import HERE, eventually, once
 
 from geventaudit import (
     AuditClient,
@@ -46,7 +46,6 @@ from geventaudit.integrations.celery import HEADER, Audit  # noqa: E402
 needs_redis = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="needs redis-server: apt-get install redis-server"
 )
-once = pytest.mark.skipif(PATCHED, reason="workers are processes of their own, patched or not by their pool; run once")
 SYSTEM = CallerIdentityType.SYSTEM
 USERNAME = CallerIdentityType.USERNAME
 

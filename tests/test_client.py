@@ -19,7 +19,7 @@ import gevent
 import pytest
 from gevent import socket
 from gevent.event import Event
-from helpers import SERVICE_TREE_ID, eventually, free_port, mapping, message, record
+from helpers import SERVICE_TREE_ID, eventually, free_port, mapping, message, once, record
 
 from geventaudit import (
     TCP,
@@ -418,6 +418,7 @@ def test_factories_in_trouble_are_asked_again(
     assert numbers_of(got) == [1]
 
 
+@once
 def test_a_factory_that_wants_the_process_to_end(socket_path: str) -> None:
     """The SystemExit of the factory ends the process, like that of any other greenlet."""
     program = """
@@ -687,6 +688,7 @@ def test_hundreds_of_clients(agent: Agent, got: list[Received], socket_path: str
     assert sorted(numbers_of(got)) == list(range(300))
 
 
+@once
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()\n"])
 def test_a_client_left_open_drains_at_exit(patch: str, agent: Agent, got: list[Received], socket_path: str) -> None:
     program = patch + (
@@ -699,6 +701,7 @@ def test_a_client_left_open_drains_at_exit(patch: str, agent: Agent, got: list[R
     eventually(lambda: len(records_of(got)) == 50)
 
 
+@once
 def test_exit_does_not_wait_for_an_agent_that_is_away(socket_path: str) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

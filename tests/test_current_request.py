@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
-from helpers import import_old
+from helpers import import_old, once
 
 from geventaudit import CallerIdentityType, Client, NoOp, Record
 from geventaudit.integrations.http.current import current_record
@@ -244,6 +244,7 @@ with Client(NoOp) as client:
 """
 
 
+@once
 def test_the_user_of_django() -> None:
     pytest.importorskip("django", reason="needs django, which the extra [test] brings")
     done = subprocess.run([sys.executable, "-W", "error", "-c", DJANGO], capture_output=True, timeout=120, text=True)

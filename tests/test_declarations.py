@@ -17,7 +17,7 @@ from unittest import mock
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import import_old
+from helpers import import_old, once
 from test_wsgi import call
 
 from geventaudit import (
@@ -1102,6 +1102,7 @@ DJANGO: dict[str, tuple[str, str, str, int] | None] = {
 }
 
 
+@once
 @pytest.mark.slow
 def test_django_and_its_rest_framework() -> None:
     for needed in ("django", "rest_framework"):

@@ -17,7 +17,7 @@ import gevent
 import pytest
 import trustme
 from gevent import socket, subprocess
-from helpers import eventually, message, receiving
+from helpers import eventually, message, once, receiving
 
 from geventaudit import Client, Msg, NoOp
 from geventaudit.agent import Agent, Received
@@ -59,6 +59,7 @@ def finish(process: Any) -> None:
     assert b"Traceback" not in err, err.decode()
 
 
+@once
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_four_children_and_the_parent_send_at_once(folder: Path, kind: tuple[str, str]) -> None:
     with receiving(folder) as receiver:
@@ -72,6 +73,7 @@ def test_four_children_and_the_parent_send_at_once(folder: Path, kind: tuple[str
             assert mine == list(range(index * EACH, (index + 1) * EACH)), "all, once, in order"
 
 
+@once
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_in_the_middle_of_a_write(folder: Path, kind: tuple[str, str]) -> None:
     with receiving(folder) as receiver:
@@ -85,6 +87,7 @@ def test_in_the_middle_of_a_write(folder: Path, kind: tuple[str, str]) -> None:
         assert sorted(numbers) == [*range(13), *range(100, 300)], "every frame whole, every record once"
 
 
+@once
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_child_does_not_keep_the_parents_connection_open(socket_path: str, kind: tuple[str, str]) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
@@ -99,6 +102,7 @@ def test_a_child_does_not_keep_the_parents_connection_open(socket_path: str, kin
             assert process.stdout.readline() == b"closed\n"
 
 
+@once
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_fork_while_the_parent_closes(folder: Path, kind: tuple[str, str]) -> None:
     with receiving(folder) as receiver:
@@ -111,6 +115,7 @@ def test_a_fork_while_the_parent_closes(folder: Path, kind: tuple[str, str]) -> 
         assert receiver.numbers() == [1]
 
 
+@once
 @pytest.mark.parametrize("kind", [("os", "patched"), ("multiprocessing", "unpatched")], ids="-".join)
 def test_a_base_client_in_a_child_wants_a_connection_of_its_own(folder: Path, kind: tuple[str, str]) -> None:
     with receiving(folder) as receiver:
@@ -142,6 +147,7 @@ def linked(kind: str, folder: Path, got: list[Received]) -> Iterator[Links]:
         yield Links(agent, [where, kind, str(authority)])
 
 
+@once
 @pytest.mark.skipif(
     "libuv" in gevent.config.loop.__module__,
     reason="on libuv, a child that runs its copy of the loop before that is initialized anew changes what the parent's "

@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
+from helpers import once
 
 from geventaudit import CallerIdentityType, Client, Msg, NoOp, NotificationKind, OperationType, Record
 
@@ -250,6 +251,7 @@ def test_flask_contexts_without_a_request(client: Client, kept: Kept) -> None:
     assert not kept
 
 
+@once
 @pytest.mark.parametrize(
     ("extra", "package"),
     [
@@ -272,6 +274,7 @@ def test_an_integration_without_its_package_names_the_extra(extra: str, package:
     )
 
 
+@once
 def test_django_users_and_sessions() -> None:
     """The user is asked for when the session was saved: no page gets another ``Vary: Cookie``."""
     program = Path(__file__).parent / "django_program.py"

@@ -19,7 +19,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket, subprocess
-from helpers import PATCHED, eventually, free_port, message
+from helpers import eventually, free_port, message, once
 
 from geventaudit import Client, Msg, NoOp, Spool
 from geventaudit.agent import Agent
@@ -83,6 +83,7 @@ def names_into(arrived: Counter[str]) -> Any:
     return take
 
 
+@once
 def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> None:
     arrived: Counter[str] = Counter()
     # The application of the example; the client has already been used in the master when it forks.
@@ -118,6 +119,7 @@ def test_every_answered_request_is_on_record(socket_path: str, folder: Path) -> 
         assert arrived["/master"] <= 1, "the master's record is not the workers'"
 
 
+@once
 def test_workers_drain_within_their_graceful_timeout(socket_path: str, folder: Path) -> None:
     """The agent is away when the workers get the signal to end, and comes a moment later."""
     arrived: Counter[str] = Counter()
@@ -133,6 +135,7 @@ def test_workers_drain_within_their_graceful_timeout(socket_path: str, folder: P
     assert len(answered) == 50
 
 
+@once
 def test_records_in_the_spools_of_workers_are_sent_by_the_next(socket_path: str, folder: Path) -> None:
     """The agent stays away; one worker is killed, the others have to end. The next start finds its agent."""
     app = (
@@ -177,6 +180,7 @@ def spooling(folder: Path, socket_path: str, mode: str) -> str:
     )
 
 
+@once
 def test_the_spool_of_a_killed_worker_is_sent_without_another_request(socket_path: str, folder: Path) -> None:
     """By the worker in its place, when it starts; gunicorn's log says which spool that is."""
     arrived: Counter[str] = Counter()
@@ -209,7 +213,7 @@ def test_the_log_names_each_spool_of_a_worker(folder: Path, monkeypatch: pytest.
     ]
 
 
-@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+@once
 def test_a_slow_request_leaves_time_to_keep_undelivered_records(socket_path: str, folder: Path) -> None:
     """The request uses most of the graceful timeout, and there is no agent."""
     options = ("-w", "1", "--graceful-timeout", "6")
@@ -233,7 +237,7 @@ def test_a_slow_request_leaves_time_to_keep_undelivered_records(socket_path: str
         server.communicate(timeout=60)
 
 
-@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+@once
 def test_a_quick_shutdown_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
     """Ctrl+C reaches the master and the worker. The worker gets two signals, and ends in the middle of draining."""
     app = spooling(folder, socket_path, "overflow")
@@ -252,7 +256,7 @@ def test_a_quick_shutdown_keeps_undelivered_records(socket_path: str, folder: Pa
         server.communicate(timeout=60)
 
 
-@pytest.mark.skipif(PATCHED, reason="gunicorn has a process to itself; once is enough")
+@once
 def test_an_aborted_worker_keeps_undelivered_records(socket_path: str, folder: Path) -> None:
     """The worker blocks its hub for longer than ``timeout``, without an agent; gunicorn kills it a second later."""
     app = spooling(folder, socket_path, "overflow") + (
@@ -275,6 +279,7 @@ def test_an_aborted_worker_keeps_undelivered_records(socket_path: str, folder: P
     assert "WORKER TIMEOUT" in log
 
 
+@once
 def test_without_a_spool_lost_records_are_logged(socket_path: str, folder: Path) -> None:
     options = ("-w", "1", "--graceful-timeout", "2")
     with gunicorn(folder, socket_path, "from gunicorn_app import application\n", *options) as (server, port):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from gevent import subprocess
-from helpers import import_old
+from helpers import import_old, once
 from test_http_records import keeping, path_of
 from test_wsgi import call
 
@@ -536,6 +537,7 @@ def test_pyramid() -> None:
 # -- Django and Django REST Framework ----------------------------------------------------------------------------------
 
 
+@functools.cache
 def django_says(*arguments: str) -> dict[str, Any]:
     """Run the program; the records of its requests."""
     for needed in ("django", "rest_framework"):
@@ -550,6 +552,7 @@ def django_says(*arguments: str) -> dict[str, Any]:
     return said
 
 
+@once
 def test_django_sign_ins_and_reasons() -> None:
     said = django_says()
     expected = {
@@ -584,6 +587,7 @@ def test_django_sign_ins_and_reasons() -> None:
     assert said["counts"] == {"recorded": len(said) - 1, "incomplete": 0}
 
 
+@once
 def test_django_rest_framework() -> None:
     said = django_says()
     assert {key: (found["name"], found["description"]) for key, found in said.items() if "/api/" in key} == {
@@ -612,6 +616,7 @@ def test_django_rest_framework() -> None:
     assert said["GET /api/users/1/"]["users"] == [["eve", "tried to sign in, and failed"]]
 
 
+@once
 @pytest.mark.parametrize("login", ["/accounts/enter/", "https://testserver/accounts/enter/", "no-such-name"])
 def test_django_without_asking_for_the_user(login: str) -> None:
     """With the option: only the users that the project asked for. And LOGIN_URL in other spellings."""

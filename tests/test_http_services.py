@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket, subprocess
-from helpers import eventually, free_port
+from helpers import eventually, free_port, once
 
 from geventaudit import CallerIdentityType, Msg, OperationResult, OperationType, Record, TargetResource
 from geventaudit.agent import Agent
@@ -121,6 +121,7 @@ FLASK = [
 ]
 
 
+@once
 def test_flask_under_load_while_the_agent_restarts(socket_path: str, folder: Path) -> None:
     """Flask answers before the agent exists, and each request is on record once, with its operation and caller."""
     arrived: dict[str, list[Record]] = {}
@@ -178,6 +179,7 @@ def test_flask_under_load_while_the_agent_restarts(socket_path: str, folder: Pat
         assert record.custom_data["geventaudit"]["seq"] > 0
 
 
+@once
 def test_django(socket_path: str, folder: Path) -> None:
     requests = [
         ("/things/7", 200, "ReadThing", {"number": "7"}),
@@ -216,6 +218,7 @@ def test_django(socket_path: str, folder: Path) -> None:
     assert {each.caller_ip_address for each in records} == {"198.18.0.1"}
 
 
+@once
 def test_the_agent_is_away_and_clients_are_hostile(socket_path: str, folder: Path) -> None:
     """gunicorn answers as it does without a middleware; every request that reached the application is on record."""
     hostile = [
@@ -239,6 +242,7 @@ def test_the_agent_is_away_and_clients_are_hostile(socket_path: str, folder: Pat
     assert not {each.caller_ip_address for each in got} & {"6.6.6.6", "127.0.0.1"}
 
 
+@once
 @pytest.mark.parametrize("worker", ["gevent", "gevent_pywsgi"])
 def test_a_client_certificate(socket_path: str, folder: Path, worker: str) -> None:
     trustme = pytest.importorskip("trustme", reason="needs trustme, which the extra [test] brings")
@@ -273,6 +277,7 @@ def test_a_client_certificate(socket_path: str, folder: Path, worker: str) -> No
     assert "SHA-256" in certificate.description
 
 
+@once
 def test_a_client_that_names_the_mount(socket_path: str, folder: Path) -> None:
     """gunicorn lets its peers on this host say where the application is mounted, in any case of letters."""
     got: list[Record] = []

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import HERE, eventually, greenlets, message, on_signal
+from helpers import HERE, eventually, greenlets, message, on_signal, once
 
 from geventaudit import (
     Backoff,
@@ -75,6 +75,7 @@ def numbers_of(agent: AuditAgent) -> list[int]:
     return sorted(each.custom_data["n"] for each in agent.records)
 
 
+@once
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("scenario", EXITS)
 def test_records_accepted_in_exit_handlers_are_delivered(scenario: str, patched: bool) -> None:
@@ -88,6 +89,7 @@ def test_records_accepted_in_exit_handlers_are_delivered(scenario: str, patched:
         assert numbers_of(agent) == EXITS[scenario]
 
 
+@once
 def test_sending_after_the_exit_hook_is_refused() -> None:
     with AuditAgent() as agent:
         said = run(str(HERE / "exit_program.py"), "exit_after_the_hook", agent.address)
@@ -96,6 +98,7 @@ def test_sending_after_the_exit_hook_is_refused() -> None:
         assert numbers_of(agent) == [1]
 
 
+@once
 @pytest.mark.parametrize("scenario", CHILDREN)
 def test_records_accepted_in_children_are_delivered(scenario: str) -> None:
     if scenario.startswith("billiard") and importlib.util.find_spec("billiard") is None:
@@ -170,6 +173,7 @@ os._exit(0)
 """
 
 
+@once
 @LOOPS
 def test_constructing_makes_no_hub_and_daemonising_is_harmless(folder: Path, loop: str) -> None:
     check_loop(loop)
@@ -573,6 +577,7 @@ print(number)
 """
 
 
+@once
 @pytest.mark.parametrize("spool", [False, True], ids=["memory", "always"])
 @pytest.mark.parametrize("patched", ["unpatched", "patched"])
 @LOOPS

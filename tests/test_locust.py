@@ -14,12 +14,12 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import PATCHED, eventually, free_port
+from helpers import eventually, free_port, once
 
 from geventaudit import Msg
 from geventaudit.agent import Agent, Received
 
-pytestmark = pytest.mark.skipif(PATCHED, reason="Locust patches the process that it has to itself; once is enough")
+pytestmark = once  # Locust patches the process that it has to itself
 EXAMPLE = Path(__file__).parent.parent / "examples" / "locustfile.py"
 
 

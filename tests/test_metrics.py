@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import eventually, import_old, mapping, message
+from helpers import eventually, import_old, mapping, message, once
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -183,6 +183,7 @@ provider.shutdown()
 """
 
 
+@once
 def test_the_global_provider_may_be_set_between_two_clients() -> None:
     """OpenTelemetry has a stand-in before that, which is another object and has the same instruments in the end."""
     done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import eventually, mapping, message, record
+from helpers import eventually, mapping, message, once, record
 
 from geventaudit import (
     AuditType,
@@ -537,6 +537,7 @@ def test_a_kill_while_the_record_goes_to_disk_is_obeyed(folder: Path, socket_pat
         client.close(0.5)
 
 
+@once
 def test_a_program_that_exits_inside(client: Client, got: list[Any], socket_path: str) -> None:
     """The client of that program is never closed, and drains all the same."""
     program = (

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import descriptors, destroys_a_hub, eventually, message, on_signal, threads
+from helpers import descriptors, destroys_a_hub, eventually, message, on_signal, once, threads
 from test_trail import client_of, verified
 from trails import MASTER, copy_of_key
 
@@ -396,6 +396,7 @@ assert os.waitpid(pid, 0)[1] == 0
 """
 
 
+@once
 def test_a_child_that_is_forked_meanwhile_begins_anew(
     agent: Agent, got: list[Received], socket_path: str, folder: Path, key: Key
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 from gevent import socket, subprocess
-from helpers import SERVICE_TREE_ID, eventually, mapping, message
+from helpers import SERVICE_TREE_ID, eventually, mapping, message, once
 
 from geventaudit import (
     CallerIdentity,
@@ -133,6 +133,7 @@ def connected(path: str) -> Any:
     return sock
 
 
+@once
 def test_listen_prints_one_line_a_message(socket_path: str, folder: Path) -> None:
     sent = [each for evil in EVILS.values() for each in frames(evil)]
     out, printed, complained = (folder / name for name in ("out.jsonl", "stdout", "stderr"))
@@ -165,6 +166,7 @@ def test_listen_prints_one_line_a_message(socket_path: str, folder: Path) -> Non
     assert out.stat().st_mode & 0o777 == 0o600, "it has personal data"
 
 
+@once
 def test_an_output_file_that_is_there_keeps_its_mode(socket_path: str, folder: Path) -> None:
     out = folder / "out.jsonl"
     out.write_text("before\n")

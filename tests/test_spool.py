@@ -25,7 +25,7 @@ import gevent
 import pytest
 from gevent import subprocess
 from gevent.threadpool import ThreadPool
-from helpers import HERE, Receiver, descriptors, eventually, first_arrivals, message, receiving
+from helpers import HERE, Receiver, descriptors, eventually, first_arrivals, message, once, receiving
 from test_acks import scripted
 from test_poison import Picky
 
@@ -726,6 +726,7 @@ def test_an_orphan_is_adopted_by_a_process_that_already_runs(folder: Path, monke
 def test_flush_does_not_wait_for_orphans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The orphan is drained later, and before younger records of this client that are on disk."""
     monkeypatch.setattr("geventaudit.spool.adoption.ADOPT_SECONDS", 0.01)
+    monkeypatch.setattr("geventaudit.spool.store.READ_AGAIN_SECONDS", 0.05)
     fill(folder / "audit-99999999", range(1000, 1100))
     with receiving(folder) as receiver, client_of(receiver, Spool(folder / "audit-{pid}")) as client:
         send_all(client, range(100))
@@ -1240,6 +1241,7 @@ def test_a_disk_that_does_not_answer_does_not_keep_close_waiting(
 # -- this process, and others ------------------------------------------------------------------------------------------
 
 
+@once
 def test_killed_at_any_instant_nothing_is_lost_that_was_returned_for(folder: Path) -> None:
     """KILLS times kill -9 under load in mode always; the agent comes and goes as well."""
     outcome = chaos.killed(folder, kills=KILLS, seed=4)

@@ -25,7 +25,7 @@ import msgpack
 import pytest
 import trustme
 from gevent import socket, subprocess
-from helpers import descriptors, eventually, greenlets, message
+from helpers import descriptors, eventually, greenlets, message, once
 
 from geventaudit import (
     TCP,
@@ -578,6 +578,7 @@ print("alive")
 """
 
 
+@once
 @pytest.mark.parametrize("kind", ["unix", "tcp", "handshake", "agent", "agent handshake"])
 def test_sigpipe_at_its_default(kind: str) -> None:
     process = subprocess.Popen(

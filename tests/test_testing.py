@@ -16,7 +16,7 @@ import gevent
 import msgpack
 import pytest
 from gevent import subprocess
-from helpers import eventually, mapping, message, record
+from helpers import eventually, mapping, message, once, record
 
 from geventaudit import AuditType, Client, DomainSocket, Msg, TargetResource, ValidationError
 from geventaudit.runtime import native
@@ -127,6 +127,7 @@ def run_pytest(folder: Path, conftest: str, *launcher: str, sample: str = SAMPLE
     return str(done.stdout.decode())
 
 
+@once
 @pytest.mark.parametrize(
     ("conftest", "launcher"),
     [
@@ -152,6 +153,7 @@ def test_the_plugin(folder: Path, conftest: str, launcher: list[str]) -> None:
     assert "testing.py" not in out
 
 
+@once
 @pytest.mark.parametrize("launcher", [["-m", "pytest"], ["-m", "gevent.monkey", "--module", "pytest"]], ids=str)
 def test_modes_and_assert_not_received_of_the_plugin(folder: Path, launcher: list[str]) -> None:
     out = run_pytest(folder, "", *launcher, sample=MODES)

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey, subprocess
-from helpers import DESTROYED, destroys_a_hub, eventually, greenlets, message, receiving
+from helpers import DESTROYED, destroys_a_hub, eventually, greenlets, message, once, receiving
 
 from geventaudit import (
     Backoff,
@@ -719,6 +719,7 @@ print("end", flush=True)
 """
 
 
+@once
 @pytest.mark.parametrize(
     ("state", "said"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import subprocess
-from helpers import PATCHED, eventually, mapping, message, on_signal
+from helpers import PATCHED, eventually, mapping, message, on_signal, once
 from trails import copy_of_key
 
 from geventaudit import (
@@ -360,7 +360,7 @@ def test_records_of_other_threads_get_numbers_at_close(socket_path: str, seal: S
     else:
         thread.start()
         thread.join()
-    client.close(5.0)
+    client.close(0.1)
     got: list[Received] = []
     with Agent(socket_path, got.append), client_of(socket_path, seal=seal, spool=Spool(folder / "spool")) as later:
         later.send(message(2))
@@ -379,7 +379,7 @@ def test_spooled_records_keep_their_stamps(socket_path: str, folder: Path, seal:
     client = client_of(socket_path, queue_size=5, seal=seal, spool=spool)
     for number in range(30):
         client.send(message(number), timeout=20)
-    assert client.close(5.0) == []
+    assert client.close(0.1) == []
     got: list[Received] = []
     with Agent(socket_path, got.append), client_of(socket_path, seal=seal, spool=spool) as later:
         later.send(message(99), timeout=20)
@@ -484,6 +484,7 @@ client.close()
 """
 
 
+@once
 @pytest.mark.parametrize("patched", ["patched", "unpatched"])
 def test_forked_children_have_streams_of_their_own(
     agent: Agent, got: list[Received], socket_path: str, folder: Path, patched: str
@@ -590,6 +591,7 @@ def numbers_of(got: list[Received]) -> set[int]:
     return {each["n"] for each in custom_data(got) if "n" in each}
 
 
+@once
 def test_a_trail_through_restarts_and_kills_has_no_gaps(folder: Path) -> None:
     records = int(os.environ.get("TRAIL_RECORDS", "1000")) // 4
     got, sent, copy = live(folder, records)

@@ -10,10 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import helpers
 import pytest
 from fluent_bit import BINARY
-from helpers import message
+from helpers import message, once
 from trails import MASTER, as_fluent_bit_lines, as_listen, changed, stamp_of, writer
 
 from benchmarks import trail
@@ -24,7 +23,7 @@ RECORDS = 10_000
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(helpers.PATCHED, reason="it runs in processes of its own, patched or not")
+@once
 @pytest.mark.parametrize("agent", ["listen", "fluent-bit"])
 def test_a_trail_through_restarts_forks_and_a_kill(tmp_path: Path, agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form of ``python -m benchmarks.trail``, which compares all numbers with a count of its own."""

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from gevent import socket, subprocess
 from gevent.event import Event
-from helpers import eventually, message
+from helpers import eventually, message, once
 
 from geventaudit import TCP, Backoff, Client, ConnectionFailedError, DomainSocket, Msg
 from geventaudit.agent import Agent, Received
@@ -185,6 +185,7 @@ def test_an_invalid_context_is_refused(value: Any) -> None:
         TCP(("localhost", 1), ssl=value)
 
 
+@once
 def test_a_context_that_was_made_before_patching() -> None:
     program = (
         "import ssl\n"

@@ -18,7 +18,7 @@ import pytest
 from gevent import socket, subprocess
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
-from helpers import eventually
+from helpers import eventually, once
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -548,6 +548,7 @@ def test_a_caller_that_never_closes_the_response(trail: Trail) -> None:
     assert trail.record().operation_result_description == ""
 
 
+@once
 def test_a_response_that_is_not_closed_before_the_interpreter_ends() -> None:
     """No greenlet can send its record any more, and no exception is shown."""
     program = (
