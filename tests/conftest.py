@@ -122,7 +122,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(once)
 
 
-# Looking through all objects for greenlets takes a while; these open nothing.
+# These open nothing; they have nothing to leave over.
 PURE = {
     "test_golden", "test_rules", "test_values", "test_filling", "test_wire", "test_backoff", "test_layout",
     "test_typing", "test_json_schema", "test_editor", "test_quarantine",
@@ -130,11 +130,8 @@ PURE = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _what_is_old_is_not_looked_through() -> None:
-    """Hundreds of thousands of objects that came with imports: without them, looking for greenlets takes no time."""
+def _objects_of_earlier_modules_can_be_collected() -> None:
     gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -145,13 +142,16 @@ def _nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     gevent.get_hub()
     gevent.sleep(0)
-    greenlets, threads, descriptors = helpers.greenlets(), helpers.threads(), helpers.descriptors()
+    # Among hundreds of thousands of older objects, looking for greenlets would take longer than most tests.
+    gc.collect()
+    gc.freeze()
+    threads, descriptors = helpers.threads(), helpers.descriptors()
     yield
     assert monkey.is_module_patched("threading") is helpers.PATCHED, "a test has patched, for all that come after it"
     try:
-        helpers.eventually(lambda: helpers.greenlets() <= greenlets, "a greenlet is left over", timeout=5)
+        helpers.eventually(lambda: helpers.greenlets() == 0, "a greenlet is left over", timeout=5)
     except AssertionError:
         left = [f"{each!r}, started: {each.started}, at {each.gr_frame}" for each in helpers.living()]
-        raise AssertionError(f"{len(left) - greenlets} of these are left over: {left}") from None
+        raise AssertionError(f"left over: {left}") from None
     helpers.eventually(lambda: helpers.threads() <= threads, "a thread is left over", timeout=5)
     helpers.eventually(lambda: helpers.descriptors() <= descriptors, "a descriptor is left over", timeout=5)
