@@ -171,7 +171,14 @@ class Place:
     def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         modules = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**os.environ, "PATH": path, "PYTHONPATH": modules, "AUDIT_SHARED_KEY": KEY}
+        # Locust's plugin takes a second of each pytest, and is no part of any page's tests.
+        return {
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": modules,
+            "AUDIT_SHARED_KEY": KEY,
+            "PYTEST_ADDOPTS": "-p no:locust",
+        }
 
     def run(self, *command: str) -> str:
         """Run *command*, and return its output. It must succeed, without a traceback."""

@@ -117,7 +117,11 @@ def run_pytest(folder: Path, conftest: str, *launcher: str, sample: str = SAMPLE
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *launcher, "-p", "no:cacheprovider", str(folder)],
+        # The plugins of Locust and Hypothesis take a second to import, and are not tested here.
+        [
+            *(sys.executable, "-X", "dev", "-W", "error", *launcher),
+            *("-p", "no:cacheprovider", "-p", "no:locust", "-p", "no:hypothesispytest", str(folder)),
+        ],
         capture_output=True,
         timeout=120,
         check=False,
