@@ -105,21 +105,32 @@ SLOW = {
 }  # fmt: skip
 
 
-# Modules that test commands, other processes, a browser or the source. Patching the tests' own process changes nothing.
-UNPATCHED = {
-    "test_cli", "test_cli_options", "test_cli_routes", "test_cli_spool", "test_cli_trail", "test_docs",
-    "test_docs_build", "test_docs_language", "test_editor", "test_examples", "test_language", "test_layout",
-    "test_monitoring", "test_pure_python", "test_readme", "test_report_browser", "test_typing", "test_web_browser",
+# Modules that test commands, other processes, a browser or the source: patching the tests' own process changes none of
+# these.
+OUTSIDE = {
+    "test_agents", "test_cli", "test_cli_options", "test_cli_routes", "test_cli_spool", "test_cli_trail", "test_docs",
+    "test_docs_build", "test_docs_language", "test_editor", "test_examples", "test_language",
+    "test_layout", "test_locust", "test_monitoring", "test_pure_python", "test_readme", "test_report_browser",
+    "test_trail_review", "test_typing", "test_web_browser",
 }  # fmt: skip
-once = pytest.mark.skip(reason="tests other processes or the source; patching changes neither")
+# Modules of functions and state machines without threads, sockets, locks and clocks that could be patched. Files are
+# read and written by system calls that gevent does not patch.
+FUNCTIONS = {
+    "test_backoff", "test_encoder", "test_filling", "test_golden", "test_json_safe",
+    "test_json_schema", "test_properties", "test_quarantine", "test_records", "test_report", "test_rules",
+    "test_segments", "test_trail_keys", "test_trail_stamp", "test_verify", "test_wire",
+}  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-        if helpers.PATCHED and item.path.stem in UNPATCHED:
-            item.add_marker(once)
+        if item.path.stem in OUTSIDE | FUNCTIONS:
+            item.add_marker(helpers.once)
+    if helpers.PATCHED:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("once")])
+        items[:] = [item for item in items if not item.get_closest_marker("once")]
 
 
 # These open nothing; they have nothing to leave over.

@@ -34,8 +34,8 @@ SERVICE_TREE_ID = "e6c9fcb1-7f08-4c1d-9e7a-123456789abc"
 PATCHED = monkey.is_module_patched("socket")
 HERE = Path(__file__).parent
 
-# Patching this process changes nothing in others, which are patched or not by their own arguments.
-once = pytest.mark.skipif(PATCHED, reason="tests other processes; patching this one changes nothing")
+# For tests of other processes, which are patched or not by their own arguments.
+once = pytest.mark.once
 destroys_a_hub = pytest.mark.skipif(
     "libuv" in gevent.config.loop.__module__,
     reason="on libuv, gevent's Hub.destroy() does not return while a greenlet waits in the hub",

@@ -1064,7 +1064,10 @@ def test_no_failure_loses_an_accepted_frame_or_delivers_a_refused_one(
             folder.close(remove_if_empty=True)
         finally:
             folder.leave()
-        assert os.listdir(parent) == []
+        # A file that a failing disk did not let go when the folder was opened is left alone.
+        left = {each.name for each in Path(parent).glob("spool/*")} - {"lock", "cursor"}
+        assert all(name.endswith(".left") for name in left)
+        assert left or os.listdir(parent) == []
 
 
 def test_a_limit_on_the_size_of_files(path: Path) -> None:
