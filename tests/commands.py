@@ -122,7 +122,11 @@ def serving() -> Iterator[None]:
 
 def command(*arguments: str, stdin: int = PIPE, stdout: int = PIPE, cwd: Any = ".", **environment: str) -> Command:
     """Begin ``geventaudit`` with these arguments, and with *environment* beside that of the tests."""
-    request = {"arguments": arguments, "folder": str(os.path.abspath(cwd)), "environment": {**os.environ, **environment}}
+    request = {
+        "arguments": arguments,
+        "folder": str(os.path.abspath(cwd)),
+        "environment": {**os.environ, **environment},
+    }
     return Command(_servers[-1], request, stdin, stdout)
 
 

@@ -96,12 +96,12 @@ def agent(socket_path: str, got: list[Received], refused: list[Refused]) -> Iter
 SLOW = {
     "test_acks", "test_agent", "test_agent_hostile", "test_agents", "test_celery", "test_chaos", "test_cli",
     "test_cli_options", "test_cli_routes", "test_cli_spool", "test_client", "test_connections", "test_delivery",
-    "test_docs", "test_doctor", "test_ends", "test_examples", "test_fluent_logger_js", "test_fork",
-    "test_frameworks", "test_fuzz", "test_gunicorn", "test_http_frameworks", "test_http_services", "test_layout",
+    "test_docs", "test_doctor", "test_ends", "test_examples", "test_fluent_logger_js", "test_fork", "test_frameworks",
+    "test_fuzz", "test_gunicorn", "test_http_frameworks", "test_http_services", "test_interruptions", "test_layout",
     "test_lifecycle", "test_locust", "test_monitoring", "test_performance", "test_poison", "test_pure_python",
-    "test_reconnect", "test_reentrancy", "test_report_browser", "test_senders", "test_shown", "test_spool",
-    "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail", "test_typing", "test_verify",
-    "test_web", "test_web_browser", "test_who_may_listen",
+    "test_reconnect", "test_reentrancy", "test_report_browser", "test_segments", "test_senders", "test_shown",
+    "test_spool", "test_spool_faults", "test_tcp", "test_testing", "test_threads", "test_trail", "test_trail_review",
+    "test_typing", "test_verify", "test_web", "test_web_browser", "test_who_may_listen",
 }  # fmt: skip
 
 

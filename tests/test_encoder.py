@@ -520,6 +520,7 @@ def test_an_interruption_is_not_swallowed() -> None:
 # -- threads and caches ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walker", BOTH, ids=lambda walker: type(walker).__module__)
 def test_another_thread_may_change_a_record_meanwhile(walker: Any) -> None:
     """A frame is one state of the record or another, or marshmallow decides."""
@@ -614,6 +615,7 @@ def test_long_addresses_are_not_cached() -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_sends_leak_nothing() -> None:
     """300,000: thousands of each value. Good records, records that marshmallow refuses, and values of all kinds; fewer without the compiled encoder."""
     good = [

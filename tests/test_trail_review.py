@@ -22,7 +22,6 @@ from geventaudit.trail.canonical import NO_MAC, canonical_bytes, canonical_diges
 RECORDS = 10_000
 
 
-@pytest.mark.slow
 @once
 @pytest.mark.parametrize("agent", ["listen", "fluent-bit"])
 def test_a_trail_through_restarts_forks_and_a_kill(tmp_path: Path, agent: str, monkeypatch: pytest.MonkeyPatch) -> None:

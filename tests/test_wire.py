@@ -209,6 +209,7 @@ def test_good_entries_before_a_bad_one_are_kept(bad: Any) -> None:
     assert got == [(5, {"a": 1}, {}, "")]
 
 
+@pytest.mark.slow
 def test_values_that_unfold_are_refused_before_they_do() -> None:
     """Three megabytes of arrays that hold nothing would take two hundred."""
     few: list[Any] = [[]] * (MAX_ITEMS // 8)
@@ -221,6 +222,7 @@ def test_values_that_unfold_are_refused_before_they_do() -> None:
             list(frame.unpack())
 
 
+@pytest.mark.slow
 def test_the_largest_accepted_records_can_be_unpacked() -> None:
     """By an agent: the most values that custom data can hold, and about as many levels as fit beside them."""
     levels = sorted("".join(three) for three in product(string.printable[:60], repeat=3))
