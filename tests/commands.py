@@ -1,6 +1,6 @@
-"""Commands as processes. One process imports the command line, and forks the others: that takes 1 % of the time.
+"""Commands as processes. One process imports the command line and forks the others, in a tenth of the time.
 
-Tests of how a command starts (``python -m``, closed streams, a terminal, an encoding) start Python instead.
+Tests of the start of a command (``python -m``, closed streams, a terminal, an encoding) begin Python anew instead.
 """
 
 from __future__ import annotations
@@ -122,11 +122,8 @@ def serving() -> Iterator[None]:
 
 def command(*arguments: str, stdin: int = PIPE, stdout: int = PIPE, cwd: Any = ".", **environment: str) -> Command:
     """Begin ``geventaudit`` with these arguments, and with *environment* beside that of the tests."""
-    request = {
-        "arguments": arguments,
-        "folder": str(os.path.abspath(cwd)),
-        "environment": {**os.environ, **environment},
-    }
+    environment = {**os.environ, **environment}
+    request = {"arguments": arguments, "folder": os.path.abspath(cwd), "environment": environment}
     return Command(_servers[-1], request, stdin, stdout)
 
 
