@@ -418,9 +418,8 @@ def test_rates_end_with_their_reader(socket_path: str) -> None:
 
 
 def test_help_and_version() -> None:
-    assert (
-        started("--version") == run("--version") == (0, f"geventaudit {__version__} ({Stats().encoder} encoder)\n", "")
-    )
+    version = f"geventaudit {__version__} ({Stats().encoder} encoder)\n"
+    assert started("--version") == run("--version") == (0, version, "")
     status, out, _ = run("--help")
     assert status == 0
     assert all(name in out for name in COMMANDS)

@@ -317,7 +317,7 @@ def test_an_agent_that_does_not_acknowledge(kind: str, files: Files) -> None:
         status, out, err = others[0]
         assert (status, err) == (1, "")
         assert out.splitlines()[-2] == "FAILED  it acknowledged nothing in 1.0 s"
-        for status, out, err in others[1:]:
+        for status, out, _ in others[1:]:
             assert status == 1
             assert "0 delivered, 1 not delivered, 0 " in out
         if kind == "unix":

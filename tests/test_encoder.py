@@ -617,7 +617,8 @@ def test_long_addresses_are_not_cached() -> None:
 
 @pytest.mark.slow
 def test_many_sends_leak_nothing() -> None:
-    """300,000: thousands of each value. Good records, records that marshmallow refuses, and values of all kinds; fewer without the compiled encoder."""
+    """Thousands of each: good records, records that marshmallow refuses, and values of all kinds. Fewer without the
+    compiled encoder."""
     good = [
         message(custom_data={"a": each, "b": [each]}) for each in SPECIAL if agree(message(custom_data={"a": each}))
     ]
