@@ -3,7 +3,7 @@
     python command_server.py CONTROL
 
 CONTROL is the number of a socket's descriptor. A request is a JSON object (arguments, folder, environment) and four
-descriptors: the command's standard streams, and the socket for its process id and its wait status.
+descriptors: the command's standard streams, and the socket for its process id and, when it ends, its wait status.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import sys
 import gevent._hub_local
 
 import geventaudit.cli
-
-NUMBER_BYTES = 8
 
 
 def serve(control: socket.socket) -> list[str]:
@@ -43,8 +41,8 @@ def watch(request: dict[str, object], stdin: int, stdout: int, stderr: int, resu
     if pid:
         for each in (0, 1, 2, stdin, stdout, stderr):
             os.close(each)
-        os.write(result, pid.to_bytes(NUMBER_BYTES))
-        os.write(result, os.waitpid(pid, 0)[1].to_bytes(NUMBER_BYTES))
+        os.write(result, b"%d" % pid)
+        os.write(result, b"%d" % os.waitpid(pid, 0)[1])
         os._exit(0)
     os.close(result)
     for number, each in enumerate((stdin, stdout, stderr)):

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
-from command_server import NUMBER_BYTES
 from gevent import socket, subprocess
 from gevent.fileobject import FileObject
 from helpers import HERE
@@ -29,7 +28,7 @@ class Command:
 
     def __init__(self, control: Any, request: dict[str, Any], stdin: int, stdout: int) -> None:
         self.returncode: int | None = None
-        self._result, result = socket.socketpair()
+        self._result, result = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs, ours = [], []
         for number, given in enumerate((stdin, stdout, PIPE)):
             if given != PIPE:
@@ -47,12 +46,9 @@ class Command:
         self.pid = self._number()
 
     def _number(self) -> int:
-        data = b""
-        while len(data) < NUMBER_BYTES:
-            more = self._result.recv(NUMBER_BYTES - len(data))
-            assert more, "the server of commands has ended"
-            data += more
-        return int.from_bytes(data)
+        message = self._result.recv(100)
+        assert message, "the server of commands has ended"
+        return int(message)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, negative for a signal. Raise an error after *timeout* seconds."""
