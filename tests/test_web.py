@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gevent
 import msgpack
 import pytest
 from gevent import subprocess
+from gevent.threadpool import ThreadPool
 from helpers import SERVICE_TREE_ID, eventually, free_port, mapping, message
 
 from geventaudit.agent import Agent, Received
@@ -265,8 +265,12 @@ def public(folder: Path) -> Iterator[tuple[Site, str, Agent]]:
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function that waits for the hub of this thread."""
-    return gevent.get_hub().threadpool.apply(function, arguments, options)
+    """Call a function that waits for the hub of this thread, in a thread that ends, and its own hub with it."""
+    pool = ThreadPool(1)
+    try:
+        return pool.apply(function, arguments, options)
+    finally:
+        pool.kill()
 
 
 def test_a_page_that_others_can_reach_wants_a_token(folder: Path) -> None:
