@@ -857,6 +857,14 @@ def test_any_agents_reject_only_poison(world: World, agents: list[Behaviour], ne
     assert {*world.rejected, *world.delivered}.issuperset(records)
 
 
+def test_a_row_of_poison_ends_with_a_stall() -> None:
+    """After batches over a stalled connection, one trial is not enough."""
+    world = World(names(8), names(3), batch=1)
+    run(world, [*[healthy] * 15, slow(healthy, 12.0)])
+    recover(world)
+    assert set(world.rejected) == world.poison
+
+
 @settings(max_examples=150)
 @given(
     world=WORLDS,

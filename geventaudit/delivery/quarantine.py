@@ -266,6 +266,7 @@ class Quarantine:
         """Clear all suspicion: other records are in flight now, or the delivered ones are not known."""
         self.clear()
         self.serial_remaining = 0
+        self._trials = TRIALS
 
     def _distrust_ends(self) -> None:
         self.trusts_ends = False
