@@ -114,7 +114,7 @@ assert not {"gevent", "geventaudit", "ssl", "greenlet"} & set(sys.modules), "imp
 def run_pytest(folder: Path, conftest: str, *launcher: str, sample: str = SAMPLE) -> str:
     (folder / "conftest.py").write_text(conftest)
     (folder / "test_sample.py").write_text(sample)
-    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nmarkers = once: of helpers.py\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
         # The plugins of Locust and Hypothesis take a second to import, and are not tested here.
