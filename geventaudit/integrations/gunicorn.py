@@ -28,7 +28,6 @@ undelivered records are lost, unless the spool has ``mode="always"``.
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import time
@@ -97,21 +96,13 @@ def child_exit(server: Any, worker: Any) -> None:
 
     With ``preload_app`` only: otherwise the master knows no client, and this does nothing.
     """
-    for left in sorted({path for client in live_clients() for path in _folders(client, worker.pid)}):
+    spools = [client.spool for client in live_clients() if client.spool is not None]
+    for left in sorted({path for spool in spools for path in spool.folders_of(worker.pid)}):
         server.log.warning(
             "Worker (pid:%s) left the spool %s; the worker that is started next, or another one, sends what is in it",
             worker.pid,
             left,
         )
-
-
-def _folders(client: AuditClient, pid: int) -> list[str]:
-    """Return the folders that a client with that process identifier may have left."""
-    spool = client.spool
-    if spool is None or not spool.is_for_each_process:
-        return []
-    template = glob.escape(spool.absolute_path)
-    return [path for name in (f"{pid}", f"{pid}.*") for path in glob.glob(template.replace("{pid}", name))]
 
 
 def _stand_before(number: signal.Signals, note: Callable[[], None]) -> None:

@@ -158,8 +158,6 @@ class Directory:
                 return cls(path, -1)
             raise
         except PermissionError:
-            if (status := _status(path)) is not None and status.st_uid != os.geteuid():
-                raise FolderTakenError(str(_no_permission(path))) from None
             raise _no_permission(path) from None
         except OSError:
             _explain(path)
@@ -384,7 +382,9 @@ def close_inherited_locks(paths: Sequence[str]) -> None:
 
 
 def _no_permission(path: str) -> SpoolError:
-    return SpoolError(
+    status = _status(path)
+    kind = SpoolError if status is None or status.st_uid == os.geteuid() else FolderTakenError
+    return kind(
         f"the spool {path} cannot be opened: permission denied for user {os.geteuid()}; "
         "grant that user access to the folder and its parent, or give another folder"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Literal
 
@@ -87,6 +88,13 @@ class Spool:
         """
         identifier = str(os.getpid())
         return self.absolute_path.replace("{pid}", identifier if number == 1 else f"{identifier}.{number}")
+
+    def folders_of(self, pid: int) -> list[str]:
+        """Return the folders of the process with that identifier, of any user; none without ``{pid}`` in the path."""
+        if not self.is_for_each_process:
+            return []
+        template = glob.escape(self.absolute_path)
+        return [path for name in (f"{pid}", f"{pid}.*") for path in glob.glob(template.replace("{pid}", name))]
 
     def __repr__(self) -> str:
         return f"Spool({self.path!r}, {self.max_bytes}, {self.mode!r}, {self.synchronous!r})"

@@ -137,10 +137,8 @@ class Store:
         if self._disk_bytes + size > self._spool.max_bytes or (size > PENDING_BYTES and not self.is_always):
             raise Full
         pending = self.pending.add(frame)
-        if not self._writer.greenlet:
-            self.ensure_running()
-        if self._signal.is_armed:
-            self._signal.set()
+        self.ensure_running()
+        self._signal.set()
         return pending
 
     def take_earlier(self, max_bytes: int) -> bool:
