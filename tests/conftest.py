@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import shlex
+import subprocess as std_subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import commands
 import gevent
@@ -26,6 +30,14 @@ settings.load_profile("suite")
 
 def pytest_report_header() -> str:
     return f"gevent {gevent.__version__}, {'monkey-patched' if helpers.PATCHED else 'not patched'}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Start the worker processes of pytest-xdist with this interpreter's options, such as ``-X dev``."""
+    python = [sys.executable, *std_subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+    for spec in specs:
+        spec.python = shlex.join(python)
 
 
 @pytest.fixture
