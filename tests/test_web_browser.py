@@ -218,6 +218,7 @@ def sender(agent: AuditAgent) -> Iterator[Sender]:
 
 def test_a_record_in_full(browser: Browser, agent: AuditAgent, sender: Sender) -> None:
     assert "No records yet" in browser.text("empty")
+    assert browser.find("empty").location["y"] < browser.find("list").location["y"], "the hint is below an empty list"
     frame = sender.record(2**60 + 1, operation_name="RotateKey")
     browser.until_operations(["RotateKey"])
     (row,) = browser.rows()
@@ -658,6 +659,12 @@ def test_nothing_is_cut_on_narrow_screens(browser: Browser, agent: AuditAgent, w
         ".map((each) => each.outerHTML)"
     )
     assert cut == []
+    broken = browser.script(
+        "return [...document.querySelectorAll('.fields th bdi')].flatMap((name) => [...name.childNodes])"
+        ".filter((part) => { const range = new Range(); range.selectNode(part); return range.getClientRects().length > 1 })"
+        ".map((part) => part.textContent)"
+    )
+    assert broken == [], "lines of a name end between its words"
     box = browser.script(
         "const box = arguments[0].getBoundingClientRect(); return [box.top, innerHeight]", browser.find("detail")
     )

@@ -4,6 +4,7 @@ import { bytes, dateAndTime, element, indented, leaves, parse, visible } from ".
 
 const MOST_FIELDS = 500;
 const MOST_CHARACTERS = 100_000;
+const LONGEST_BREAKABLE = 200;
 
 export class Detail {
   /** onGo is called with a message that was clicked. */
@@ -72,9 +73,16 @@ export class Detail {
   }
 }
 
+/** Return the text of a path in parts, with a place for a line break before each key, index and word. */
+function breakable(path) {
+  const text = visible(path);
+  const parts = text.length > LONGEST_BREAKABLE ? [text] : text.split(/(?=[.[])|(?<=[a-z])(?=[A-Z])/);
+  return parts.flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
+}
+
 function reasonsOf(content) {
   const rows = content.Reasons.map(([path, reason]) =>
-    element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, visible(path) || "(message)")), element("td", {}, element("bdi", {}, visible(reason)))),
+    element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, ...breakable(path || "(message)"))), element("td", {}, element("bdi", {}, visible(reason)))),
   );
   return [element("h3", { class: "refused" }, "Refused, because"), element("table", { class: "fields reasons" }, element("tbody", {}, ...rows))];
 }
@@ -94,7 +102,7 @@ function fieldsOf(content) {
       break;
     }
     const shown = value === "" ? element("span", { class: "muted" }, "empty") : element("bdi", {}, visible(value));
-    rows.push(element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, visible(path))), element("td", {}, shown)));
+    rows.push(element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, ...breakable(path))), element("td", {}, shown)));
   }
   return [element("h3", {}, "Fields"), element("table", { class: "fields" }, element("tbody", {}, ...rows))];
 }
