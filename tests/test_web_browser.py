@@ -661,7 +661,8 @@ def test_nothing_is_cut_on_narrow_screens(browser: Browser, agent: AuditAgent, w
     assert cut == []
     broken = browser.script(
         "return [...document.querySelectorAll('.fields th bdi')].flatMap((name) => [...name.childNodes])"
-        ".filter((part) => { const range = new Range(); range.selectNode(part); return range.getClientRects().length > 1 })"
+        ".filter((part) => {"
+        "const range = new Range(); range.selectNode(part); return range.getClientRects().length > 1; })"
         ".map((part) => part.textContent)"
     )
     assert broken == [], "lines of a name end between its words"
