@@ -59,7 +59,7 @@ class NotificationKind(StrEnum):
     SPOOL_RESTORED = "spool restored"
     """The spool can be used again."""
     SEAL_FAILED = "the key of the seal cannot be read"
-    """``error`` says why, and the remedy. The client tries again, after 0.5 s at first, and every 30 s in the end.
+    """``error`` says why, and the remedy. The client tries again, after 0.5 s at first, later after up to 30 s.
     Accepted records wait for the key, as many as the queue holds."""
     SEAL_RESTORED = "the key of the seal was read"
     """After :attr:`SEAL_FAILED`. The records that have waited are sealed, in their order."""
