@@ -10,6 +10,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trails import (
     MASTER,
     SALT,
     Writer,
+    as_fluent_bit_file,
     as_fluent_bit_lines,
     as_listen,
     body_of,
@@ -42,10 +44,11 @@ from geventaudit.agent.shown import json_of
 from geventaudit.encoder.encoding import Encoder
 from geventaudit.protocol.decoding import decode
 from geventaudit.trail.canonical import BODY_KEYS, KEY, NO_MAC, canonical_bytes, canonical_digest
-from geventaudit.trail.keys import root_of
+from geventaudit.trail.keys import next_start, root_of
 from geventaudit.trail.secret import Secret
 from geventaudit.verify import packing, parsing, rows
 from geventaudit.verify.findings import NO_RECORD, Ranges
+from geventaudit.verify.keyring import KeyCopy
 from geventaudit.verify.records import RecordReader, Stamped, is_stamp, kind_of
 from geventaudit.verify.state import Remembered, read_state, write_state
 from geventaudit.verify.trail import Verifier
@@ -308,6 +311,50 @@ def test_a_record_of_another_stream_is_found(path: Path) -> None:
     assert report.streams[0].altered.count == 1
     report = verified(path, [*BODIES, foreign])
     assert report.streams[0].beside_valid.count == 1
+
+
+@pytest.mark.parametrize("copies", [None, []], ids=["key", "no key"])
+@pytest.mark.parametrize("agent", [json.dumps, as_listen, as_fluent_bit_file], ids=lambda agent: agent.__name__)
+@pytest.mark.parametrize("has_stamp", [True, False], ids=["stamp", "bare"])
+@pytest.mark.parametrize("disguise", ['"AuditVersion": "1", ', '"AuditType": "Heartbeat", ', '"AuditTag": "AsmAuditDG", '])
+def test_a_record_in_the_disguise_of_a_heartbeat_is_found(
+    path: Path, disguise: str, has_stamp: bool, agent: Callable[[dict[str, Any]], str], copies: Any
+) -> None:
+    forged = agent({**BODIES[4], "OperationName": "DeleteUser"}).replace("{", "{" + disguise, 1)
+    forged = forged if has_stamp else forged.replace("geventaudit", "app")
+    assert verified(path, [*BODIES, forged], copies=copies).problems() or (has_stamp and copies == [])
+
+
+@pytest.mark.parametrize("parser", ["json", "orjson"])
+def test_a_service_that_was_exchanged_in_a_record_of_listen_is_found(
+    path: Path, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seal covers one env_ikey. A reader may take another one."""
+    if parser == "json":
+        monkeypatch.setattr(parsing, "loads", None)
+    made = writer()
+    made.encoder = made.stamper._encoder = Encoder(SERVICE_TREE_ID, is_sealed=True)
+    made.send()
+    line = json.loads(as_listen(made.bodies()[0]))
+    assert verified(path, [json.dumps(line)]).problems() == []
+    line["Record"]["env_ikey"], line["env_ikey"] = line["env_ikey"], "another"
+    assert "env_ikey" in "".join(verified(path, [json.dumps(line)]).problems())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("AsmAuditCP: [", 'AsmAuditDP: [1, {"AuditTag": "AsmAuditCP", '),
+        ("AsmAuditCP: [", 'AsmAuditCP: [1600000000.0, {"time": 1, '),
+    ],
+)
+def test_a_prefix_of_a_line_is_compared_beside_the_same_key_in_it(path: Path, old: str, new: str) -> None:
+    lines = [as_fluent_bit_file(body) for body in BODIES]
+    moment = lines[4].partition("[")[2].partition(",")[0]
+    head = new.replace("[1,", f"[{moment},").replace('"time": 1,', f'"time": {moment},')
+    lines[4] = head + lines[4].partition("{")[2]
+    report = verified(path, lines)
+    assert report.streams[0].altered_only.ranges == [(5, 5)]
 
 
 def test_an_altered_copy_beside_a_valid_one_is_found(path: Path) -> None:
@@ -697,8 +744,24 @@ def test_a_key_that_was_added_to_a_record_of_listen_is_found(path: Path) -> None
     assert "Extra" in "".join(report.problems())
 
 
-def test_times_of_unknown_form_are_no_problem(path: Path) -> None:
-    assert verified(path, [json.dumps({**body, "time": "yesterday"}) for body in BODIES]).problems() == []
+@pytest.mark.parametrize("time", ["yesterday", "30 Nov 2020", True, None, [5], {"a": 1}])
+def test_times_of_unknown_form_are_listed_as_not_covered(path: Path, time: Any) -> None:
+    report = verified(path, [json.dumps({**body, "time": time}) for body in BODIES])
+    assert report.problems() == []
+    assert report.uncovered == {"time": LAST}
+
+
+@pytest.mark.parametrize("key", ["date", "timestamp"])
+@pytest.mark.parametrize("kind", [int, str])
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_times_in_all_units_of_agents_are_compared(path: Path, unit: int, kind: type, key: str) -> None:
+    """Fluent Bit's json_date_format epoch_ms, Fluentd's unixtime_millis and so on, Vector's unix_ms and so on."""
+    seconds = [int(datetime.fromisoformat(stamp_of(body)["time"]).timestamp()) for body in BODIES]
+    bodies = [{**body, key: kind(second * unit)} for body, second in zip(BODIES, seconds, strict=True)]
+    report = verified(path, bodies, json.dumps)
+    assert (report.problems(), report.uncovered) == ([], {})
+    bodies[4][key] = kind((seconds[4] - 1) * unit)
+    assert verified(path, bodies, json.dumps).streams[0].altered_only.ranges == [(5, 5)]
 
 
 # -- gaps that are explained -------------------------------------------------------------------------------------------
@@ -787,6 +850,28 @@ def test_a_missing_start_is_found(path: Path) -> None:
     assert report.missing_starts == ["app.key: nothing is there of the starts 2"]
 
 
+def test_a_first_start_that_is_missing_is_found(path: Path) -> None:
+    """The auditor's copy is of the first start. Only --state may let a trail begin later."""
+    later = [body for each in streams_of_tree()[3:] for body in each.bodies()]
+    assert verified(path, later).missing_starts == ["app.key: nothing is there of the starts 1"]
+    assert verified(path, later).problems()
+    assert verified(path, later, state={TRAIL.stream: Remembered(LAST, None)}).problems() == []
+    own = Secret(MASTER)
+    assert verified(path, later, copies=[KeyCopy("later.key", next_start(own), 2)]).problems() == []
+
+
+def test_a_key_file_that_was_rolled_back_or_copied_is_found(path: Path) -> None:
+    """Each start reads a key that no other one reads, and each process has a salt of its own."""
+    again = writer(start=1, salt=b"y" * 16)
+    again.send()
+    report = verified(path, [*BODIES, *again.bodies()])
+    assert "2 processes have used the key of start 1" in "".join(report.problems())
+    static = [writer(start=0, salt=salt) for salt in (SALT, b"y" * 16)]
+    for each in static:
+        each.send()
+    assert verified(path, [body for each in static for body in each.bodies()]).problems() == []
+
+
 def test_a_missing_process_is_found(path: Path) -> None:
     writers = streams_of_tree()
     for lost in (0, 1):
@@ -873,12 +958,16 @@ def test_state_remembers_other_records(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"geventaudit_state": 2}', '{"geventaudit_state": 1, "streams": 5}']
+    "content",
+    [
+        *("", "{}", "[]", '{"geventaudit_state": 2}', '{"geventaudit_state": 1, "streams": 5}'),
+        *(f'{{"geventaudit_state": 1, "streams": {{"a": {entry}}}}}' for entry in ("[1]", '["x", null]', "5")),
+    ],
 )
 def test_other_files_are_no_state(tmp_path: Path, content: str) -> None:
     path = tmp_path / "state"
     path.write_text(content)
-    with pytest.raises(ValueError, match="state file"):
+    with pytest.raises(ValueError, match="is no state file"):
         read_state(str(path))
 
 

@@ -196,6 +196,7 @@ def _as_json(report: TrailReport, problems: list[str], accept_explained: bool) -
         "unstamped": report.unstamped.count,
         "not_covered": report.uncovered,
         "missing_starts": report.missing_starts,
+        "repeated_starts": report.repeated_starts,
         "missing_children": report.missing_children,
         "missing_streams": report.missing_streams,
         "notes": report.notes,

@@ -61,7 +61,7 @@ class Summary:
 
     def add(self, record: Parsed) -> None:
         """Count one record."""
-        body, envelope, stamp, _ = record
+        body, envelope, stamp, _, before = record
         if stamp is not None:
             stream, seq = stamp.get("stream"), stamp.get("seq")
             if type(stream) is str and type(seq) is int and not self.seen.add(stream, seq):
@@ -70,7 +70,7 @@ class Summary:
             if "checkpoint" in stamp:
                 self.checkpoints += 1
                 return
-        self._count(body, envelope, stamp)
+        self._count(body, {**before, **envelope}, stamp)
 
     def _count(self, body: dict[str, Any], envelope: dict[str, Any], stamp: dict[str, Any] | None) -> None:
         self.records += 1

@@ -150,7 +150,7 @@ def _completeness(trail: TrailReport) -> Iterator[str]:
         yield f"          PROBLEM {NO_RECORD}"
     for text, _ in trail.bad_lines:
         yield f"          PROBLEM {text}"
-    for text in (*trail.missing_starts, *trail.missing_streams, *trail.missing_children):
+    for text in (*trail.missing_starts, *trail.repeated_starts, *trail.missing_streams, *trail.missing_children):
         yield f"          PROBLEM {printable(text, 500)}"
 
 

@@ -372,6 +372,8 @@ class TrailReport:
     uncovered: dict[str, int] = field(default_factory=dict)
     """Keys that agents added, which no seal covers, and how often."""
     missing_starts: list[str] = field(default_factory=list)
+    repeated_starts: list[str] = field(default_factory=list)
+    """Starts whose key was used by more than one process."""
     missing_children: list[str] = field(default_factory=list)
     """Clients and forked processes of which nothing is there, although a later one is."""
     missing_streams: list[str] = field(default_factory=list)
@@ -442,7 +444,7 @@ class TrailReport:
         """Return a line for each problem; none if the trail is whole."""
         found = [NO_RECORD] if self.is_empty else []
         found += [f"{text}: " + "; ".join(map(str, each.first[:5])) for text, each in self.bad_lines]
-        found += self.missing_starts + self.missing_streams
+        found += self.missing_starts + self.repeated_starts + self.missing_streams
         if not accept_missing_children:
             found += self.missing_children
         for stream in self.streams:

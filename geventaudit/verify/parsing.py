@@ -40,6 +40,8 @@ class Parsed(NamedTuple):
     stamp: dict[str, Any] | None
     problem: str
     """The reason for which no client has written the line so; empty if there is none."""
+    prefix: dict[str, Any]
+    """The tag and the time that an agent has put before the JSON object, as if they were keys of it."""
 
 
 class Unreadable(NamedTuple):
@@ -51,6 +53,9 @@ class Unreadable(NamedTuple):
 
 
 _BODY = frozenset(BODY_KEYS)
+_RECORD = _BODY - {"env_ikey"}
+"""The keys of a record that ``geventaudit listen`` writes under ``Record``."""
+_NO_RECORD = "no record of an audit trail"
 _PREFIX = re.compile(rb"(?:(AsmAudit[A-Z]{2}): \[([0-9.]+), (?=\{))|(?:([^\t{]*)\t(AsmAudit[A-Z]{2})\t(?=\{))")
 _OTHER_KINDS = frozenset({"AsmAuditHB", "AsmAuditDG", "Heartbeat", "Diagnostic"})
 
@@ -60,7 +65,7 @@ def parse(line: bytes) -> Parsed | Unreadable | None:
     line = line.strip()
     if not line:
         return None
-    envelope: dict[str, Any] = {}
+    before: dict[str, Any] = {}
     if line[:1] != b"{":
         line = line.removeprefix(BOM_UTF8)  # some programs for Windows begin a file with it
         prefix = _PREFIX.match(line)
@@ -69,7 +74,7 @@ def parse(line: bytes) -> Parsed | Unreadable | None:
             if prefix[1] is not None and line.endswith(b"]"):
                 line = line[:-1]
             kind, moment = prefix[1] or prefix[4], prefix[2] or prefix[3]
-            envelope = {"AuditTag": kind.decode(), "time": moment.decode("utf-8", "replace")}
+            before = {"AuditTag": kind.decode(), "time": moment.decode("utf-8", "replace")}
     try:
         value, has_repeated_key = _strictly(line) if loads is None else _quickly(line)
     except (ValueError, RecursionError) as error:
@@ -78,36 +83,32 @@ def parse(line: bytes) -> Parsed | Unreadable | None:
         return Unreadable("nested too deeply", False)
     if not isinstance(value, dict):
         return Unreadable("no JSON object", False)
-    return _record_in(value, envelope, "a key stands twice in one JSON object" if has_repeated_key else "")
+    return _record_in(value, before, "a key stands twice in one JSON object" if has_repeated_key else "")
 
 
-def _record_in(value: dict[str, Any], envelope: dict[str, Any], problem: str) -> Parsed | Unreadable | None:
+def _record_in(value: dict[str, Any], before: dict[str, Any], problem: str) -> Parsed | Unreadable | None:
     record = value.get("Record")
     if isinstance(record, dict) and "OperationName" not in value:
-        body = _body_of_listen(value, record, envelope)
-        if not problem and not body.keys() <= _BODY:
-            problem = f"Record has keys of another's: {show(sorted(body.keys() - _BODY))}"
+        if not problem and not record.keys() <= _RECORD:
+            problem = f"Record has keys of another's: {show(sorted(record.keys() - _RECORD))}"
+        body = {"env_ikey": value["env_ikey"], **record} if "env_ikey" in value else record
+        envelope = {key: value[key] for key in value if key not in ("Record", "env_ikey")}
     else:
         body = value
-        envelope |= {key: value[key] for key in value if key not in _BODY}
-    kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
-    if "AuditVersion" in body or (type(kind) is str and kind in _OTHER_KINDS):
-        return None
+        envelope = {key: value[key] for key in value if key not in _BODY}
     data = body.get("CustomData")
     stamp = data.get(KEY) if isinstance(data, dict) else None
     if not isinstance(stamp, dict):
         if "OperationName" not in body:
-            return Unreadable("no record of an audit trail", False)
+            return None if _is_other_message(body, envelope | before) else Unreadable(_NO_RECORD, False)
         stamp = None
-    return Parsed(body, envelope, stamp, problem)
+    return Parsed(body, envelope, stamp, problem, before)
 
 
-def _body_of_listen(value: dict[str, Any], record: dict[str, Any], envelope: dict[str, Any]) -> dict[str, Any]:
-    body = dict(record)
-    if "env_ikey" in value and "env_ikey" not in body:
-        body["env_ikey"] = value["env_ikey"]
-    envelope.update((key, each) for key, each in value.items() if key not in ("Record", "env_ikey"))
-    return body
+def _is_other_message(body: dict[str, Any], envelope: dict[str, Any]) -> bool:
+    """Return True for a heartbeat or a diagnostic message."""
+    kind = envelope.get("AuditTag", envelope.get("AuditType", envelope.get("Type")))
+    return "AuditVersion" in body or (type(kind) is str and kind in _OTHER_KINDS)
 
 
 # -- keys that stand twice ---------------------------------------------------------------------------------------------

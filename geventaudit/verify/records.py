@@ -62,8 +62,7 @@ _KINDS = {text: kind.value for name, kind in SENDABLE.items() for text in (name,
 _KIND_KEYS = ("AuditTag", "AuditType", "Type")  # the first one counts
 TIME_KEYS = ("Time", "AuditTime", "date", "time", "timestamp", "@timestamp")
 """The keys under which agents put the time of a record; the first one counts."""
-_COVERED = frozenset((*_KIND_KEYS, *TIME_KEYS))
-"""The keys of agents that are compared with the stamp."""
+_MAX_UNCOVERED = 1000
 
 
 def plain_stamps(lines: bytes, count: int) -> list[tuple[bytes, bytes, bytes, bytes]] | None:
@@ -103,15 +102,15 @@ class RecordReader:
         parsed = parse(line)
         if parsed is None or isinstance(parsed, Unreadable):
             return parsed
-        body, envelope, stamp, problem = parsed
-        if not _COVERED.issuperset(envelope):
-            self._note_uncovered(envelope)
+        body, envelope, stamp, problem, before = parsed
         if stamp is None:
             return Unreadable("no stamp", True)
         plain = plain_stamp(stamp)
         if plain is None and not is_stamp(stamp):
             return Unreadable("no valid stamp", True)
-        problem = problem or _envelope_problem(envelope, stamp)
+        problem = problem or self._envelope_problem(envelope, stamp)
+        if before:
+            problem = problem or self._envelope_problem(before, stamp)
         if plain is not None:
             name, number, moment, authenticator = plain
             digest, unwritten = self._digest_of(body, stamp)
@@ -141,10 +140,22 @@ class RecordReader:
         except NotCanonicalError as error:
             return _NOTHING, f"no sealing client writes this: {error}" if is_sealed else ""
 
-    def _note_uncovered(self, envelope: dict[str, Any]) -> None:
-        for key in envelope:
-            if key not in _COVERED and (key in self.uncovered or len(self.uncovered) < 1000):
+    def _envelope_problem(self, envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
+        """Return the disagreement between the agent's keys and the stamp; empty if there is none.
+
+        Other keys, and times of an unknown form, are counted as not covered.
+        """
+        problem, second = "", stamp["time"][:19]
+        for key, value in envelope.items():
+            if key in _KIND_KEYS:
+                if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
+                    problem = f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
+            elif key in TIME_KEYS and type(value) in _TIME_TYPES and (is_same := _is_time(value, second)) is not None:
+                if not is_same:
+                    problem = f"{key} is {show(value)}, and its stamp says {stamp['time']}"
+            elif key in self.uncovered or len(self.uncovered) < _MAX_UNCOVERED:
                 self.uncovered[key] = self.uncovered.get(key, 0) + 1
+        return problem
 
 
 def is_stamp(stamp: dict[str, Any]) -> bool:
@@ -175,17 +186,6 @@ def _note_of(stamp: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _envelope_problem(envelope: dict[str, Any], stamp: dict[str, Any]) -> str:
-    """Return the disagreement between the agent's keys and the stamp; empty if there is none."""
-    for key, value in envelope.items():
-        if key in _KIND_KEYS:
-            if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
-                return f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
-        elif key in TIME_KEYS and type(value) in _TIME_TYPES and not _is_time(value, stamp["time"][:19]):
-            return f"{key} is {show(value)}, and its stamp says {stamp['time']}"
-    return ""
-
-
 def kind_of(envelope: dict[str, Any]) -> str | None:
     """Return the tag that an agent gives the record; None without one."""
     for key in _KIND_KEYS:
@@ -198,14 +198,20 @@ _TIME_TYPES = (int, float, str)
 
 
 @lru_cache(1024, typed=True)  # typed, since 1 equals 1.0
-def _is_time(value: int | float | str, second: str) -> bool:
-    """Return False if an agent's time means another second. It may have a form that means none."""
+def _is_time(value: int | float | str, second: str) -> bool | None:
+    """Return False if an agent's time means another second; None if it has an unknown form."""
     moment = seconds_of(value)
-    return moment is None or math.floor(moment) == seconds_of(second + "Z")
+    return None if moment is None else math.floor(moment) == seconds_of(second + "Z")
+
+
+_UNITS = (1.0, 1e3, 1e6, 1e9)
+"""Seconds, milliseconds, microseconds and nanoseconds: agents can be set to each."""
+_END = 253_402_300_800
+"""Seconds since 1970 to the year 10000. Milliseconds are more since 1978."""
 
 
 def seconds_of(value: Any) -> float | None:
-    """Return the seconds since 1970 that an agent's time means; None if it has another form."""
+    """Return the seconds since 1970 that an agent's time means, a text or a number; None if it has another form."""
     if isinstance(value, bool):
         return None
     try:
@@ -215,7 +221,8 @@ def seconds_of(value: Any) -> float | None:
     except (TypeError, ValueError):
         pass
     else:
-        return seconds if math.isfinite(seconds) else None
+        unit = next((unit for unit in _UNITS if seconds < _END * unit), 1.0)
+        return seconds / unit if math.isfinite(seconds) else None
     try:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

@@ -32,9 +32,9 @@ def read_state(path: str) -> dict[str, Remembered]:
         raise ValueError(f"{path} is no state file: {error}") from None
     try:
         if content["geventaudit_state"] != 1:
-            raise ValueError(f"{path} is a state file of another version")
+            raise ValueError("it has another version")
         return {name: Remembered(int(seq), digest) for name, (seq, digest) in content["streams"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no state file: {error!r}") from None
 
 

@@ -130,7 +130,7 @@ class Verifier:
             verb = "is" if len(absent) == 1 else "are"
             report.notes.append(f"{counted(len(absent), 'stream')} that --state remembers {verb} not in these files")
         if self._ring is not None:
-            report.missing_starts = self._missing_starts(checks)
+            self._check_starts(checks)
             report.missing_children = self._missing_children(checks)
 
     def _check_stream(self, name: str, rows: Iterable[bytes]) -> StreamCheck:
@@ -170,26 +170,22 @@ class Verifier:
             if name not in self._state:
                 self._report.missing_streams.append(f"{name}: nothing of it is there, and {evidence} {last}")
 
-    def _missing_starts(self, checks: list[StreamCheck]) -> list[str]:
-        seen: dict[int, set[int]] = defaultdict(set)
-        copies: dict[int, KeyCopy] = {}
+    def _check_starts(self, checks: list[StreamCheck]) -> None:
+        salts: dict[KeyCopy, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
         for check in checks:
             key, name = check.key, parse_stream(check.report.stream)
             if key is not None and name is not None and name.start:
-                seen[id(key)].add(name.start)
-                copies[id(key)] = key
-        found = []
-        for place, starts in seen.items():
-            first, last = min(starts), max(starts)
-            remembered = {name.start for each in self._state if (name := parse_stream(each)) is not None}
-            gaps = _gaps(first, last, starts | remembered)
+                salts[key][name.start].add(name.salt)
+        remembered = {name.start for each in self._state if (name := parse_stream(each)) is not None}
+        for key, starts in salts.items():
+            gaps = _gaps(key.start, max(starts), starts.keys() | remembered)
             if gaps:
-                found.append(f"{copies[place].name}: nothing is there of the starts {gaps}")
-            if first > copies[place].start:
-                self._report.notes.append(
-                    f"{copies[place].name}: the copy begins at start {copies[place].start}, these files at {first}"
-                )
-        return found
+                self._report.missing_starts.append(f"{key.name}: nothing is there of the starts {gaps}")
+            self._report.repeated_starts += [
+                f"{key.name}: {len(found)} processes have used the key of start {start}: {', '.join(sorted(found)[:5])}"
+                for start, found in sorted(starts.items())
+                if len(found) > 1
+            ]
 
     def _missing_children(self, checks: list[StreamCheck]) -> list[str]:
         seen: dict[StreamName, set[int]] = defaultdict(set)
