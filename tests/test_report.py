@@ -204,7 +204,9 @@ def test_records_of_any_form_are_counted(body: dict[str, Any], stamp: Any, time:
         assert (summary.unknown_share(field) == 1.0) or field in body
 
 
-@pytest.mark.parametrize("time", [1e300, -1e300, -5, 253_402_300_800 * 10**9, "9" * 400, True, [], "9999-12-31T23:59:59-23:00"])
+@pytest.mark.parametrize(
+    "time", [1e300, -1e300, -5, 253_402_300_800 * 10**9, "9" * 400, True, [], "9999-12-31T23:59:59-23:00"]
+)
 def test_times_that_no_calendar_has_are_no_times(time: Any) -> None:
     summary = Summary()
     summary.add(Parsed({"OperationName": "x"}, {"time": time}, None, "", {}))

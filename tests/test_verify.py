@@ -316,7 +316,9 @@ def test_a_record_of_another_stream_is_found(path: Path) -> None:
 @pytest.mark.parametrize("copies", [None, []], ids=["key", "no key"])
 @pytest.mark.parametrize("agent", [json.dumps, as_listen, as_fluent_bit_file], ids=lambda agent: agent.__name__)
 @pytest.mark.parametrize("has_stamp", [True, False], ids=["stamp", "bare"])
-@pytest.mark.parametrize("disguise", ['"AuditVersion": "1", ', '"AuditType": "Heartbeat", ', '"AuditTag": "AsmAuditDG", '])
+@pytest.mark.parametrize(
+    "disguise", ['"AuditVersion": "1", ', '"AuditType": "Heartbeat", ', '"AuditTag": "AsmAuditDG", ']
+)
 def test_a_record_in_the_disguise_of_a_heartbeat_is_found(
     path: Path, disguise: str, has_stamp: bool, agent: Callable[[dict[str, Any]], str], copies: Any
 ) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from binascii import hexlify
 from typing import NamedTuple
 
 from ..encoder.draft import Draft
@@ -51,7 +52,7 @@ class Chain:
             return frame, b""
         digest = canonical_digest(frame[draft.body : -OPTION_BYTES])
         at = self._layout.place_of_mac(draft)
-        return b"".join((frame[:at], key.mac_digits(digest), frame[at + 64 :])), digest
+        return b"".join((frame[:at], hexlify(key.mac(digest)), frame[at + 64 :])), digest
 
     def following(self) -> _State:
         """Return the state after the next record."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ..trail.keys import StreamName, next_start
 from ..trail.secret import Secret, hkdf_extract
@@ -108,7 +108,8 @@ class KeyCopy:
         return chain
 
 
-class Candidate(NamedTuple):
+@dataclass(slots=True)
+class Candidate:
     """A copy that may be the one of a stream, and its key at the present number."""
 
     copy: KeyCopy

@@ -95,7 +95,7 @@ def _record_in(value: dict[str, Any], before: dict[str, Any], problem: str) -> P
         envelope = {key: value[key] for key in value if key not in ("Record", "env_ikey")}
     else:
         body = value
-        envelope = {key: value[key] for key in value if key not in _BODY}
+        envelope = {key: each for key, each in value.items() if key not in _BODY}
     data = body.get("CustomData")
     stamp = data.get(KEY) if isinstance(data, dict) else None
     if not isinstance(stamp, dict):

@@ -145,13 +145,13 @@ class RecordReader:
 
         Other keys, and times of an unknown form, are counted as not covered.
         """
-        problem, second = "", stamp["time"][:19]
+        problem, second = "", _second_of(stamp["time"][:19])
         for key, value in envelope.items():
             if key in _KIND_KEYS:
                 if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
                     problem = f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
-            elif key in TIME_KEYS and type(value) in _TIME_TYPES and (is_same := _is_time(value, second)) is not None:
-                if not is_same:
+            elif key in TIME_KEYS and (moment := seconds_of(value)) is not None:
+                if math.floor(moment) != second:
                     problem = f"{key} is {show(value)}, and its stamp says {stamp['time']}"
             elif key in self.uncovered or len(self.uncovered) < _MAX_UNCOVERED:
                 self.uncovered[key] = self.uncovered.get(key, 0) + 1
@@ -194,14 +194,10 @@ def kind_of(envelope: dict[str, Any]) -> str | None:
     return None
 
 
-_TIME_TYPES = (int, float, str)
-
-
-@lru_cache(1024, typed=True)  # typed, since 1 equals 1.0
-def _is_time(value: int | float | str, second: str) -> bool | None:
-    """Return False if an agent's time means another second; None if it has an unknown form."""
-    moment = seconds_of(value)
-    return None if moment is None else math.floor(moment) == seconds_of(second + "Z")
+@lru_cache(1024)
+def _second_of(text: str) -> float | None:
+    """Return the time of a stamp without its fraction, in seconds since 1970; None if no calendar has it."""
+    return seconds_of(text + "Z")
 
 
 _UNITS = (1.0, 1e3, 1e6, 1e9)
@@ -215,14 +211,16 @@ def seconds_of(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     try:
-        seconds = float(value)
+        if type(value) is not str or "T" not in value:  # float() is slow to refuse a text
+            seconds = float(value)
+            for unit in _UNITS:
+                if abs(seconds) < _END * unit:
+                    return seconds / unit
+            return None
     except OverflowError:  # an integer of more than 308 digits
         return None
     except (TypeError, ValueError):
         pass
-    else:
-        unit = next((unit for unit in _UNITS if seconds < _END * unit), 1.0)
-        return seconds / unit if math.isfinite(seconds) else None
     try:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

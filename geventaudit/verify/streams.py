@@ -118,11 +118,11 @@ class StreamCheck:
             or (remembered is not None and remembered.seq == seq)
         ):
             return False
-        ((copy, key),) = self._candidates
-        key = key.evolve()
+        (candidate,) = self._candidates
+        key = candidate.key.evolve()
         if not key.verify(digest, mac):
             return False
-        self._candidates, self._at = [Candidate(copy, key)], seq
+        candidate.key, self._at = key, seq
         self._digest.update(digest)
         last, self._last_time = self._last_time, time
         if time < last:
@@ -150,7 +150,8 @@ class StreamCheck:
                 return False
             self._owed += steps - 1
         if steps:
-            self._candidates = [Candidate(copy, key.evolve_by(steps)) for copy, key in self._candidates]
+            for each in self._candidates:
+                each.key = each.key.evolve_by(steps)
             self._at = seq
         return True
 
