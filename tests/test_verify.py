@@ -242,6 +242,9 @@ def test_a_few_duplicates_are_named_with_their_places(path: Path, copies: Any) -
     assert len(stream.duplicate_places) == 5
     assert stream.duplicate_places[3] == f"4 ({path}:4, {path}:{LAST + 4}, {path}:{2 * LAST + 1})"
     assert stream.as_json(False)["duplicate_places"] == stream.duplicate_places
+    assert stream.duplicates_text.endswith(", ...")
+    (stream,) = verified(path, [*BODIES, BODIES[3], BODIES[3]], copies=copies).streams
+    assert stream.duplicates_text == f"2 duplicates of 4 ({path}:4, {path}:{LAST + 1}, {path}:{LAST + 2})"
 
 
 def test_missing_numbers_are_distinguished_from_altered_ones(path: Path) -> None:

@@ -28,6 +28,8 @@ def counted(count: int, one: str, many: str = "") -> str:
 class Examples:
     """A count, and the first of the things counted."""
 
+    __slots__ = ("count", "first")
+
     def __init__(self) -> None:
         self.count = 0
         self.first: list[Any] = []
@@ -44,6 +46,8 @@ class Examples:
 
 class Ranges:
     """Missing numbers, ascending: their count, and the ranges up to a limit."""
+
+    __slots__ = ("count", "ranges")
 
     def __init__(self) -> None:
         self.count = 0
@@ -165,7 +169,7 @@ class Rejected:
             yield self._places[place] & ((1 << _LINE_BITS) - 1)
 
 
-@dataclass
+@dataclass(slots=True)
 class StreamReport:
     """The findings about one stream."""
 
@@ -193,6 +197,8 @@ class StreamReport:
     """The evidence that the end of the stream is missing."""
     duplicates: int = 0
     """Further copies of a record, with the same number and the same content (without a key, the same stamp)."""
+    duplicate_numbers: int = 0
+    """Numbers with duplicates."""
     duplicate_places: list[str] = field(default_factory=list)
     """The first numbers with duplicates, each with places."""
     altered: Examples = field(default_factory=Examples)
@@ -237,7 +243,8 @@ class StreamReport:
     @property
     def duplicates_text(self) -> str:
         """The number of duplicates, and the first of them."""
-        places = ", ".join(self.duplicate_places) + (", ..." if self.duplicates > len(self.duplicate_places) else "")
+        places = ", ".join(self.duplicate_places)
+        places += ", ..." if self.duplicate_numbers > len(self.duplicate_places) else ""
         return counted(self.duplicates, "duplicate") + (f" of {places}" if self.duplicates else "")
 
     @property
@@ -255,6 +262,7 @@ class StreamReport:
         :param places: of the copies. A few are shown.
         """
         self.duplicates += count
+        self.duplicate_numbers += count > 0
         if count and len(self.duplicate_places) < _MAX_DUPLICATES_SHOWN:
             self.duplicate_places.append(f"{number} ({', '.join(islice(places, 3))})")
 
