@@ -150,7 +150,7 @@ class RecordReader:
             if key in _KIND_KEYS:
                 if not isinstance(value, str) or _KINDS.get(value, value) != stamp["tag"]:
                     problem = f"{key} is {show(value)}, and its stamp says {stamp['tag']}"
-            elif key in TIME_KEYS and (moment := seconds_of(value)) is not None:
+            elif key in TIME_KEYS and (moment := second if value == second else seconds_of(value)) is not None:
                 if math.floor(moment) != second:
                     problem = f"{key} is {show(value)}, and its stamp says {stamp['time']}"
             elif key in self.uncovered or len(self.uncovered) < _MAX_UNCOVERED:
