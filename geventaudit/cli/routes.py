@@ -109,7 +109,8 @@ def _load(text: str) -> Any:
         if hasattr(module, each):
             return getattr(module, each)
     raise CommandError(
-        f"the module {name} has neither {' nor '.join(_NAMES)} nor settings of Django: name module:attribute"
+        f"the module {name} has neither {' nor '.join(_NAMES)} nor settings of Django: name module:attribute or "
+        "module:function()"
     )
 
 
@@ -134,7 +135,9 @@ def _attribute(module: ModuleType, text: str) -> Any:
     is_called, found = text.endswith("()"), module
     for name in text.removesuffix("()").split("."):
         if not hasattr(found, name):
-            raise CommandError(f"{module.__name__} has no attribute {text.removesuffix('()')}")
+            raise CommandError(
+                f"{module.__name__} has no attribute {text.removesuffix('()')}; for a factory, name module:function()"
+            )
         found = getattr(found, name)
     if not is_called:
         if type(found).__name__ == "function":
