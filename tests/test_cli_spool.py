@@ -226,10 +226,7 @@ def test_a_frame_that_is_no_record_is_named(folder: Path) -> None:
     fill(path, 1)
     of_disk = Folder(str(path))
     of_disk.open(create=False)
-    from geventaudit.spool.writer import SegmentWriter
-
-    append = SegmentWriter(1 << 20).encode(2, [b"\xc1"])
-    of_disk.append(append.first, append.magic, append.data, append.amount)
+    of_disk.append(of_disk.prepare(2, [b"\xc1"]))
     of_disk.close()
     status, out, err = run("spool", "show", str(path))
     assert (status, numbers_of(out)) == (1, [0])

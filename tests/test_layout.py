@@ -33,7 +33,7 @@ ORDER = [
     "transport.tcp", "transport.noop", "transport",
     "backoff", "notifications", "stats",
     "spool.settings", "spool", "spool.format", "spool.directory", "spool.segment", "spool.sidefiles",
-    "spool.limits", "spool.recovery", "spool.folder", "spool.inspection", "spool.stream", "spool.writer",
+    "spool.recovery", "spool.folder", "spool.inspection", "spool.stream",
     "spool.pending", "spool.backlog",
     "spool.backlogs", "spool.disk",
     "spool.jobs", "spool.adoption", "spool.trouble", "spool.store",

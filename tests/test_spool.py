@@ -47,10 +47,10 @@ from geventaudit import (
 from geventaudit.encoder.encoding import encode
 from geventaudit.runtime import native
 from geventaudit.spool import jobs
+from geventaudit.spool.adoption import MAX_ORPHANS
 from geventaudit.spool.disk import DiskThread
 from geventaudit.spool.folder import Folder, orphans
-from geventaudit.spool.limits import MAX_ORPHANS
-from geventaudit.spool.writer import encode_runs
+from geventaudit.spool.format import encode_runs
 
 MODES = ["overflow", "always"]
 KILLS = int(os.environ.get("GEVENTAUDIT_KILLS", "30"))
@@ -127,7 +127,7 @@ def fill(path: Path, numbers: range) -> None:
     """Make a folder as a dead process leaves it, with the records of these numbers: at once, since clients look."""
     with owned(path.with_name("filling")) as folder:
         for append in encode_runs(enumerate((encode(message(number), 0.0) for number in numbers), 1)):
-            folder.append(append.first, append.magic, append.data, append.amount)
+            folder.append(append)
     path.with_name("filling").rename(path)
 
 
@@ -735,11 +735,11 @@ def test_flush_does_not_wait_for_orphans(folder: Path, monkeypatch: pytest.Monke
         eventually(lambda: receiver.numbers() == [*range(1000, 1100), *range(100)], "the orphan is older")
         reading, read = [], Folder.read
 
-        def read_never(self: Folder, after: int, max_bytes: int) -> Any:
+        def read_never(self: Folder, after: int, max_bytes: int, **options: bool) -> Any:
             if "99999998" in self.path:
                 reading.append(self.path)
                 raise OSError(5, "Input/output error")
-            return read(self, after, max_bytes)
+            return read(self, after, max_bytes, **options)
 
         monkeypatch.setattr(Folder, "read", read_never)
         fill(folder / "audit-99999998", range(2000, 2100))

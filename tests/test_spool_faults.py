@@ -716,7 +716,7 @@ def test_a_writer_that_dies_is_started_again(
             store._writer.greenlet.kill(timeout=30)
         else:
             with monkeypatch.context() as patch:
-                patch.setattr(store._segments, "encode", lambda *arguments: [][0])
+                patch.setattr(Folder, "prepare", lambda *arguments: [][0])
                 with pytest.raises(SpoolError):
                     client.send(message(1))
         with gevent.Timeout(30):

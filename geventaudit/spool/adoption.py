@@ -9,10 +9,15 @@ from math import inf
 from ..runtime.clock import monotonic
 from . import jobs
 from .folder import Folder
-from .limits import ADOPT_SECONDS, MAX_ORPHANS
 from .settings import Spool
 
-__all__ = ["Adoption"]
+__all__ = ["ADOPT_SECONDS", "MAX_ORPHANS", "Adoption"]
+
+ADOPT_SECONDS = 30.0
+"""Seconds between two searches for orphans."""
+
+MAX_ORPHANS = 4
+"""The folders of dead processes that one client locks at a time. Limits its descriptors and what it reads ahead."""
 
 
 class Adoption:

@@ -10,9 +10,10 @@ file                                   holds
 ``damaged.bin, damaged.1.bin``         unreadable regions of segments: a line of JSON, the bytes, a line feed
 =====================================  ===============================================================================
 
-All methods block and belong to one native thread. Segments of earlier runs are read and removed, never appended to.
-One segment at a time, the *current* one, takes appends. Segments stay open, so that a removed or replaced file can be
-copied back. Only if there are very many, the newest are closed, except for the current one, until they are read.
+All methods but :meth:`Folder.prepare` block, and belong to one native thread. Segments of earlier runs are read and
+removed, never appended to. One segment at a time, the *current* one, takes appends. Segments stay open, so that a
+removed or replaced file can be copied back. Only if there are very many, the newest are closed, except for the current
+one, until they are read.
 
 After a failed append, the segment is truncated to its size before. If that is impossible, or if a sync fails, the
 segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
@@ -23,14 +24,19 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 
-from ..errors import SpoolError, show
+from ..errors import SpoolError
 from .directory import Directory, orphans, with_path, write_all
-from .recovery import Check, Read, load, mark_end, park_if_many, read_segment, remove, rewrite
-from .segment import Segment, first_index
+from .format import Append, encode, new_magic
+from .recovery import Check, Read, is_cut_back, load, mark_end, park_if_many, read_segment, remove, rewrite
+from .segment import Segment
 from .sidefiles import Cursor, RotatingPair, damaged_entry, rejected_entry
 
-__all__ = ["Check", "Folder", "Read", "orphans"]
+__all__ = ["SEGMENT_BYTES", "Check", "Folder", "Read", "orphans"]
+
+SEGMENT_BYTES = 8 << 20
+"""A segment takes no more frames once it has this size, or an eighth of ``max_bytes``."""
 
 _SYNC_BYTES = 4 << 20
 
@@ -40,20 +46,18 @@ class Folder:
 
     :param path: the path of the folder. Its parent must exist.
     :param synchronous: ``FULL`` syncs each append, ``NORMAL`` every 4 MiB and each finished segment, ``OFF`` never.
+    :param segment_bytes: a segment takes no more frames once it has this size.
     """
 
-    def __init__(self, path: str, synchronous: str = "NORMAL") -> None:
-        if synchronous not in ("OFF", "NORMAL", "FULL"):
-            raise ValueError(f"synchronous: {show(synchronous)} is not OFF, NORMAL or FULL")
+    def __init__(self, path: str, synchronous: str = "NORMAL", segment_bytes: int = SEGMENT_BYTES) -> None:
         # The working directory may change.
         self.path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
         self.problems: list[str] = []
         """Files that were left alone when the folder was opened, with the reasons."""
         self.last_seq = 0
         """The highest sequence number that is or was in use; 0 for none."""
-        self.skips = True
-        """True to read on behind pages that the disk cannot read; False to raise its error."""
         self._synchronous = synchronous
+        self._segment_bytes = segment_bytes
         self._directory: Directory | None = None
         self._cursor = Cursor()
         self._segments: list[Segment] = []
@@ -127,76 +131,66 @@ class Folder:
         at = bisect_right([segment.first for segment in self._segments], seq) - 1
         return at >= 0 and self._segments[at].last >= seq
 
-    def appendable(self, magic: bytes) -> bool:
-        """Return True if the current segment has that magic."""
-        return self._current is not None and self._current.magic == magic
+    def prepare(self, first: int, frames: Sequence[bytes]) -> Append:
+        """Encode *frames*, which are numbered from *first*, for the current segment, or for a new one.
 
-    def append(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
-        """Append *count* encoded frames to the segment with that *magic*: all of them, or none.
-
-        A new magic, with frames encoded from index 0 on, makes a new segment.
-
-        :param seq: the number of the first frame; the others follow without a gap.
-        :raises OSError: nothing is appended. ``ESTALE``: the segment takes no more frames; encode for a new one.
-        :raises ValueError: the numbers do not match.
+        In the hub, so that the disk thread only writes, and while that thread is idle. The next change of a segment
+        must be the :meth:`append` of the result.
         """
-        directory = self._claimed()
-        if count < 1:
-            raise ValueError(f"count: {count} is less than 1")
-        index = first_index(data)
         segment = self._current
-        is_new = segment is None or segment.magic != magic
-        if is_new and index == 0:
-            if seq <= self.last_seq:
-                raise ValueError(f"sequence number {seq} is not above {self.last_seq}")
-            self._finish()
-            segment = Segment.create(directory, magic, seq)
-        elif segment is None or is_new or index != segment.count:
-            raise OSError(errno.ESTALE, "the segment takes no more frames; start a new one", self.path)
-        elif seq != segment.first + index:
-            raise ValueError(f"sequence number {seq} does not belong to index {index} of segment {segment.name}")
-        self._append(directory, segment, data, count, is_new)
-        self.last_seq = segment.last
+        if segment is None or first != segment.last + 1 or segment.end >= self._segment_bytes:
+            return Append(first, magic := new_magic(), encode(magic, 0, frames), frames)
+        return Append(first, segment.magic, encode(segment.magic, segment.count, frames), frames)
+
+    def append(self, append: Append) -> None:
+        """Append the frames of :meth:`prepare`: all of them, or none.
+
+        :raises OSError: nothing is appended.
+        """
+        directory, segment = self._claimed(), self._current
+        if segment is not None and segment.magic == append.magic:
+            self._write(directory, segment, append, is_new=False)
+            return
+        self._finish()
+        segment = Segment.create(directory, append.magic, append.first)
+        self._write(directory, segment, append, is_new=True)
         self._current = segment
 
-    def _append(self, directory: Directory, segment: Segment, data: bytes, count: int, is_new: bool) -> None:
-        try:
-            write_all(segment.fd, [segment.header, data] if is_new else [data], 0 if is_new else segment.end)
-        except BaseException as error:
-            self._cut_back(segment, is_new)
-            raise with_path(error, directory.full_path(segment.name)) from None
-        try:
-            self._sync_append(directory, segment, is_new, len(data))
-            if is_new:
-                self._segments.append(segment)
-            segment.extend(count, len(data))
-        except BaseException as error:
-            self._abandon(segment)
-            raise with_path(error, directory.full_path(segment.name)) from None
+    def insert(self, append: Append) -> None:
+        """Write frames, which may be older than others, to a new segment. No other frame has one of their numbers.
 
-    def insert(self, seq: int, magic: bytes, data: bytes, count: int) -> None:
-        """Write *count* encoded frames, which may be older than others, to a new segment.
-
-        :param seq: the number of the first frame, above the cursor. No other frame has one of the numbers.
         :raises OSError: nothing is written.
         """
         directory = self._claimed()
-        segment = Segment.create(directory, magic, seq)
+        segment = Segment.create(directory, append.magic, append.first)
+        self._write(directory, segment, append, is_new=True, syncs=self._synchronous != "OFF")
+
+    def _write(
+        self, directory: Directory, segment: Segment, append: Append, *, is_new: bool, syncs: bool = False
+    ) -> None:
+        """Write frames at the end of a segment, and add a new one to the list.
+
+        :param syncs: True to sync, whatever is due for an append.
+        """
+        is_written = False
+        data, offset = ([segment.header, append.data], 0) if is_new else ([append.data], segment.end)
         try:
-            write_all(segment.fd, [segment.header, data], 0)
-            if self._synchronous != "OFF":
-                os.fdatasync(segment.fd)
-                directory.sync()
-            segment.extend(count, len(data))
+            write_all(segment.fd, data, offset)
+            is_written = True
+            self._sync(directory, segment, is_new, len(append.data), syncs)
+            if is_new:
+                self._segments.insert(bisect_right([each.first for each in self._segments], segment.first), segment)
+            segment.extend(len(append.frames), len(append.data))
         except BaseException as error:
-            self._cut_back(segment, is_new=True)
+            # After a failed sync, the state of the file is uncertain.
+            if is_new or is_written or not is_cut_back(segment, durable=self._synchronous == "FULL"):
+                self._abandon(segment)
             raise with_path(error, directory.full_path(segment.name)) from None
         self.last_seq = max(self.last_seq, segment.last)
-        self._segments.insert(bisect_right([each.first for each in self._segments], seq), segment)
 
-    def _sync_append(self, directory: Directory, segment: Segment, is_new: bool, size: int) -> None:
+    def _sync(self, directory: Directory, segment: Segment, is_new: bool, size: int, is_due: bool) -> None:
         self._unsynced += size
-        if self._synchronous == "FULL":
+        if is_due or self._synchronous == "FULL":
             os.fdatasync(segment.fd)
             if is_new:
                 directory.sync()
@@ -225,18 +219,6 @@ class Folder:
     def _end_current(self) -> None:
         self._current = None
         self._unsynced = 0
-
-    def _cut_back(self, segment: Segment, is_new: bool) -> None:
-        """Remove the bytes of a failed append. Never raises an OSError."""
-        try:
-            if is_new:
-                remove(self._claimed(), segment)
-            else:
-                os.ftruncate(segment.fd, segment.end)
-                if self._synchronous == "FULL":
-                    os.fdatasync(segment.fd)
-        except OSError:
-            self._abandon(segment)
 
     def _abandon(self, segment: Segment) -> None:
         """Move the undelivered frames of a segment to a new file, without those of a failed append.
@@ -347,12 +329,13 @@ class Folder:
             segment.replace(directory.copy(segment.fd, segment.end, segment.name, durable=is_durable), segment.end)
             self.changes.restored += 1
 
-    def read(self, after: int, max_bytes: int) -> Read:
+    def read(self, after: int, max_bytes: int, *, skips: bool = True) -> Read:
         """Read the undelivered frames after the sequence number *after*, oldest first.
 
         :param max_bytes: about how many to read; at least one frame is read if there is any.
+        :param skips: True to read on behind pages that the disk cannot read; False to raise its error.
         :returns: frames and losses. The losses are counted again if the same range is read again.
-        :raises OSError: no file can be opened; without :attr:`skips`, the disk cannot read the first frame.
+        :raises OSError: no file can be opened; without *skips*, the disk cannot read the first frame.
         """
         directory = self._claimed()
         result = Read(last=max(after, self._cursor.seq))
@@ -370,7 +353,7 @@ class Folder:
             after = max(result.last, segment.first - 1)
             was_unreadable = segment.is_unreadable
             try:
-                part = read_segment(directory, segment, after, max_bytes, save, skips=self.skips)
+                part = read_segment(directory, segment, after, max_bytes, save, skips=skips)
             except OSError:
                 if not result.frames:
                     raise
@@ -385,7 +368,7 @@ class Folder:
                 path = directory.full_path(segment.name)
                 result.problems.append(f"{path} is unreadable in part; check the disk")
             max_bytes -= part.size
-            if max_bytes <= 0 or (part.last < segment.last and not self.skips):
+            if max_bytes <= 0 or (part.last < segment.last and not skips):
                 break
         return result
 
@@ -401,12 +384,12 @@ class Folder:
             result.damaged += part.damaged
         return result
 
-    def advance(self, seq: int) -> list[bytes]:
+    def advance(self, seq: int) -> bool:
         """Note that all frames up to *seq* are delivered, and remove the segments that have no others.
 
         The cursor is written first: the numbers of removed segments must not be used again after a crash.
 
-        :returns: the magics of the removed segments.
+        :returns: True if there are any.
         :raises OSError: the next call tries again.
         """
         directory = self._claimed()
@@ -417,12 +400,12 @@ class Folder:
         except OSError:
             # The disk may be full until the segments are removed.
             pass
-        gone = self._drop_delivered(directory)
+        before = len(self._segments)
+        self._drop_delivered(directory)
         self._cursor.write(directory)
-        return gone
+        return len(self._segments) < before
 
-    def _drop_delivered(self, directory: Directory) -> list[bytes]:
-        gone: list[bytes] = []
+    def _drop_delivered(self, directory: Directory) -> None:
         errors: list[OSError] = []
         for segment in self._segments.copy():
             if segment.count and segment.last > self._cursor.seq:
@@ -433,12 +416,10 @@ class Folder:
                 errors.append(error)
                 continue
             self._segments.remove(segment)
-            gone.append(segment.magic)
             if segment is self._current:
                 self._end_current()
         if errors:
             raise errors[0]
-        return gone
 
     def reject(self, frame: bytes, reason: str) -> None:
         """Append a frame to the rejected ones; a frame that is too long for the file is cut.
@@ -464,8 +445,7 @@ class Folder:
         try:
             self._finish()
             if notes_counts and self._segments:
-                self._cursor.open(directory)
-                self._cursor.write_counts((segment.magic, segment.count) for segment in self._segments)
+                self._cursor.write_counts(directory, ((each.magic, each.count) for each in self._segments))
         except OSError:
             pass
         try:

@@ -35,17 +35,18 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 __all__ = [
     "HEADER_SIZE",
     "MAX_FRAME",
     "OVERHEAD",
+    "Append",
     "Found",
     "Reader",
     "encode",
-    "first_index",
+    "encode_runs",
     "make_header",
     "make_name",
     "make_torn",
@@ -71,6 +72,7 @@ _CRC = struct.Struct(">L")
 _FIELDS = struct.Struct(">LLL")
 _PIECE = 1 << 18
 _PAGE = 4096
+_RUN_BYTES = 8 << 20
 _MAX_UNREADABLE = 256  # pages in a row, after which a disk counts as broken
 _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{16})(?:\.([0-9]{1,10}))?\.seg", re.ASCII)
 
@@ -135,9 +137,29 @@ def parse_name(name: str) -> tuple[int, bytes, int | None] | None:
     return int(match[1]), bytes.fromhex(match[2]), int(match[3]) if match[3] else None
 
 
-def first_index(data: bytes) -> int:
-    """Return the index of the first frame of encoded *data*."""
-    return int.from_bytes(data[_MAGIC_SIZE : _MAGIC_SIZE + 4], "big")
+class Append(NamedTuple):
+    """Bytes to append to one segment."""
+
+    first: int
+    """The number of the first frame."""
+    magic: bytes
+    """The segment's magic."""
+    data: bytes
+    """The encoded frames."""
+    frames: Sequence[bytes]
+    """The frames by themselves."""
+
+
+def encode_runs(numbered: Iterable[tuple[int, bytes]]) -> list[Append]:
+    """Encode frames for new segments, one for each run of consecutive numbers."""
+    runs: list[tuple[int, list[bytes]]] = []
+    for number, frame in numbered:
+        first, run = runs[-1] if runs else (0, [])
+        if not run or number != first + len(run) or sum(map(len, run)) >= _RUN_BYTES:
+            runs.append((number, [frame]))
+        else:
+            run.append(frame)
+    return [Append(first, magic := new_magic(), encode(magic, 0, run), run) for first, run in runs]
 
 
 class Found(NamedTuple):

@@ -10,13 +10,15 @@ from ..errors import SpoolError, show
 from .backlogs import Backlogs, Remains
 from .directory import FolderTakenError
 from .folder import Check, Folder, Read, orphans
-from .limits import MAX_NAMES
+from .format import Append, encode_runs
 from .recovery import TRANSIENT
 from .settings import Spool
 from .stream import Entry
-from .writer import Append, encode_runs
 
 __all__ = ["Adopted", "Kept", "Written", "adopt", "keep", "last", "open_own", "read", "rewrite", "write"]
+
+
+_MAX_NAMES = 100  # that a process tries for its folder, with {pid} in the path
 
 
 class Written(NamedTuple):
@@ -28,8 +30,8 @@ class Written(NamedTuple):
     """Changes of other programs to the files. If there are any, the frames are not written; try again at once."""
     problems: list[str]
     """Other failures."""
-    removed: set[bytes]
-    """The magics of the segments that were removed, since all their frames are delivered."""
+    has_removed: bool
+    """True if segments were removed, since all their frames are delivered."""
     size: int
     """Bytes of undelivered frames in the folder."""
 
@@ -61,14 +63,14 @@ def open_own(folder: Folder, spool: Spool) -> None:
 
     :raises SpoolError, OSError: see :meth:`.Folder.open`.
     """
-    for number in range(1, MAX_NAMES + 1):
+    for number in range(1, _MAX_NAMES + 1):
         if folder.is_open:
             return
         folder.path = spool.folder_of_process(number)
         try:
             folder.open()
         except FolderTakenError:
-            if number == MAX_NAMES or not spool.is_for_each_process:
+            if number == _MAX_NAMES or not spool.is_for_each_process:
                 raise
 
 
@@ -82,25 +84,25 @@ def write(
     error: Exception | None = None
     check = None
     problems: list[str] = []
-    removed: set[bytes] = set()
+    has_removed = False
     if append is not None:
         try:
             check = folder.check()
             if not check:
-                folder.append(append.first, append.magic, append.data, append.amount)
+                folder.append(append)
         except Exception as problem:
             error = problem
     unnoted: list[Folder] = []
     for each, number in advances:
         try:
-            removed |= set(each.advance(number))
+            has_removed |= each.advance(number)
         except Exception as problem:  # for lack of memory, too: the frames are written already
             problems.append(f"{each.path}: the delivery could not be noted: {str(problem) or show(problem)}")
             unnoted.append(each)
     for each in finished:
         if each not in unnoted:  # else a later process would send the records again, and so would this one
             each.close(remove_if_empty=True)
-    return Written(error, check, problems, removed, folder.undelivered_bytes)
+    return Written(error, check, problems, has_removed, folder.undelivered_bytes)
 
 
 def read(folder: Folder, after: int, max_bytes: int, skips: bool) -> Read:
@@ -109,9 +111,8 @@ def read(folder: Folder, after: int, max_bytes: int, skips: bool) -> Read:
     :param skips: True to give up frames that the disk cannot read.
     :raises OSError: for want of descriptors or memory, say; without *skips*, a failure of the disk.
     """
-    folder.skips = skips
     try:
-        return folder.read(after, max_bytes)
+        return folder.read(after, max_bytes, skips=skips)
     except OSError as error:
         if not skips or error.errno in TRANSIENT:
             raise
@@ -121,7 +122,7 @@ def read(folder: Folder, after: int, max_bytes: int, skips: bool) -> Read:
 def rewrite(folder: Folder, appends: Sequence[Append]) -> None:
     """Write frames, each run to a new segment."""
     for append in appends:
-        folder.insert(append.first, append.magic, append.data, append.amount)
+        folder.insert(append)
 
 
 def adopt(spool: Spool, known: Collection[str], opened: list[Folder]) -> Adopted:
@@ -220,7 +221,7 @@ def keep(
             rewrite(folder, [append])
         except (OSError, SpoolError) as problem:
             error = problem
-            numbers = range(append.first, append.first + append.amount)
+            numbers = range(append.first, append.first + len(append.frames))
             left.update((number, remains.memory[number]) for number in numbers)
     folder.close(remove_if_empty=remove_if_empty, notes_counts=True)
     for other in others:

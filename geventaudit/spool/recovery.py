@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 
 from .directory import Directory, is_temporary
 from .format import OVERHEAD, make_torn, new_magic, parse_name
-from .limits import MAX_OPEN
 from .segment import Part, Segment, Sink
 
-__all__ = ["TRANSIENT", "Check", "Read", "load", "mark_end", "park_if_many", "read_segment", "remove", "rewrite"]
+__all__ = [
+    "MAX_OPEN", "TRANSIENT", "Check", "Read", "is_cut_back", "load", "mark_end", "park_if_many",
+    "read_segment", "remove", "rewrite",
+]  # fmt: skip
+
+MAX_OPEN = 64
+"""The segments of a folder that are kept open."""
 
 _PIECE = 1 << 20
 TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
@@ -148,7 +153,7 @@ def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: boo
     if segment.last <= after:
         return []
     # An incomplete copy must not look like a segment.
-    copy = Segment.create_temporary(directory, new_magic(), after + 1)
+    copy = Segment.create(directory, new_magic(), after + 1, is_temporary=True)
     try:
         while after < segment.last:
             part = segment.read(after, _PIECE)
@@ -173,10 +178,12 @@ def rewrite(directory: Directory, segment: Segment, cursor: int, *, durable: boo
     return [copy]
 
 
-def _is_cut(segment: Segment) -> bool:
-    """Truncate the bytes of a failed append. Return False if that is impossible."""
+def is_cut_back(segment: Segment, *, durable: bool) -> bool:
+    """Remove the bytes of a failed append. Return False if that is impossible."""
     try:
         os.ftruncate(segment.fd, segment.end)
+        if durable:
+            os.fdatasync(segment.fd)
     except OSError:
         return False
     segment.file_size = segment.end
@@ -188,7 +195,7 @@ def mark_end(directory: Directory, segment: Segment, *, durable: bool) -> None:
     try:
         size = os.fstat(segment.fd).st_size
         segment.file_size = max(size, segment.end)
-        if size > segment.end and _is_cut(segment):
+        if size > segment.end and is_cut_back(segment, durable=durable):
             return
         if not segment.is_in_place(directory):
             return

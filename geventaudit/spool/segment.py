@@ -16,7 +16,6 @@ from .format import (
     Found,
     Reader,
     encode,
-    first_index,
     make_header,
     make_name,
     new_magic,
@@ -24,7 +23,7 @@ from .format import (
     parse_name,
 )
 
-__all__ = ["HEADER_SIZE", "MAX_FRAME", "OVERHEAD", "Part", "Segment", "encode", "first_index", "new_magic"]
+__all__ = ["HEADER_SIZE", "MAX_FRAME", "OVERHEAD", "Part", "Segment", "encode", "new_magic"]
 
 _MARK_BYTES = 1 << 15
 
@@ -73,15 +72,9 @@ class Segment:
         self._parked: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, directory: Directory, magic: bytes, first: int) -> Segment:
-        """Make an empty file, without a header, for the frames from *first* on."""
-        name = make_name(magic, first)
-        return cls(name, directory.open(name, os.O_CREAT | os.O_EXCL), magic, first)
-
-    @classmethod
-    def create_temporary(cls, directory: Directory, magic: bytes, first: int) -> Segment:
-        """Make an empty file that :meth:`publish` gives its name."""
-        name = temporary_name()
+    def create(cls, directory: Directory, magic: bytes, first: int, *, is_temporary: bool = False) -> Segment:
+        """Make an empty file for the frames from *first* on, without a header; a temporary one for :meth:`publish`."""
+        name = temporary_name() if is_temporary else make_name(magic, first)
         return cls(name, directory.open(name, os.O_CREAT | os.O_EXCL), magic, first)
 
     def publish(self, directory: Directory) -> None:

@@ -71,19 +71,16 @@ class Cursor:
         if counts and len(counts) % self._COUNT.size == 0 and zlib.crc32(counts).to_bytes(4, "big") == crc:
             self.counts = dict(self._COUNT.iter_unpack(counts))
 
-    def open(self, directory: Directory) -> None:
-        """Make the file if there is none.
-
-        :raises OSError: that is impossible.
-        """
+    def _open(self, directory: Directory) -> None:
         if self._fd < 0:
             self._fd = directory.open(self.NAME, os.O_CREAT)
 
-    def write_counts(self, counts: Iterable[tuple[bytes, int]]) -> None:
-        """Write the numbers of frames of the segments with these magics. The file is open.
+    def write_counts(self, directory: Directory, counts: Iterable[tuple[bytes, int]]) -> None:
+        """Write the numbers of frames of the segments with these magics.
 
         :raises OSError: they are not written.
         """
+        self._open(directory)
         data = b"".join(self._COUNT.pack(magic, count) for magic, count in counts)
         os.ftruncate(self._fd, self._RECORD.size)
         os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "big"), self._RECORD.size)
@@ -95,7 +92,7 @@ class Cursor:
         """
         if self.seq <= self._written:
             return
-        self.open(directory)
+        self._open(directory)
         record = self._RECORD.pack(self._SIGNATURE, self.seq, 0)[:-4]
         data = record + zlib.crc32(record).to_bytes(4, "big")
         if os.pwrite(self._fd, data, 0) != len(data):

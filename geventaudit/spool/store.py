@@ -46,26 +46,23 @@ from .backlog import AHEAD_BYTES, Backlog
 from .backlogs import Backlogs
 from .directory import close_inherited_locks, orphans
 from .disk import DiskThread, Job
-from .folder import Check, Folder, Read
-from .format import OVERHEAD
-from .limits import (
-    BATCH_BYTES,
-    CLOSE_SECONDS,
-    HANG_SECONDS,
-    MAX_READS,
-    PENDING_BYTES,
-    READ_AGAIN_SECONDS,
-    SEGMENT_BYTES,
-)
+from .folder import SEGMENT_BYTES, Check, Folder, Read
+from .format import OVERHEAD, Append, encode_runs
 from .pending import Pending, PendingRecords
 from .settings import Spool
 from .stream import Entry, Memory
 from .trouble import DiskHangsError, Trouble
-from .writer import Append, SegmentWriter, encode_runs
 
 __all__ = ["Store"]
 
 _T = TypeVar("_T")
+
+PENDING_BYTES = 8 << 20  # of the frames that wait in memory to be written, in mode ``overflow``
+BATCH_BYTES = 1 << 19  # of the frames that one job writes; limits the time for which their checksums hold the hub
+CLOSE_SECONDS = 1.0  # that the disk has, at least, to keep the records of a client that closes
+HANG_SECONDS = 10.0  # of one job, after which a disk is taken for one that fails; a synced write may take some
+READ_AGAIN_SECONDS = 1.0  # until records that could not be read are tried again
+MAX_READS = 5  # that fail, before unreadable records are skipped and count as lost: they hold up all later ones
 
 
 class Store:
@@ -90,8 +87,8 @@ class Store:
         self._wake = wake
         self._room = room
         self._disk = DiskThread()
-        self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous), counters)
-        self._segments = SegmentWriter(min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1)))
+        segment_bytes = min(SEGMENT_BYTES, max(spool.max_bytes // 8, 1))
+        self._backlogs = Backlogs(Folder(spool.folder_of_process(), spool.synchronous, segment_bytes), counters)
         self.pending = PendingRecords()
         """The records that wait to be written."""
         self._disk_bytes = 0  # of undelivered frames in this run's folder
@@ -327,7 +324,7 @@ class Store:
             self._report(f"{backlog.folder.path}: {lost} records in it are damaged or gone")
 
     def _write(self, own: Backlog, advances: list[tuple[Backlog, int]], frames: list[bytes]) -> None:
-        append = self._segments.encode(self._next_number(own), frames) if frames else None
+        append = own.folder.prepare(self._next_number(own), frames) if frames else None
         folders = [(each.folder, number) for each, number in advances]
         finished = self._backlogs.finished(advances)
         closing = [each.folder for each in finished if each.folder is not own.folder]
@@ -355,11 +352,8 @@ class Store:
         if finished:
             self._adoption.look_soon()
         self._backlogs.earlier = [each for each in self._backlogs.earlier if each not in finished]
-        self._segments.note_removed(written.removed)
-        if written.removed:
+        if written.has_removed:
             self._trouble.retry_now()
-        if written.problems:
-            self._segments.start_new_segment()
         if written.check:
             self.pending.writing = 0
             job.is_noted = True
@@ -372,7 +366,7 @@ class Store:
 
     def _note_written(self, own: Backlog, append: Append, job: Job[jobs.Written]) -> None:
         pending = self.pending
-        noted = own.with_written(append.first, append.amount)
+        noted = own.with_written(append.first, len(append.frames))
         removal, size = pending.end_writing(None)
         own.last, own.count, own.read_up_to, own.on_disk = noted
         pending.size -= size
@@ -384,7 +378,6 @@ class Store:
 
     def _not_written(self, append: Append | None, error: Exception | None) -> None:
         if append is not None and error is not None:
-            self._segments.start_new_segment()
             self._fail(error)
             if self.is_always:
                 self.pending.refuse_writing(self._trouble.error)
@@ -394,7 +387,6 @@ class Store:
 
     def _take_note(self, check: Check) -> None:
         """Note changes of other programs to the files."""
-        self._segments.start_new_segment()
         if check.restored:
             self._report(f"{self._path}: {check.restored} files in it were removed, and are restored")
         self._report(*check.problems)
