@@ -134,7 +134,6 @@ class AuditClient:
         self._gate: Gate | None = None
         if engine.Gate is not None and schema is None and before_send is None:
             self._gate = engine.Gate(self._walker, self._life, _RUNNING, forks.under_way)
-        _clients.add(self)
         _warn_of_many(self)
 
     def _make_trail(self, seal: Seal | None) -> Trail:
@@ -449,7 +448,6 @@ def _without_stamp(max_frame_bytes: Any, is_stamped: bool) -> int:
 
 # -- all clients -------------------------------------------------------------------------------------------------------
 
-_clients: weakref.WeakSet[AuditClient] = weakref.WeakSet()
 _by_line: dict[tuple[str, int], weakref.WeakSet[AuditClient]] = {}
 _warned: set[tuple[str, int]] = set()
 
@@ -461,7 +459,7 @@ def live_clients() -> list[AuditClient]:
     """
     while True:
         try:
-            return [each for each in _clients if not each.is_closed]
+            return [each for clients in _by_line.values() for each in clients if not each.is_closed]
         except RuntimeError:  # another thread constructed a client at this moment
             continue
 

@@ -131,19 +131,9 @@ class Client(AuditClient):
 class BaseClient(AuditClient):
     """A client with one open connection. When the connection breaks, ``send`` raises until :meth:`reset` gives another.
 
+    Parameters that are not listed here are those of :class:`Client`.
+
     :param connection: open; the client closes it.
-    :param service_tree_id: a UUID; written into every record as ``env_ikey``. None leaves it out.
-    :param queue_size: records that may wait to be written; at least 1.
-    :param heartbeat_interval: seconds from one heartbeat to the next.
-    :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
-    :param max_frame_bytes: the longest frame; a record that needs more bytes is refused.
-    :param datetimes: the form of times in custom data: ``"extension"`` or ``"text"``.
-    :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
-        8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused
-        (extensions, keys that are equal as text).
-    :param before_send: called with each message before validation; see :class:`Client`.
-    :param stamp: True to number the records; see :class:`Client`.
-    :param seal: authenticates each record; see :class:`Client`.
     :raises ValueError, TypeError, ValidationError: an argument is invalid.
     """
 

@@ -181,7 +181,7 @@ class Lifecycle:
             return True
         if self.state is State.CLOSED:
             return self._counters.dropped + self._counters.kept == 0
-        if self._is_settled() or self._is_stuck():
+        if self._is_settled() or self._connector.is_broken:
             return self._is_settled()
         check_may_wait("flush()")
         self.sender.ensure_running()
@@ -190,16 +190,12 @@ class Lifecycle:
     def _is_settled(self) -> bool:
         return self.outbox is None or self.outbox.stream.settled >= self.outbox.last_accepted
 
-    def _is_stuck(self) -> bool:
-        """Return True if the connection of a base client broke: delivery needs another one from the caller."""
-        return self._connector.is_broken
-
     def stats(self) -> Stats:
         """Return a snapshot of the counters of the client."""
         outbox, sender = self.outbox, self.sender
         if outbox is None or sender is None:
             return self._counters.snapshot(queued=len(self.inbox))
-        if self.thread.is_current() and not workers.is_worker():
+        if self.thread.is_current():
             sender.look()
         return self._counters.snapshot(
             queued=outbox.queued,
@@ -255,7 +251,7 @@ class Lifecycle:
             if not self.inbox:
                 self._end([])
         if self.state is State.NEW or self.state is State.RUNNING:
-            if self._spool is not None or self.inbox or not (self._is_settled() or self._is_stuck()):
+            if self._spool is not None or self.inbox or not (self._is_settled() or self._connector.is_broken):
                 check_may_wait("close()")
             self.inbox.is_closed = True
             self._make_parts()
@@ -294,16 +290,12 @@ class Lifecycle:
 
     def _drain(self, deadline: Deadline) -> None:
         self._drain_accepted(deadline)
-        if self.state is State.CLOSING and self._end_stream(deadline):
+        if self.state is State.CLOSING and self.outbox is not None and self.outbox.end(deadline):
             self._drain_accepted(deadline)
-
-    def _end_stream(self, deadline: Deadline) -> bool:
-        """Put the last checkpoint of a sealed stream on the queue. Return False if there is none."""
-        return self.outbox is not None and self.outbox.end(deadline)
 
     def _drain_accepted(self, deadline: Deadline) -> None:
         # In a loop: a send() that waited for room when closing began may still be accepted.
-        while self.state is State.CLOSING and not self._is_settled() and not self._is_stuck():
+        while self.state is State.CLOSING and not self._is_settled() and not self._connector.is_broken:
             if deadline.has_passed() or self.sender is None:
                 break
             self.sender.ensure_running()
@@ -313,7 +305,7 @@ class Lifecycle:
         """Stop the parts, and keep or hand back the undelivered records within *seconds*; None for no limit."""
         if self.state is not State.CLOSING or self.sender is None or self.outbox is None:
             return  # closed at interpreter exit, or this is a forked child's copy of the parent's call
-        self._end_stream(Deadline(0.0))
+        self.outbox.end(Deadline(0.0))
         self.sender.stop(ClientClosedError("the client was closed while send() waited for room"))
         store = self.outbox.store
         if store is not None:
@@ -330,7 +322,7 @@ class Lifecycle:
         if interruption is not None:
             raise interruption
         if workers.may_wait():
-            self.sender.join(0.1)  # not for long: a factory can keep the greenlet from ending
+            self.sender.worker.join(0.1)  # not for long: a factory can keep the greenlet from ending
 
     def _close_without_hub(self) -> list[Msg]:
         waiter = Waiter()

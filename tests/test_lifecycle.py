@@ -272,7 +272,7 @@ def by_worker(function: Callable[[], Any]) -> Outcome:
         with on_signal(lambda: got.append(outcome(function))):
             signal.raise_signal(signal.SIGALRM)
 
-    workers.spawn(work)
+    workers.Worker.spawn(work)
     return eventually(lambda: got)[0]  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import gevent
 from gevent.event import Event
@@ -33,31 +33,6 @@ _QUICK = (0.0, 0.005, 0.005, 0.01, 0.02, 0.04)
 _Fingerprint: TypeAlias = tuple[int, int, int] | None
 
 
-class Connector(Protocol):
-    """The source of the sender's connections."""
-
-    rejects: bool
-    """True if a record that makes the agent hang up may be given up."""
-    is_over: bool
-    """Set to True when no more connections are wanted."""
-
-    @property
-    def is_broken(self) -> bool:
-        """True if the next connection has to come from the caller."""
-
-    def connect(self) -> Connection:
-        """Return the next open connection. Wait until there is one."""
-
-    def reset(self) -> None:
-        """Drop all state of the parent in a forked child."""
-
-    def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
-        """Note that the connection broke, after *delivered* frames and *lived* seconds.
-
-        :returns: False if the next connection has to come from the caller.
-        """
-
-
 class FactoryConnector:
     """The connections of a :class:`~geventaudit.Client`.
 
@@ -65,7 +40,9 @@ class FactoryConnector:
     """
 
     rejects = True
+    """True if a record that makes the agent hang up may be given up."""
     is_broken = False
+    """True if the next connection has to come from the caller."""
 
     def __init__(
         self, factory: Callable[[], Connection], backoff: Backoff, counters: Counters, notifier: Notifier
@@ -79,6 +56,7 @@ class FactoryConnector:
     def reset(self) -> None:
         """Start anew, also in a forked child."""
         self.is_over = False
+        """Set to True when no more connections are wanted."""
         self.last_error: ConnectionFailedError | None = None
         """The reason for which the last attempt failed, or the last connection broke."""
         self._failures = 0  # in a row
@@ -87,7 +65,7 @@ class FactoryConnector:
         self._quick: deque[float] = deque()
 
     def connect(self) -> Connection:
-        """See :meth:`Connector.connect`."""
+        """Return the next open connection. Wait until there is one."""
         while True:
             self._wait()
             made = self._attempt()
@@ -109,7 +87,12 @@ class FactoryConnector:
             self._notifier.notify(NotificationKind.CONNECT_FAILED, self.last_error)
 
     def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
-        """See :meth:`Connector.lost`. A connection that delivered nothing and was short counts as a failed attempt."""
+        """Note that the connection broke, after *delivered* frames and *lived* seconds.
+
+        A connection that delivered nothing and was short counts as a failed attempt.
+
+        :returns: False if the next connection has to come from the caller.
+        """
         self._failures = 0 if delivered or lived > self._backoff.initial else self._failures + 1
         self.last_error = error
         self._notifier.notify(NotificationKind.CONNECTION_LOST, error)
@@ -181,7 +164,7 @@ class GivenConnector:
 
     @property
     def is_broken(self) -> bool:
-        """See :attr:`Connector.is_broken`."""
+        """See :class:`FactoryConnector`, as for all that is not described here."""
         return self.error is not None
 
     def reset(self) -> None:
@@ -201,7 +184,6 @@ class GivenConnector:
         return replaced
 
     def connect(self) -> Connection:
-        """See :meth:`Connector.connect`."""
         while True:
             self._is_given.clear()
             if self.given is not None:
@@ -212,12 +194,15 @@ class GivenConnector:
         return connection
 
     def lost(self, error: ConnectionFailedError, delivered: int, lived: float) -> bool:
-        """See :meth:`Connector.lost`."""
         if self.given is not None:  # reset() has replaced it
             return True
         self.error = error
         self._notifier.notify(NotificationKind.CONNECTION_LOST, error)
         return False
+
+
+Connector: TypeAlias = FactoryConnector | GivenConnector
+"""The source of the sender's connections."""
 
 
 def _notify_connected(notifier: Notifier, connection: Connection) -> None:

@@ -23,26 +23,18 @@ class Heartbeats:
         self._encoder = encoder
         self._interval = interval
         self._due: float | None = None  # None before the first record of a connection
-        self._has_written = False
 
     def on_connect(self) -> None:
         """Start anew with a connection."""
         self._due = None
-        self._has_written = False
 
     def on_written(self) -> None:
         """Note that records were written."""
         if self._due is None:
-            self._has_written = True
-
-    def is_due(self) -> bool:
-        """Return True if a heartbeat has to be written."""
-        if self._due is None:
-            return self._has_written
-        return monotonic() >= self._due
+            self._due = monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until the next heartbeat; None before the first record."""
+        """Return the seconds until a heartbeat has to be written; None before the first record."""
         return None if self._due is None else max(self._due - monotonic(), 0.0)
 
     def make(self, destination: str) -> bytes:

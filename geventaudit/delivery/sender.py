@@ -60,7 +60,7 @@ class Sender:
 
     def ensure_running(self) -> None:
         """Start the greenlets if they do not run."""
-        if not self.worker.greenlet and not self._is_stopped:
+        if not self._is_stopped:
             self.worker.ensure_running()
         if self._outbox.store is not None:
             self._outbox.store.ensure_running()
@@ -133,10 +133,6 @@ class Sender:
             except Exception:
                 logger().exception("a connection could not be closed")
 
-    def join(self, timeout: float) -> None:
-        """Wait for the greenlet's end after :meth:`stop`."""
-        self.worker.join(timeout)
-
     # -- the greenlet --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -169,7 +165,7 @@ class Sender:
     def _start(self, connection: Connection) -> None:
         self._error = None
         self._delivered = 0
-        self._watcher = workers.spawn(self._watch, connection)
+        self._watcher = workers.Worker.spawn(self._watch, connection)
         self.quarantine.on_connect(monotonic(), self._counters.connect_failures)
         self._heartbeats.on_connect()
         self._counters.connects += 1
@@ -199,7 +195,7 @@ class Sender:
             outbox.move_inbox()
             if self._settle(connection):
                 look = _FIRST_LOOK
-            if self.quarantine.allows_heartbeats and self._heartbeats.is_due():
+            if self._seconds_to_heartbeat() == 0.0:
                 outbox.add_heartbeat()
                 connection.write([self._heartbeats.make(connection.name)])
                 self._counters.heartbeats += 1
@@ -212,8 +208,11 @@ class Sender:
                 outbox.wake.wait(self._seconds_to_wait(look))
                 look = min(look * 2, _LAST_LOOK)
 
+    def _seconds_to_heartbeat(self) -> float | None:
+        return self._heartbeats.seconds_left() if self.quarantine.allows_heartbeats else None
+
     def _seconds_to_wait(self, look: float) -> float | None:
-        waits = [self._heartbeats.seconds_left(), self.quarantine.seconds_to_wait(monotonic())]
+        waits = [self._seconds_to_heartbeat(), self.quarantine.seconds_to_wait(monotonic())]
         waits.append(look if self._outbox.cursor else None)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 

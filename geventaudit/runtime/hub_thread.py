@@ -42,7 +42,7 @@ GONE = "the client's thread has ended, or its hub was destroyed"
 """The reason of a ClientClosedError."""
 
 _GRACE = 1.0  # seconds for a hub to begin a call, or to end it after its own time limit
-_CHECK_SECONDS = 0.5  # between two checks of a waiting thread that the hub exists: its end gives no event
+_CHECK_SECONDS = 0.5  # between two checks that the other thread and its hub exist: their end gives no event
 
 _local: Any = native.original("_thread", "_local")()
 
@@ -60,7 +60,6 @@ class HubThread:
         self.hub: Any = None
         """The thread's hub; None until :meth:`start`."""
         self._callbacks: deque[_Callback] = deque()
-        self._calls: set[_Call[Any]] = set()
         self._wake: Any = None
         forks.register(self)
         if get_hub_if_exists() is not None:
@@ -134,26 +133,17 @@ class HubThread:
         :raises ClientClosedError: the thread has ended, or the hub was destroyed.
         """
         call = _Call(function, late)
-        self._calls.add(call)
         try:
             self.post(gevent.spawn, call.run)
             call.wait(self, Deadline(None if timeout is None else timeout + _GRACE))
         except BaseException:
             call.abandon(self)
             raise
-        finally:
-            self._calls.discard(call)
         return call.result()
-
-    def fail_calls(self) -> None:
-        """End all calls with an error: the thread has ended."""
-        for call in list(self._calls):
-            call.fail(ClientClosedError(GONE))
 
     def after_fork_in_child(self) -> None:
         """Drop the calls of the parent's threads."""
         self._callbacks.clear()
-        self._calls.clear()
 
 
 _HUB_DESCRIPTORS = 4  # a hub needs two or three, which depends on the loop
@@ -182,7 +172,6 @@ class _ThreadExitGuard:
 
     def __del__(self) -> None:
         self.thread.ident = 0
-        self.thread.fail_calls()
 
 
 def _run_callbacks(callbacks: deque[_Callback]) -> None:
@@ -242,11 +231,6 @@ class _Call(Generic[_T]):
                 self._hand_over_late("caller")
         elif self._greenlet is not None and thread.is_alive():
             thread.post(gevent.kill, self._greenlet)
-
-    def fail(self, error: BaseException) -> None:
-        """End the wait with *error*."""
-        self._outcome.append((None, error))
-        self._waiter.wake()
 
     def result(self) -> _T:
         """Return the function's result, or raise its error."""

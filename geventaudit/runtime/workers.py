@@ -11,7 +11,7 @@ from collections.abc import Callable
 import gevent
 from gevent._hub_local import get_hub_if_exists
 
-__all__ = ["OneWorker", "Worker", "is_worker", "may_wait", "spawn"]
+__all__ = ["OneWorker", "Worker", "may_wait"]
 
 
 class Worker(gevent.Greenlet):  # type: ignore[type-arg]
@@ -66,19 +66,7 @@ class OneWorker:
             self._function()
 
 
-def is_worker() -> bool:
-    """Return True if the caller is, or has interrupted, a greenlet that does the library's work."""
-    return isinstance(gevent.getcurrent(), Worker)
-
-
 def may_wait() -> bool:
     """Return True unless the caller runs in the hub or in a :class:`Worker`."""
     current = gevent.getcurrent()
     return current is not get_hub_if_exists() and not isinstance(current, Worker)
-
-
-def spawn(function: Callable[..., None], *arguments: object) -> Worker:
-    """Run *function* in a worker."""
-    worker = Worker(function, *arguments)
-    worker.start()
-    return worker

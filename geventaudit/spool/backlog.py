@@ -30,25 +30,6 @@ class Outcome(Protocol):
     """Set in the moment in which the state changes."""
 
 
-class Ranges:
-    """A set of numbers that is mostly consecutive."""
-
-    __slots__ = ("_ranges",)
-
-    def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
-        self._ranges = ranges
-
-    def __contains__(self, number: int) -> bool:
-        return any(first <= number <= last for first, last in self._ranges)
-
-    def extended(self, first: int, last: int, forget: int) -> Ranges:
-        """Return the set with *first* to *last*, above all others, and without the ranges that end up to *forget*."""
-        ranges = [each for each in self._ranges if each[1] > forget]
-        if ranges and ranges[-1][1] == first - 1:
-            first, _ = ranges.pop()
-        return Ranges([*ranges, (first, last)])
-
-
 class Backlog:
     """The undelivered records of one folder, oldest first.
 
@@ -74,8 +55,6 @@ class Backlog:
         """The time of the next attempt, in monotonic seconds."""
         self.advanced = base + stream.settled
         """The number on disk up to which the folder knows of the delivery."""
-        self.on_disk = Ranges()
-        """The numbers on disk of the records that this run wrote."""
         self.read_up_to = base + stream.taken
         """The number on disk of the last frame that was read."""
         self._ahead: deque[Entry] = deque()
@@ -101,11 +80,10 @@ class Backlog:
         """True if all records are settled."""
         return not self.count and self.settled_on_disk >= self.last
 
-    def with_written(self, first: int, count: int) -> tuple[int, int, int, Ranges]:
-        """Return ``last``, ``count``, ``read_up_to`` and ``on_disk`` after *count* frames, from *first* on."""
-        last = first + count - 1
+    def with_written(self, first: int, count: int) -> tuple[int, int, int]:
+        """Return ``last``, ``count`` and ``read_up_to`` after *count* frames, from *first* on, were written."""
         read = first - 1 if self.read_up_to >= self.last else self.read_up_to
-        return last, self.count + count, read, self.on_disk.extended(first, last, self.settled_on_disk)
+        return first + count - 1, self.count + count, read
 
     def keep_in_memory(self, first: int, frames: Sequence[bytes]) -> None:
         """Keep *frames*, which were just written and are numbered on disk from *first*, if there is room."""

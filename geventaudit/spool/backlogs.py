@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ..stats import Counters
 from .backlog import Backlog
 from .folder import Check, Folder
 from .stream import Entry, Stream
 
-__all__ = ["Backlogs", "Remains"]
-
-
-class Remains(NamedTuple):
-    """The records in the folder of this process when the client closes. All numbers are those on disk."""
-
-    memory: dict[int, bytes]
-    """The frames that are in memory."""
-    unsaved: set[int]
-    """The numbers of the frames that are not on disk."""
-    unread: list[tuple[int, int]]
-    """Ranges of the records that are not in memory, both ends included."""
+__all__ = ["Backlogs"]
 
 
 class Backlogs:
@@ -99,8 +87,10 @@ class Backlogs:
                 del self.unsaved[number]
         return sorted(self.unsaved.items())
 
-    def remains(self, entries: Iterable[Entry]) -> Remains:
-        """Return the state of the folder of this process.
+    def remains(self, entries: Iterable[Entry]) -> tuple[dict[int, bytes], list[tuple[int, int]]]:
+        """Return the records in the folder of this process: those in memory, and the ranges of all others.
+
+        All numbers are those on disk.
 
         :param entries: the records that the outbox held.
         """
@@ -110,20 +100,17 @@ class Backlogs:
         for backlog in self._in_own_folder():
             memory.update(backlog.in_memory(1, backlog.last, entries))
             unread.append((backlog.read_up_to + 1, backlog.last))
-        unsaved = {number for number, _ in self.take_unsaved()}
         if self.own is not None:
             own = self.own
-            numbers = {number + own.base: frame for stream, number, frame in entries if stream is own.stream}
-            memory.update(numbers)
-            unsaved |= {number for number in numbers if number not in own.on_disk}
-        return Remains(memory, unsaved, unread)
+            memory.update((number + own.base, frame) for stream, number, frame in entries if stream is own.stream)
+        return memory, unread
 
     def unsaved_frames(self, entries: Iterable[Entry]) -> list[bytes]:
         """Return the frames that are in memory only, of those that the outbox held and the ones to write again."""
         if self.own is None:
             return [frame for _, _, frame in entries]
-        remains = self.remains(entries)
-        return [remains.memory[number] for number in sorted(remains.unsaved)]
+        memory, _ = self.remains(entries)
+        return [frame for number, frame in sorted(memory.items()) if not self.folder.holds(number)]
 
     def _in_own_folder(self) -> list[Backlog]:
         return [each for each in self.all() if each.folder is self.folder]

@@ -10,10 +10,10 @@ file                                   holds
 ``damaged.bin, damaged.1.bin``         unreadable regions of segments: a line of JSON, the bytes, a line feed
 =====================================  ===============================================================================
 
-All methods but :meth:`Folder.prepare` block, and belong to one native thread. Segments of earlier runs are read and
-removed, never appended to. One segment at a time, the *current* one, takes appends. Segments stay open, so that a
-removed or replaced file can be copied back. Only if there are very many, the newest are closed, except for the current
-one, until they are read.
+All methods block and belong to one native thread, but for :meth:`Folder.prepare` and :meth:`Folder.holds`. Segments of
+earlier runs are read and removed, never appended to. One segment at a time, the *current* one, takes appends. Segments
+stay open, so that a removed or replaced file can be copied back. Only if there are very many, the newest are closed,
+except for the current one, until they are read.
 
 After a failed append, the segment is truncated to its size before. If that is impossible, or if a sync fails, the
 segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
@@ -62,6 +62,7 @@ class Folder:
         self._cursor = Cursor()
         self._segments: list[Segment] = []
         self._current: Segment | None = None
+        self._has_failed = False  # an append to the current segment: it takes no more frames
         self._unsynced = 0
         self.changes = Check()
         """The changes that the next :meth:`check` returns: those found by a failed one."""
@@ -121,13 +122,8 @@ class Folder:
         """The approximate bytes of the undelivered frames, with OVERHEAD for each."""
         return sum(segment.undelivered(self._cursor.seq)[1] for segment in self._segments)
 
-    @property
-    def size(self) -> int:
-        """The bytes of all segments."""
-        return sum(segment.file_size for segment in self._segments)
-
     def holds(self, seq: int) -> bool:
-        """Return True if a segment has the frame with that number."""
+        """Return True if a segment has the frame with that number. Thread-safe: the disk may not answer."""
         at = bisect_right([segment.first for segment in self._segments], seq) - 1
         return at >= 0 and self._segments[at].last >= seq
 
@@ -138,7 +134,7 @@ class Folder:
         must be the :meth:`append` of the result.
         """
         segment = self._current
-        if segment is None or first != segment.last + 1 or segment.end >= self._segment_bytes:
+        if segment is None or self._has_failed or first != segment.last + 1 or segment.end >= self._segment_bytes:
             return Append(first, magic := new_magic(), encode(magic, 0, frames), frames)
         return Append(first, segment.magic, encode(segment.magic, segment.count, frames), frames)
 
@@ -182,6 +178,7 @@ class Folder:
                 self._segments.insert(bisect_right([each.first for each in self._segments], segment.first), segment)
             segment.extend(len(append.frames), len(append.data))
         except BaseException as error:
+            self._has_failed |= not is_new
             # After a failed sync, the state of the file is uncertain.
             if is_new or is_written or not is_cut_back(segment, durable=self._synchronous == "FULL"):
                 self._abandon(segment)
@@ -218,6 +215,7 @@ class Folder:
 
     def _end_current(self) -> None:
         self._current = None
+        self._has_failed = False
         self._unsynced = 0
 
     def _abandon(self, segment: Segment) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ..errors import SpoolError, show
-from .backlogs import Backlogs, Remains
+from .backlogs import Backlogs
 from .directory import FolderTakenError
 from .folder import Check, Folder, Read, orphans
 from .format import Append, encode_runs
@@ -163,12 +163,10 @@ def last(
     if own is None:
         frames = [*(frame for _, _, frame in entries), *pending]
         return lambda: open_and_keep(backlogs.folder, spool, frames, backlogs.orphans)
-    remains = backlogs.remains(entries)
-    numbered = dict(enumerate(pending, next_number))
-    remains.memory.update(numbered)
-    remains.unsaved.update(numbered)
+    memory, unread = backlogs.remains(entries)
+    memory.update(enumerate(pending, next_number))
     advances = [(each.folder, number) for each, number in backlogs.advances()]
-    return lambda: keep(own.folder, remains, advances, backlogs.orphans, remove_if_empty)
+    return lambda: keep(own.folder, memory, unread, advances, backlogs.orphans, remove_if_empty)
 
 
 def open_and_keep(folder: Folder, spool: Spool, frames: Sequence[bytes], others: Sequence[Folder]) -> Kept:
@@ -179,19 +177,22 @@ def open_and_keep(folder: Folder, spool: Spool, frames: Sequence[bytes], others:
         for other in others:
             other.close(remove_if_empty=True)
         return Kept(list(frames), 0, error)
-    numbered = dict(enumerate(frames, folder.last_seq + 1))
-    return keep(folder, Remains(numbered, set(numbered), []), [], others, spool.is_for_each_process)
+    memory = dict(enumerate(frames, folder.last_seq + 1))
+    return keep(folder, memory, [], [], others, spool.is_for_each_process)
 
 
 def keep(
     folder: Folder,
-    remains: Remains,
+    memory: dict[int, bytes],
+    unread: Sequence[tuple[int, int]],
     advances: Sequence[tuple[Folder, int]],
     others: Sequence[Folder],
     remove_if_empty: bool,
 ) -> Kept:
     """Leave all undelivered records on disk, and close the folders.
 
+    :param memory: the frames in memory, by number on disk. Some of them are on disk.
+    :param unread: ranges of the records that are not in memory, both ends included.
     :param others: folders of dead processes.
     """
     write(folder, None, advances, ())
@@ -206,15 +207,12 @@ def keep(
         missing = folder.changes.missing
         detached = folder.read_detached()
         left, lost = dict(detached.frames), detached.damaged
-    # An earlier job may have found that frames are cut off, and its callback may not have run.
-    unsaved = {*remains.unsaved, *(number for number in remains.memory if not folder.holds(number))}
     for first, last in missing:
-        unsaved.update(number for number in remains.memory if first <= number <= last)
-        cut_off = sum(max(min(last, high) - max(first, low) + 1, 0) for low, high in remains.unread)
+        cut_off = sum(max(min(last, high) - max(first, low) + 1, 0) for low, high in unread)
         lost += cut_off
         if cut_off:
             error = SpoolError(f"a file was cut off; {cut_off} records are lost")
-    for append in encode_runs((number, remains.memory[number]) for number in sorted(unsaved - set(left))):
+    for append in encode_runs(each for each in sorted(memory.items()) if not folder.holds(each[0])):
         try:
             if not folder.is_in_place:
                 raise SpoolError("the folder was removed or replaced")
@@ -222,7 +220,7 @@ def keep(
         except (OSError, SpoolError) as problem:
             error = problem
             numbers = range(append.first, append.first + len(append.frames))
-            left.update((number, remains.memory[number]) for number in numbers)
+            left.update((number, memory[number]) for number in numbers)
     folder.close(remove_if_empty=remove_if_empty, notes_counts=True)
     for other in others:
         other.close(remove_if_empty=True)

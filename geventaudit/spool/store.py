@@ -368,7 +368,7 @@ class Store:
         pending = self.pending
         noted = own.with_written(append.first, len(append.frames))
         removal, size = pending.end_writing(None)
-        own.last, own.count, own.read_up_to, own.on_disk = noted
+        own.last, own.count, own.read_up_to = noted
         pending.size -= size
         pending.writing = 0
         pending.has_news = job.is_noted = True

@@ -133,7 +133,7 @@ def _first_of(attempts: Sequence[_Attempt]) -> Any:
                 if len(attempts) == 1:
                     attempt.run(outcomes)
                 else:
-                    attempt.greenlet = workers.spawn(attempt.run, outcomes)
+                    attempt.greenlet = workers.Worker.spawn(attempt.run, outcomes)
                 running += 1
             try:
                 ended = outcomes.get(timeout=_STAGGER_SECONDS if waiting else None)
