@@ -153,6 +153,22 @@ def test_encode_refuses_a_frame_that_is_too_long(monkeypatch: pytest.MonkeyPatch
         encode(MAGIC, 0, [b"x" * 101])
 
 
+def test_runs_are_encoded_in_linear_time() -> None:
+    """A client that closes has little time, and tens of thousands of records."""
+    calls = 0
+
+    class Counted(bytes):
+        def __len__(self) -> int:
+            nonlocal calls
+            calls += 1
+            return super().__len__()
+
+    frames = [Counted(b"x" * 10) for _ in range(3000)]
+    appends = encode_runs([*enumerate(frames[:1000], 1), *enumerate(frames[1000:], 5000)])
+    assert [(each.first, len(each.frames)) for each in appends] == [(1, 1000), (5000, 2000)]
+    assert calls < 10 * len(frames)
+
+
 def test_magics_differ() -> None:
     assert len({new_magic() for _ in range(100)}) == 100
     assert len(new_magic()) == 8

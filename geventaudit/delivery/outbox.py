@@ -193,7 +193,7 @@ class Outbox:
 
     def _put_in_order(self, frame: bytes) -> Pending | None:
         store = self.store
-        if store is None or (not store.is_always and store.is_passed):
+        if store is None or store.is_passed:
             try:
                 self.queue.put(frame, False)
                 return None

@@ -110,7 +110,7 @@ class Backlogs:
         if self.own is None:
             return [frame for _, _, frame in entries]
         memory, _ = self.remains(entries)
-        return [frame for number, frame in sorted(memory.items()) if not self.folder.holds(number)]
+        return [frame for _, frame in self.folder.without_held(memory)]
 
     def _in_own_folder(self) -> list[Backlog]:
         return [each for each in self.all() if each.folder is self.folder]

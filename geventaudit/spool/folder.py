@@ -10,10 +10,10 @@ file                                   holds
 ``damaged.bin, damaged.1.bin``         unreadable regions of segments: a line of JSON, the bytes, a line feed
 =====================================  ===============================================================================
 
-All methods block and belong to one native thread, but for :meth:`Folder.prepare` and :meth:`Folder.holds`. Segments of
-earlier runs are read and removed, never appended to. One segment at a time, the *current* one, takes appends. Segments
-stay open, so that a removed or replaced file can be copied back. Only if there are very many, the newest are closed,
-except for the current one, until they are read.
+All methods block and belong to one native thread, but for :meth:`Folder.prepare` and :meth:`Folder.without_held`.
+Segments of earlier runs are read and removed, never appended to. One segment at a time, the *current* one, takes
+appends. Segments stay open, so that a removed or replaced file can be copied back. Only if there are very many, the
+newest are closed, except for the current one, until they are read.
 
 After a failed append, the segment is truncated to its size before. If that is impossible, or if a sync fails, the
 segment is abandoned: its undelivered frames go to a new file, without those of the failed append.
@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import SpoolError
 from .directory import Directory, orphans, with_path, write_all
@@ -122,10 +122,12 @@ class Folder:
         """The approximate bytes of the undelivered frames, with OVERHEAD for each."""
         return sum(segment.undelivered(self._cursor.seq)[1] for segment in self._segments)
 
-    def holds(self, seq: int) -> bool:
-        """Return True if a segment has the frame with that number. Thread-safe: the disk may not answer."""
-        at = bisect_right([segment.first for segment in self._segments], seq) - 1
-        return at >= 0 and self._segments[at].last >= seq
+    def without_held(self, numbered: Mapping[int, bytes]) -> list[tuple[int, bytes]]:
+        """Return the frames that no segment has, sorted by number. Thread-safe: the disk may not answer."""
+        segments = self._segments.copy()
+        firsts = [-1, *(segment.first for segment in segments)]
+        lasts = [-1, *(segment.last for segment in segments)]
+        return [each for each in sorted(numbered.items()) if each[0] > lasts[bisect_right(firsts, each[0]) - 1]]
 
     def prepare(self, first: int, frames: Sequence[bytes]) -> Append:
         """Encode *frames*, which are numbered from *first*, for the current segment, or for a new one.

@@ -153,12 +153,13 @@ class Append(NamedTuple):
 def encode_runs(numbered: Iterable[tuple[int, bytes]]) -> list[Append]:
     """Encode frames for new segments, one for each run of consecutive numbers."""
     runs: list[tuple[int, list[bytes]]] = []
+    end = size = 0
     for number, frame in numbered:
-        first, run = runs[-1] if runs else (0, [])
-        if not run or number != first + len(run) or sum(map(len, run)) >= _RUN_BYTES:
-            runs.append((number, [frame]))
-        else:
-            run.append(frame)
+        if not runs or number != end or size >= _RUN_BYTES:
+            runs.append((number, []))
+            size = 0
+        runs[-1][1].append(frame)
+        end, size = number + 1, size + len(frame)
     return [Append(first, magic := new_magic(), encode(magic, 0, run), run) for first, run in runs]
 
 

@@ -212,7 +212,7 @@ def keep(
         lost += cut_off
         if cut_off:
             error = SpoolError(f"a file was cut off; {cut_off} records are lost")
-    for append in encode_runs(each for each in sorted(memory.items()) if not folder.holds(each[0])):
+    for append in encode_runs(folder.without_held(memory)):
         try:
             if not folder.is_in_place:
                 raise SpoolError("the folder was removed or replaced")
