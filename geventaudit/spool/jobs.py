@@ -159,41 +159,42 @@ def last(
     :param pending: frames behind these.
     :param next_number: the number on disk of the first of *pending*, if the folder is open.
     """
-    own, remove_if_empty = backlogs.own, spool.is_for_each_process
-    if own is None:
-        frames = [*(frame for _, _, frame in entries), *pending]
-        return lambda: open_and_keep(backlogs.folder, spool, frames, backlogs.orphans)
+    folder, is_open = backlogs.folder, backlogs.own is not None
+    frames = [*(frame for _, _, frame in entries), *pending]
     memory, unread = backlogs.remains(entries)
     memory.update(enumerate(pending, next_number))
     advances = [(each.folder, number) for each, number in backlogs.advances()]
-    return lambda: keep(own.folder, memory, unread, advances, backlogs.orphans, remove_if_empty)
+
+    def work() -> Kept:
+        try:
+            return keep(folder, spool, memory, unread, advances) if is_open else open_and_keep(folder, spool, frames)
+        finally:
+            for orphan in backlogs.orphans:
+                orphan.close(remove_if_empty=True)
+
+    return work
 
 
-def open_and_keep(folder: Folder, spool: Spool, frames: Sequence[bytes], others: Sequence[Folder]) -> Kept:
+def open_and_keep(folder: Folder, spool: Spool, frames: Sequence[bytes]) -> Kept:
     """Open the folder, unless an earlier job has opened it, and leave *frames* there."""
     try:
         open_own(folder, spool)
     except (OSError, SpoolError) as error:
-        for other in others:
-            other.close(remove_if_empty=True)
         return Kept(list(frames), 0, error)
-    memory = dict(enumerate(frames, folder.last_seq + 1))
-    return keep(folder, memory, [], [], others, spool.is_for_each_process)
+    return keep(folder, spool, dict(enumerate(frames, folder.last_seq + 1)), [], [])
 
 
 def keep(
     folder: Folder,
+    spool: Spool,
     memory: dict[int, bytes],
     unread: Sequence[tuple[int, int]],
     advances: Sequence[tuple[Folder, int]],
-    others: Sequence[Folder],
-    remove_if_empty: bool,
 ) -> Kept:
-    """Leave all undelivered records on disk, and close the folders.
+    """Leave all undelivered records on disk, and close the folder.
 
     :param memory: the frames in memory, by number on disk. Some of them are on disk.
     :param unread: ranges of the records that are not in memory, both ends included.
-    :param others: folders of dead processes.
     """
     write(folder, None, advances, ())
     error: Exception | None = None
@@ -221,7 +222,5 @@ def keep(
             error = problem
             numbers = range(append.first, append.first + len(append.frames))
             left.update((number, memory[number]) for number in numbers)
-    folder.close(remove_if_empty=remove_if_empty, notes_counts=True)
-    for other in others:
-        other.close(remove_if_empty=True)
+    folder.close(remove_if_empty=spool.is_for_each_process, notes_counts=True)
     return Kept([frame for _, frame in sorted(left.items())], lost, error)
