@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -509,7 +510,10 @@ def test_a_process_that_comes_while_it_is_drained_is_refused_the_spool(folder: P
     with std_socket.socket(std_socket.AF_UNIX) as listener:
         listener.bind(socket_path)
         listener.listen()
-        with command("spool", "drain", str(path), "--unix", socket_path) as draining:
+        listener.settimeout(60)
+        with command("spool", "drain", str(path), "--unix", socket_path) as draining, ExitStack() as connections:
+            for _ in range(2):  # before the second, the command has counted, and unlocked the folder again
+                connections.enter_context(listener.accept()[0])
             eventually(lambda: listed(str(path))[0][0]["process"] == draining.pid)
             client = Client(no_agent, backoff=Backoff(), spool=Spool(path, mode="always"))
             with pytest.raises(Exception, match="in use by another process"):
