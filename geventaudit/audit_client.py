@@ -104,7 +104,7 @@ class AuditClient:
         # sends may interrupt it there.
         logger()
         if spool is not None:
-            from .spool import store  # noqa: F401
+            from .spool import store
         self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(
             service_tree_id,
@@ -114,6 +114,8 @@ class AuditClient:
             is_sealed=seal is not None,
             max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
+        if spool is not None and max_frame_bytes > store.MAX_FRAME:
+            raise ValueError(f"max_frame_bytes must be at most {store.MAX_FRAME} with a spool, got {max_frame_bytes}")
         self._trail = self._make_trail(seal) if is_stamped else None
         self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size

@@ -39,7 +39,7 @@ class Client(AuditClient):
     :param queue_size: records that may wait to be written; at least 1.
     :param heartbeat_interval: seconds from one heartbeat to the next.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`.
-    :param max_frame_bytes: the longest frame; a record that needs more bytes is refused.
+    :param max_frame_bytes: the longest frame; a record that needs more bytes is refused. At most 64 MiB with a *spool*.
     :param datetimes: the form of times in custom data: ``"extension"`` or ``"text"``.
     :param json_safe: True for an agent that writes JSON. Custom data that JSON cannot carry is converted (times to ISO
         8601, NaN, infinities, integers beyond 2**53 - 1 and keys to text, bytes to base64url) or refused

@@ -146,13 +146,6 @@ def test_encode_gives_header_and_frame() -> None:
     assert encode(MAGIC, 0, []) == b""
 
 
-def test_encode_refuses_a_frame_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format_module, "MAX_FRAME", 100)
-    assert encode(MAGIC, 0, [b"x" * 100] * 2)
-    with pytest.raises(ValueError, match="101 bytes"):
-        encode(MAGIC, 0, [b"x" * 101])
-
-
 def test_runs_are_encoded_in_linear_time() -> None:
     """A client that closes has little time, and tens of thousands of records."""
     calls = 0

@@ -427,6 +427,16 @@ def test_a_record_that_the_agent_never_takes_is_among_the_rejected(folder: Path)
     assert number_of(base64.b64decode(entry["frame"])) == 3
 
 
+def test_no_client_with_a_spool_takes_a_frame_that_no_segment_can_have(folder: Path) -> None:
+    """The disk would refuse it, and all that is written together with it."""
+    spool = Spool(folder / "spool", max_bytes=1 << 30)
+    with pytest.raises(ValueError, match="max_frame_bytes must be at most 67108864 with a spool, got 67108865"):
+        Client(unreachable, spool=spool, max_frame_bytes=(64 << 20) + 1)
+    with Client(NoOp, spool=spool, max_frame_bytes=64 << 20) as client:
+        client.send(message(1))
+        assert client.flush(30)
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 

@@ -47,13 +47,13 @@ from .backlogs import Backlogs
 from .directory import close_inherited_locks, orphans
 from .disk import DiskThread, Job
 from .folder import SEGMENT_BYTES, Check, Folder, Read
-from .format import OVERHEAD, Append, encode_runs
+from .format import MAX_FRAME, OVERHEAD, Append, encode_runs
 from .pending import Pending, PendingRecords
 from .settings import Spool
 from .stream import Entry, Memory
 from .trouble import DiskHangsError, Trouble
 
-__all__ = ["Store"]
+__all__ = ["MAX_FRAME", "Store"]
 
 _T = TypeVar("_T")
 
