@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -35,7 +34,7 @@ EMPTY = "must not be empty"
 _NOT_EMPTY = validate.Length(min=1, error=EMPTY)
 # Unicode White_Space. str.isspace() and \s also accept U+001C to U+001F, which are not in White_Space.
 _BLANKS = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
-_NOT_BLANK = validate.Regexp(re.compile(f"[{_BLANKS}]*[^{_BLANKS}]"), error="must not be blank")
+_NOT_BLANK = validate.Regexp(f"[\\s\\S]*[^{_BLANKS}]", error="must not be blank")
 
 
 def _with(rule: Callable[[Any], Any], more: Any) -> list[Any]:
