@@ -19,7 +19,17 @@ from ..schema.addresses import canonical_address
 from ..schema.values import SCALARS, normal_form
 from . import encoding
 from .draft import draft
-from .plan import REQUIRED, AddressNode, GroupsNode, ItemsNode, MemberNode, NestedNode, Plan, TextNode
+from .plan import (
+    REQUIRED,
+    AddressNode,
+    CustomNode,
+    GroupsNode,
+    ItemsNode,
+    MemberNode,
+    NestedNode,
+    Plan,
+    TextNode,
+)
 
 __all__ = ["Walker"]
 
@@ -37,14 +47,8 @@ class Walker:
     """
 
     def __init__(self, plan: Plan, encoder: encoding.Encoder) -> None:
-        self._write = _frame_writer(plan, encoder)
-
-    def frame_of(self, message: Any, unix_time: float) -> bytes | None:
-        """Return the frame of *message*, or None to let marshmallow decide. Raises no ``Exception``."""
-        try:
-            return self._write(message, unix_time)
-        except Exception:
-            return None
+        self.frame_of = _frame_writer(plan, encoder)
+        """Return the frame of a message at a Unix time, or None to let marshmallow decide. Raises no ``Exception``."""
 
 
 def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float], bytes | None]:
@@ -55,30 +59,32 @@ def _frame_writer(plan: Plan, encoder: encoding.Encoder) -> Callable[[Any, float
     with_custom, without_custom, is_stamped = plan.with_custom, plan.without_custom, encoder.is_stamped
     packed_time, floor = encoding.Packed(encoding.pack), math.floor
 
-    def write(message: Any, unix_time: float) -> bytes | None:
-        kind, record = read_message(message)
-        # By the type: the text "AsmAuditCP" equals a member, but is not a name of a type.
-        if type(kind) is not AuditType:
-            kind = names[kind] if type(kind) is str else None
-        values = read_record(record)
-        given = (*map(type, values),)
-        if given not in good:
-            check(given)
-        parts: list[Any] = [*map(call, writes, values)]
-        for description, place, packed in needs:
-            if not values[description] and packed in parts[place]:
+    def frame_of(message: Any, unix_time: float) -> bytes | None:
+        try:
+            kind, record = read_message(message)
+            # By the type: the text "AsmAuditCP" equals a member, but is not a name of a type.
+            if type(kind) is not AuditType:
+                kind = names[kind] if type(kind) is str else None
+            values = read_record(record)
+            if (given := (*map(type, values),)) not in good:
+                check(given)
+            parts: list[Any] = [*map(call, writes, values)]
+            for description, place, packed in needs:
+                if not values[description] and packed in parts[place]:
+                    return None
+            before = heads[kind], packed_time[floor(unix_time)], with_custom if parts[custom] else without_custom
+            frame = b"".join((*before, *parts, tail))
+            if len(frame) > max_bytes:
                 return None
-        header = with_custom if parts[custom] else without_custom
-        pieces = [heads[kind], packed_time[floor(unix_time)], header, *parts, tail]
-        frame = b"".join(pieces)
-        if len(frame) > max_bytes:
+            if not is_stamped:
+                return frame
+            body = len(before[0]) + len(before[1])
+            cut = body + len(before[2]) + sum(map(len, parts[:custom])) + parts[custom].cut
+            return draft(frame, cut, body, unix_time)
+        except Exception:
             return None
-        if not is_stamped:
-            return frame
-        cut = sum(map(len, pieces[: 3 + custom])) + parts[custom].cut
-        return draft(frame, cut, len(pieces[0]) + len(pieces[1]), unix_time)
 
-    return write
+    return frame_of
 
 
 def _reader(node: NestedNode) -> Callable[[Any], tuple[Any, ...]]:
@@ -131,10 +137,7 @@ def _writer(node: Any, encoder: encoding.Encoder) -> tuple[frozenset[type], Writ
         return _items(node, encoder)
     if isinstance(node, GroupsNode):
         return _groups(node, encoder)
-    if encoder.is_stamped:
-        return frozenset({dict}), partial(_pack_with_stamp, node.before, encoder)
-    has_form = encoder.is_sealed or encoder.json_safe
-    return frozenset({dict}), partial(_pack_custom, node.before, encoder.pack_custom_data if has_form else encoder.pack)
+    return frozenset({dict}), _custom(node, encoder)
 
 
 def _items(node: ItemsNode, encoder: encoding.Encoder) -> tuple[frozenset[type], Write]:
@@ -164,29 +167,40 @@ def _groups(node: GroupsNode, encoder: encoding.Encoder) -> tuple[frozenset[type
     key_kinds, write_key = _writer(node.key, encoder)
     order, may_be_empty, nested = node.order, node.items.may_be_empty, node.items.inner
     read, (good, check, writes) = _reader(nested), _writers(nested, encoder)
-    objects = encoding.Packed(lambda values: b"".join(map(call, writes, values)))
-    map_headers = encoding.Packed(lambda size: node.before + encoding.map_header(size))
-    array_headers = encoding.Packed(encoding.array_header)
+
+    def pack(groups: tuple[Any, ...]) -> bytes:
+        parts = [node.before, encoding.map_header(len(groups) // 2)]
+        for key, objects in zip(groups[::2], groups[1::2], strict=True):
+            parts += (write_key(key), array_headers[len(objects)])
+            for values in objects:
+                parts += map(call, writes, values)
+        return b"".join(parts)
+
+    packed, array_headers = encoding.Packed(pack), encoding.Packed(encoding.array_header)
 
     def write_groups(value: Any) -> bytes:
         groups: dict[Any, Any] = value.copy()
         if not groups:
             raise _UnsureError
-        parts = [map_headers[len(groups)]]
+        if len(groups) == 1:
+            ((key, items),) = groups.items()
+            if type(key) in key_kinds and type(items) is list and len(items) == 1:
+                values = read(items[0])
+                if (*map(type, values),) not in good:
+                    check((*map(type, values),))
+                return packed[key, (values,)]
+        found: list[Any] = []
         for key, items in groups.items() if order is None or len(groups) == 1 else order(groups):
             if type(key) not in key_kinds or (type(items) is not list and type(items) is not tuple):
                 raise _UnsureError
-            items = [*items]
-            if not (items or may_be_empty):
-                raise _UnsureError
-            parts += (write_key(key), array_headers[len(items)])
-            for each in items:
-                values = read(each)
-                given = (*map(type, values),)
-                if given not in good:
+            objects = (*map(read, items),)
+            for values in objects:
+                if (given := (*map(type, values),)) not in good:
                     check(given)
-                parts.append(objects[values])
-        return b"".join(parts)
+            if not (objects or may_be_empty):
+                raise _UnsureError
+            found += (key, objects)
+        return packed[(*found,)]
 
     return frozenset({dict}), write_groups
 
@@ -198,27 +212,27 @@ def _pack_address(before: bytes, value: Any) -> bytes:
     return encoding.text_packer(before, empty=False, blank=False)(text)
 
 
-def _pack_custom(before: bytes, pack: Write, value: dict[Any, Any]) -> bytes:
-    value = _normal_form(value)
-    return before + pack(value) if value else b""
-
-
 class _Cut(bytes):
     """Custom data with an empty stamp, and the place of its nil."""
 
     cut: int
 
 
-def _pack_with_stamp(before: bytes, encoder: encoding.Encoder, value: dict[Any, Any]) -> bytes:
-    packed, cut = encoder.pack_with_stamp(_normal_form(value))
-    made = _Cut(before + packed)
-    made.cut = len(before) + cut
-    return made
+def _custom(node: CustomNode, encoder: encoding.Encoder) -> Write:
+    before, is_stamped = node.before, encoder.is_stamped
+    pack = encoder.pack_custom_data if encoder.is_sealed or encoder.json_safe else encoder.pack
 
+    def write_custom(value: dict[Any, Any]) -> bytes:
+        value = value.copy()
+        for key, each in value.items():
+            if type(key) is not str or type(each) not in SCALARS:
+                value = normal_form(value)  # the rule itself, for custom data that is not flat and plain
+                break
+        if not is_stamped:
+            return before + pack(value) if value else b""
+        packed, cut = encoder.pack_with_stamp(value)
+        made = _Cut(before + packed)
+        made.cut = len(before) + cut
+        return made
 
-def _normal_form(value: dict[Any, Any]) -> dict[Any, Any]:
-    value = value.copy()
-    for key, each in value.items():
-        if type(key) is not str or type(each) not in SCALARS:
-            return normal_form(value)  # the rule itself, for custom data that is not flat and plain
-    return value
+    return write_custom
