@@ -1,7 +1,6 @@
 """The counters of a client, and the snapshot that ``stats()`` returns."""
 
-from __future__ import annotations
-
+# Without "from __future__ import annotations": NamedTuple compiles each annotation that is a text, at import.
 import itertools
 from collections.abc import Mapping
 from enum import StrEnum

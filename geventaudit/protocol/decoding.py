@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, cast
 
 from ..errors import FrameError, logger, show
 from ..records import Message, Msg
-from .inflation import inflate
 from .messages import message_of
 from .unpacking import EventTime, OutOfData, Scanner, ValueReader, is_array, kind_of, unpack_error, unpacker
 
@@ -115,6 +114,8 @@ class Frame(NamedTuple):
         return self._inflated()
 
     def _inflated(self) -> Iterator[bytes]:
+        from .inflation import inflate  # agents need it, and clients never
+
         # Twice: the checksum at the end must be right before any entry is used.
         for _ in inflate(self.packed, self.max_bytes, self.offset):
             yield b""

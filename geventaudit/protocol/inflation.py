@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
 from ..errors import FrameError
@@ -22,8 +23,6 @@ def inflate(data: bytes, max_bytes: int, offset: int) -> Iterator[bytes]:
     :param offset: the offset of the frame in its stream, for the errors.
     :raises FrameError: *data* is not gzip, cut short, or too long.
     """
-    import zlib  # agents need it, and clients only for their spools
-
     total = position = 0
     member = zlib.decompressobj(_GZIP)
     is_begun = False
