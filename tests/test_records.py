@@ -93,6 +93,20 @@ def test_they_stay_dataclasses() -> None:
         _ = OperationType.NONE  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_equality_and_repr_are_those_of_the_dataclass(cls: type[Any]) -> None:
+    twin, count = twin_of(cls), len(dataclasses.fields(cls))
+    for made in cls, twin:
+        one, other = made(*range(count)), made(*range(count - 1), "other")
+        assert one == made(*range(count))
+        assert one != other
+        assert one != tuple(range(count))
+        assert made.__hash__ is None
+        one.__setattr__(dataclasses.fields(cls)[0].name, one)
+        assert "=..., " in repr(one)
+    assert cls(*range(count)) != twin(*range(count))
+
+
 def test_replace_raises_the_errors_of_dataclasses() -> None:
     for changes in ({"strange": 1}, {"operation_name": "a", "strange": 1}):
         texts = []
