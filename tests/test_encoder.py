@@ -615,6 +615,11 @@ def test_long_addresses_are_not_cached() -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
+def allocated_blocks() -> int:
+    gc.collect()  # the tracebacks of refusals are cycles
+    return sys.getallocatedblocks()
+
+
 @pytest.mark.slow
 def test_many_sends_leak_nothing() -> None:
     """Thousands of each: good records, records that marshmallow refuses, and values of all kinds. Fewer without the
@@ -624,7 +629,7 @@ def test_many_sends_leak_nothing() -> None:
     ]
     good = [each for each in good if len(str(each)) < 2000] + [message(), Msg(AuditType.DATA_PLANE, message().record)]
     bad = [message(custom_data={"a": object()}), message(caller_ip_address="::1"), Msg(AuditType.HEARTBEAT, Record())]
-    rounds = (300_000 if engine.ENCODER == "compiled" else 30_000) // len(good)
+    rounds = (300_000 if engine.ENCODER == "compiled" else 100_000) // len(good)
 
     def work(rounds: int, client: Client) -> None:
         assert client._life.outbox is not None
@@ -640,6 +645,7 @@ def test_many_sends_leak_nothing() -> None:
     with Client(NoOp, queue_size=len(good) + 1) as client:
         client.send(message())
         work(300, client)
-        before = sys.getallocatedblocks()
+        before = allocated_blocks()
         work(rounds, client)
-        assert sys.getallocatedblocks() - before < 300
+        # A leak in one kind of record takes at least a block in each round. Free lists take about 200 in all.
+        assert allocated_blocks() - before < max(rounds // 2, 600)
