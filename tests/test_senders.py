@@ -206,6 +206,20 @@ def test_a_bomb_is_bounded(data: bytes) -> None:
     assert largest == 0, "nothing of it is handed over"
 
 
+def test_a_compressed_entry_has_at_most_a_quarter_of_a_frame() -> None:
+    """Many connections may hold one each, of a few kilobytes of gzip."""
+    for size, is_longer in ((2 << 20) - 100, False), ((2 << 20) + (1 << 15), True):
+        data = packed(*entries_of(1), [SECONDS, {"a": "x" * size}])
+        (found,) = Decoder().feed(gzipped(gzip.compress(data)))
+        (plain,) = Decoder().feed(frame(data))
+        assert len(plain.entries) == 2
+        if is_longer:
+            with pytest.raises(FrameError, match="a compressed entry of more than 2097152 bytes"):
+                _ = found.entries
+        else:
+            assert found.entries == plain.entries
+
+
 def test_too_many_packed_entries() -> None:
     for compress in (bytes, gzip.compress):
         option = {} if compress is bytes else {"compressed": "gzip"}

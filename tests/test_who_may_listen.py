@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import resource
@@ -458,6 +459,9 @@ def hostile_peer(kind: str, agent: Agent) -> None:
                 case "arrays of nothing, never finished":
                     sock.sendall(FRAME + b"\x91\x92\x05\x81\xa1a\x97" + NOTHING * 3)
                     sock.recv(1)
+                case "bomb":
+                    sock.sendall(BOMB)
+                    sock.recv(1)
                 case "garbage":
                     while True:
                         sock.sendall(os.urandom(65536))
@@ -469,12 +473,14 @@ def hostile_peer(kind: str, agent: Agent) -> None:
 KINDS = [
     "endless frame", "a frame just below the limit, never finished", "deep nesting", "huge announcements", "slow bytes",
     "garbage", "a million entries", "entries that break the rules", "a map of a hundred thousand fields",
-    "arrays of nothing", "arrays of nothing, never finished",
+    "arrays of nothing", "arrays of nothing, never finished", "bomb",
 ]  # fmt: skip
 
 FRAME = b"\x93\xaaAsmAuditCP"
 WRONG = b"\x92\x05\x80"
 NOTHING = b"\xdd\x00\x0f\xff\xff" + b"\x90" * ((1 << 20) - 1)
+ENTRY = b"\x92\x05\x81\xa1a\xdb\x00\x70\x00\x00" + bytes(7 << 20)
+BOMB = msgpack.packb(["AsmAuditCP", gzip.compress(ENTRY), {"compressed": "gzip", "chunk": "c"}])
 
 
 def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,6 +502,25 @@ def test_twenty_hostile_peers(got: list[Received], monkeypatch: pytest.MonkeyPat
         eventually(lambda: agent.counts.open_connections == 0)
         assert agent._unfinished == 0
         assert memory() - before < 200 << 20
+
+
+def test_bombs_take_little_memory(folder: Path) -> None:
+    """Twenty at once, in a process of their own, whose memory is not that of other tests."""
+    program = f"""
+import resource, gevent
+from gevent import socket
+from geventaudit.agent import Agent
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+with Agent({str(folder / "s")!r}, print) as agent:
+    socks, before = [socket.socket(socket.AF_UNIX) for _ in range(20)], peak()
+    for sock in socks:
+        sock.connect(agent.address)
+        sock.sendall({BOMB!r})
+    assert not any(sock.recv(9) for sock in socks)
+    print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    assert int(done.stdout) < 250, "MiB: seven times twenty, and copies, were 500"
 
 
 def test_a_large_frame_takes_turns_with_others(got: list[Received], caplog: pytest.LogCaptureFixture) -> None:

@@ -59,7 +59,8 @@ class Agent:
         refusals are handed over; the others are counted, and their number is logged.
     :param schema: stricter rules: an instance of a subclass of :class:`~geventaudit.RecordSchema`. Records of more than
         500 values or 32 KiB are validated in native threads, so that the hub is free.
-    :param max_frame_bytes: the longest frame, also after decompression; a longer one closes its connection.
+    :param max_frame_bytes: the longest frame, also after decompression; a longer one closes its connection, and so does
+        a compressed entry of more than a quarter of it.
     :param ssl: the ``ssl.SSLContext`` for TLS; None for no TLS.
     :param shared_key: require the Forward protocol's handshake with this key.
     :param users: passwords by user name, required in the handshake.

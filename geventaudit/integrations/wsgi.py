@@ -140,7 +140,9 @@ class AuditMiddleware:
         have one of :data:`SECRET_NAMES` in them.
     :param exclude: paths of which no record is made, as patterns of ``fnmatch``: ``"/healthz"``, ``"/static/*"``. They
         match ``PATH_INFO``, the path that *app* routes on: without the prefix at which it is mounted. Paths with dot
-        segments, ``//``, backslashes or a second percent-encoding are always recorded.
+        segments, ``//``, backslashes or a second percent-encoding are always recorded. ``*`` matches slashes too, so
+        name folders and not endings: ``"*.css"`` would hide ``DELETE /users/ada/x.css`` in an application that routes
+        by the beginning of a path.
     :param trusted_proxies: addresses and networks of peers whose headers are believed: the caller's address
         (``X-Forwarded-For``, ``Forwarded``), and its identity (``x-ms-client-principal-name`` and the like). Peers on a
         Unix socket are 127.0.0.1. If both forwarding headers are there and contradict each other, one of them may be

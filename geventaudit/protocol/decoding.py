@@ -110,7 +110,7 @@ class Frame(NamedTuple):
             entry.
         """
         if not self.is_compressed:
-            return self._split([self.packed])
+            return self._split([self.packed], self.max_bytes)
         return self._inflated()
 
     def _inflated(self) -> Iterator[bytes]:
@@ -119,9 +119,9 @@ class Frame(NamedTuple):
         # Twice: the checksum at the end must be right before any entry is used.
         for _ in inflate(self.packed, self.max_bytes, self.offset):
             yield b""
-        yield from self._split(inflate(self.packed, self.max_bytes, self.offset))
+        yield from self._split(inflate(self.packed, self.max_bytes, self.offset), self.max_bytes // 4)
 
-    def _split(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    def _split(self, blocks: Iterable[bytes], most: int) -> Iterator[bytes]:
         scanner, pending = Scanner(self.max_bytes, self.offset), bytearray()
         start = count = 0
         for block in blocks:
@@ -133,10 +133,13 @@ class Frame(NamedTuple):
                     count += 1
                     if count > _MAX_ENTRIES:
                         raise _too_many_entries(self.offset)
-                    yield bytes(pending[: end - start])
-                    del pending[: end - start]
+                    piece = bytes(memoryview(pending)[: end - start])
+                    del pending[: end - start]  # before the yield, after which the piece may wait for its turn
                     start = end
+                    yield piece
             except OutOfData:
+                if len(pending) > most:
+                    raise FrameError(f"a compressed entry of more than {most} bytes", self.offset) from None
                 yield b""
         if pending:
             raise FrameError("the packed entries end in the middle of one", self.offset)
@@ -197,7 +200,8 @@ class EntryReader:
 class Decoder:
     """Splits a stream of bytes into frames.
 
-    :param max_frame_bytes: the most bytes of one incomplete frame, and of compressed entries after decompression.
+    :param max_frame_bytes: the most bytes of one incomplete frame, and of compressed entries after decompression. One
+        compressed entry has at most a quarter of it: a few bytes of gzip make a long one.
     """
 
     def __init__(self, *, max_frame_bytes: int = 8 << 20) -> None:
