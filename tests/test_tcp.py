@@ -195,6 +195,35 @@ def test_each_address_is_named_with_its_cause() -> None:
     assert f"tcp:dual.test:{port}: 127.0.0.2: could not connect: Connection refused; 127.0.0.1: refused: " in text
 
 
+def test_a_name_service_that_hangs_holds_one_thread() -> None:
+    """The threads of gevent's pool are for the application too. The attempts after the first wait for its lookup."""
+    hub = gevent.get_hub()
+    real, asked = hub.resolver.getaddrinfo, list[Any]()
+    reading, writing = os.pipe()
+
+    def hang(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        hub.threadpool.apply(os.read, (reading, 1))
+        raise socket.gaierror(-3, "no answer")
+
+    hub.resolver.getaddrinfo = hang
+    try:
+        for _ in range(2 * hub.threadpool.maxsize):
+            with pytest.raises(ConnectionFailedError, match="not within"):
+                TCP(("slow.test", 9), timeout=0.05)
+        assert len(asked) == 1
+        gevent.spawn(os.write, writing, b"x")
+        with pytest.raises(ConnectionFailedError, match="no answer"):
+            TCP(("slow.test", 9), timeout=None)
+        assert len(asked) == 1
+    finally:
+        hub.resolver.getaddrinfo = real
+        os.write(writing, bytes(99))
+        eventually(lambda: not connecting._lookups)
+        os.close(reading)
+        os.close(writing)
+
+
 @pytest.mark.parametrize("interruption", [gevent.Timeout(1), gevent.GreenletExit(), ValueError("interrupted")])
 def test_an_interrupted_attempt_leaves_nothing(interruption: BaseException) -> None:
     before = (descriptors(), greenlets())

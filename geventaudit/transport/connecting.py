@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
+from gevent.event import AsyncResult
 from gevent.queue import Empty, Queue
 
 from ..errors import ConnectionFailedError, FrameError
@@ -102,9 +103,7 @@ def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
         return
     except ValueError:
         pass
-    from gevent.socket import getaddrinfo
-
-    found = [(family, address) for family, *_, address in getaddrinfo(host, port, 0, _constants.SOCK_STREAM)]
+    found = [(family, address) for family, *_, address in _lookup(host, port)]
     if not found:
         raise OSError(f"{host} has no address")
     found = list(dict.fromkeys(found))
@@ -115,6 +114,36 @@ def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
             yield first.pop(0)
         if others:
             yield others.pop(0)
+
+
+_lookups: dict[tuple[Any, ...], AsyncResult[Any]] = {}
+
+
+def _lookup(host: str, port: int) -> Any:
+    """Return the result of ``getaddrinfo``, of a lookup that is in progress if there is one.
+
+    A name service that does not answer holds a native thread of gevent's pool for longer than a connection may take,
+    and the application needs these threads too. So attempts that follow wait for the same lookup.
+    """
+    key = (os.getpid(), gevent.get_hub(), host, port)
+    if key not in _lookups:
+        _lookups[key] = AsyncResult()
+        workers.Worker.spawn(_resolve, key)
+    return _lookups[key].get()
+
+
+def _resolve(key: tuple[Any, ...]) -> None:
+    from gevent.socket import getaddrinfo
+
+    result, (_, _, host, port) = _lookups[key], key
+    try:
+        result.set(getaddrinfo(host, port, 0, _constants.SOCK_STREAM))
+    except Exception as error:
+        result.set_exception(error)
+    finally:
+        del _lookups[key]
+        if not result.ready():  # this greenlet was killed
+            result.set_exception(OSError(errno.ECANCELED, "the lookup of the name was interrupted"))
 
 
 def _first_of(attempts: Sequence[_Attempt]) -> Any:
