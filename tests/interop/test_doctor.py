@@ -18,6 +18,7 @@ from test_cli_options import Files
 FLUENT_BIT = os.environ.get("FLUENT_BIT", "")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("command_server"),
     pytest.mark.skipif(not FLUENT_BIT, reason="needs the path of Fluent Bit in the variable FLUENT_BIT"),
 ]
 
