@@ -212,10 +212,14 @@ def test_a_name_service_that_hangs_holds_one_thread() -> None:
             with pytest.raises(ConnectionFailedError, match="not within"):
                 TCP(("slow.test", 9), timeout=0.05)
         assert len(asked) == 1
-        gevent.spawn(os.write, writing, b"x")
+        (lookup,) = connecting._lookups.values()
+        gevent.spawn(lookup.kill)
+        with pytest.raises(ConnectionFailedError, match="the lookup of the name was interrupted"):
+            TCP(("slow.test", 9), timeout=None)
+        gevent.spawn(os.write, writing, b"xx")
         with pytest.raises(ConnectionFailedError, match="no answer"):
             TCP(("slow.test", 9), timeout=None)
-        assert len(asked) == 1
+        assert len(asked) == 2
     finally:
         hub.resolver.getaddrinfo = real
         os.write(writing, bytes(99))

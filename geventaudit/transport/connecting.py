@@ -15,7 +15,6 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
-from gevent.event import AsyncResult
 from gevent.queue import Empty, Queue
 
 from ..errors import ConnectionFailedError, FrameError
@@ -116,7 +115,7 @@ def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
             yield others.pop(0)
 
 
-_lookups: dict[tuple[Any, ...], AsyncResult[Any]] = {}
+_lookups: dict[tuple[Any, ...], Any] = {}  # the greenlets that look a name up
 
 
 def _lookup(host: str, port: int) -> Any:
@@ -126,24 +125,26 @@ def _lookup(host: str, port: int) -> Any:
     and the application needs these threads too. So attempts that follow wait for the same lookup.
     """
     key = (os.getpid(), gevent.get_hub(), host, port)
-    if key not in _lookups:
-        _lookups[key] = AsyncResult()
-        workers.Worker.spawn(_resolve, key)
-    return _lookups[key].get()
+    lookup = _lookups.get(key)
+    if lookup is None or lookup.ready():
+        lookup = _lookups[key] = workers.Worker.spawn(_resolve, host, port)
+        lookup.rawlink(lambda _: _lookups.pop(key, None))
+    found = lookup.get()
+    if isinstance(found, gevent.GreenletExit):
+        raise OSError(errno.ECANCELED, "the lookup of the name was interrupted")
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def _resolve(key: tuple[Any, ...]) -> None:
+def _resolve(host: str, port: int) -> Any:
+    """Return the addresses, or the error: gevent would print one that is raised."""
     from gevent.socket import getaddrinfo
 
-    result, (_, _, host, port) = _lookups[key], key
     try:
-        result.set(getaddrinfo(host, port, 0, _constants.SOCK_STREAM))
+        return getaddrinfo(host, port, 0, _constants.SOCK_STREAM)
     except Exception as error:
-        result.set_exception(error)
-    finally:
-        del _lookups[key]
-        if not result.ready():  # this greenlet was killed
-            result.set_exception(OSError(errno.ECANCELED, "the lookup of the name was interrupted"))
+        return error
 
 
 def _first_of(attempts: Sequence[_Attempt]) -> Any:
