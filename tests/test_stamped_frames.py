@@ -284,6 +284,25 @@ def test_memory_does_not_grow(sealed: bool) -> None:
         client.close(0.0)
 
 
+def test_a_handler_that_sends_while_a_record_is_put() -> None:
+    """Its record has its number and its place when the interrupted send() returns, without another one."""
+    client = client_of(False)
+    client.send(message(0))
+    client._gate = None  # no handler can interrupt the compiled one
+    outbox: Any = client._life.outbox
+    put = outbox._put_now
+
+    def interrupted(frame: bytes) -> None:
+        outbox._put_now = put
+        client.send(message(2))
+        put(frame)
+
+    outbox._put_now = interrupted
+    client.send(message(1))
+    assert [number_of(frame)[1] for frame in queued(client)] == [1, 2, 3]  # type: ignore[index]
+    client.close(0.0)
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_handlers_that_send_in_the_gate(sealed: bool) -> None:
     client = client_of(sealed, queue_size=100_000)

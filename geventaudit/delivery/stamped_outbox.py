@@ -93,25 +93,28 @@ class StampedOutbox(Outbox):
     def accept(self, frame: bytes, timeout: float | None) -> None:
         if self.wake.is_armed:  # first, as in accept() of all clients
             self.wake.set()
-        stamper = self._stamper
-        if self.is_plain and not self.inbox.entries:  # the common case, with few calls
+        if not self._accept_at_once(frame):
+            if self.store is not None and self.store.is_always:
+                self._wait_for_key()
             try:
-                frame.stamped, frame.number, _ = stamper.stamp(frame, self._put_now)  # type: ignore[attr-defined,arg-type]
-            except (Full, StamperBusyError):
-                pass
-            else:
-                if self._refusal is not None:
-                    self._withdraw(frame, None)
-                return
-        if self.store is not None and self.store.is_always:
-            self._wait_for_key()
-        try:
-            self._accept_behind(frame, timeout)
-        except BaseException as error:
-            self._void_if_refused(frame, error)
-            raise
-        if self.inbox.entries and stamper.is_open:  # a signal handler's, which has interrupted this
+                self._accept_behind(frame, timeout)
+            except BaseException as error:
+                self._void_if_refused(frame, error)
+                raise
+        if self.inbox.entries and self._stamper.is_open:  # a signal handler's, which has interrupted this
             self.move_inbox()
+
+    def _accept_at_once(self, frame: bytes) -> bool:
+        """Accept *frame* if there is nothing to wait for: the common case, with few calls."""
+        if not self.is_plain or self.inbox.entries:
+            return False
+        try:
+            frame.stamped, frame.number, _ = self._stamper.stamp(frame, self._put_now)  # type: ignore[attr-defined,arg-type]
+        except (Full, StamperBusyError):
+            return False
+        if self._refusal is not None:
+            self._withdraw(frame, None)
+        return True
 
     def _wait_for_key(self) -> None:
         """Wait until the stream can be opened: in mode ``always``, no record is accepted before that.
