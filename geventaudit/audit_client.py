@@ -100,11 +100,6 @@ class AuditClient:
         if not isinstance(spool, Spool | None):
             raise TypeError(f"spool must be a Spool, got {show(spool)}")
         is_stamped = _is_stamped(stamp, seal)
-        # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
-        # sends may interrupt it there.
-        logger()
-        if spool is not None:
-            from .spool import store
         self._schema = None if schema is None else MsgSchema(record=schema)
         self._encoder = Encoder(
             service_tree_id,
@@ -114,8 +109,11 @@ class AuditClient:
             is_sealed=seal is not None,
             max_frame_bytes=_without_stamp(max_frame_bytes, is_stamped),
         )
-        if spool is not None and max_frame_bytes > store.MAX_FRAME:
-            raise ValueError(f"max_frame_bytes must be at most {store.MAX_FRAME} with a spool, got {max_frame_bytes}")
+        # Loaded here, since the first send() may find no descriptor left to read a module, and a signal handler that
+        # sends may interrupt it there.
+        logger()
+        if spool is not None:
+            _load_store(max_frame_bytes)
         self._trail = self._make_trail(seal) if is_stamped else None
         self._walker = engine.Walker(plan_of(self._encoder), self._encoder)
         self._queue_size = queue_size
@@ -446,6 +444,13 @@ def _without_stamp(max_frame_bytes: Any, is_stamped: bool) -> int:
     if not isinstance(max_frame_bytes, int) or max_frame_bytes <= least:
         raise ValueError(f"max_frame_bytes must be above {least} with a stamp, got {show(max_frame_bytes)}")
     return max_frame_bytes - MAX_STAMP_BYTES
+
+
+def _load_store(max_frame_bytes: int) -> None:
+    from .spool.store import MAX_FRAME
+
+    if max_frame_bytes > MAX_FRAME:
+        raise ValueError(f"max_frame_bytes must be at most {MAX_FRAME} with a spool, got {max_frame_bytes}")
 
 
 # -- all clients -------------------------------------------------------------------------------------------------------

@@ -141,6 +141,39 @@ def test_each_module_can_be_the_first_that_is_imported() -> None:
     subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True, timeout=300)
 
 
+BRANCHES = (
+    ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.Assert, ast.match_case,
+)  # fmt: skip
+
+
+def complexity_of(function: ast.AST) -> int:
+    """One, and one for each branch, ``and`` and ``or``, those of inner functions included."""
+    nodes = [*ast.walk(function)]
+    operators = sum(len(each.values) - 1 for each in nodes if isinstance(each, ast.BoolOp))
+    return 1 + operators + sum(isinstance(each, BRANCHES) for each in nodes)
+
+
+def attributes_of(kind: ast.ClassDef) -> set[str]:
+    """The names that are set on ``self``."""
+    stored = [each for each in ast.walk(kind) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)]
+    return {each.attr for each in stored if isinstance(each.value, ast.Name) and each.value.id == "self"}
+
+
+def test_modules_classes_and_functions_stay_small() -> None:
+    """At most 500 lines, 18 attributes, and a complexity of 15."""
+    large = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        sizes = [(text.count("\n"), 500, "the module")]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                sizes.append((complexity_of(node), 15, node.name))
+            elif isinstance(node, ast.ClassDef):
+                sizes.append((len(attributes_of(node)), 18, node.name))
+        large += [f"{path}: {name}: {size}, at most {limit}" for size, limit, name in sizes if size > limit]
+    assert not large
+
+
 def test_only_the_wire_and_its_values_know_messagepack() -> None:
     assert {module for module in ORDER if "msgpack" in imports_of(module)} == {
         *("encoder.encoding", "protocol.unpacking", "schema.json_safe", "schema.values")

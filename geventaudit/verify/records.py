@@ -96,37 +96,26 @@ class RecordReader:
     def read(self, line: bytes) -> Reading:
         """Return the facts about the record in *line*; None for a line that holds no record of the audit trail."""
         if self.is_plain and (found := plain_stamps(line, 1)) is not None:
-            ((digits, seq, stream, time),) = found
-            mac = unhexlify(digits) if digits else _NOTHING
-            return Stamped(stream.decode(), int(seq), time, _NOTHING, mac, bool(digits), "", None)
+            ((digits, number, stream, moment),) = found
+            authenticator = unhexlify(digits) if digits else _NOTHING
+            return Stamped(stream.decode(), int(number), moment, _NOTHING, authenticator, bool(digits), "", None)
         parsed = parse(line)
         if parsed is None or isinstance(parsed, Unreadable):
             return parsed
         body, envelope, stamp, problem, before = parsed
         if stamp is None:
             return Unreadable("no stamp", True)
-        plain = plain_stamp(stamp)
-        if plain is None and not is_stamp(stamp):
-            return Unreadable("no valid stamp", True)
+        facts, is_sealed, note = plain_stamp(stamp), True, None
+        if facts is None:
+            if not is_stamp(stamp):
+                return Unreadable("no valid stamp", True)
+            facts, is_sealed, note = _facts_of(stamp), "mac" in stamp, _note_of(stamp)
         problem = problem or self._envelope_problem(envelope, stamp)
         if before:
             problem = problem or self._envelope_problem(before, stamp)
-        if plain is not None:
-            name, number, moment, authenticator = plain
-            digest, unwritten = self._digest_of(body, stamp)
-            return Stamped(name, number, moment, digest, authenticator, True, problem or unwritten, None)
-        text = stamp.get("mac")
+        name, seq, time, mac = facts
         digest, unwritten = self._digest_of(body, stamp)
-        return Stamped(
-            stamp["stream"],
-            stamp["seq"],
-            stamp["time"].encode(),
-            digest,
-            _NOTHING if text is None else unhexlify(text),
-            text is not None,
-            problem or unwritten,
-            _note_of(stamp),
-        )
+        return Stamped(name, seq, time, digest, mac, is_sealed, problem or unwritten, note)
 
     def _digest_of(self, body: dict[str, Any], stamp: dict[str, Any]) -> tuple[bytes, str]:
         """Return h, and the reason for which no sealing client has written the body."""
@@ -178,6 +167,12 @@ def is_stamp(stamp: dict[str, Any]) -> bool:
 @lru_cache(1024)
 def _is_stream(text: str) -> bool:
     return _STREAM.fullmatch(text) is not None
+
+
+def _facts_of(stamp: dict[str, Any]) -> tuple[str, int, bytes, bytes]:
+    """Return stream, number, time and MAC of a valid stamp."""
+    mac = stamp.get("mac")
+    return stamp["stream"], stamp["seq"], stamp["time"].encode(), _NOTHING if mac is None else unhexlify(mac)
 
 
 def _note_of(stamp: dict[str, Any]) -> dict[str, Any] | None:
